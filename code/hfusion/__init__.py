@@ -1,0 +1,20 @@
+"""Horizontal fusion of sibling layers: stack the weights, multiply once, split.
+
+>>> import torch
+>>> from torch import nn
+>>> from hfusion import layers
+>>> siblings = [nn.Conv2d(192, 64, 1), nn.Conv2d(192, 96, 1), nn.Conv2d(192, 16, 1)]
+>>> stacked = layers.stack(siblings)                  # one launch, not three
+>>> a, b, c = stacked(torch.zeros(1, 192, 28, 28))    # each branch's output
+
+The modules, in the order in which the book needs them: `algebra` (NumPy),
+`measure` (agree, count, time), `layers` (the stacked layer), `models`
+(Inception). `figures` and `player` draw and are imported by name, so that
+`import hfusion` needs no matplotlib.
+"""
+
+from . import algebra, layers, measure, models
+from .layers import FusionError
+
+__version__ = "0.1.0"
+__all__ = ["FusionError", "algebra", "layers", "measure", "models"]

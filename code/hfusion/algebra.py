@@ -1,0 +1,216 @@
+"""The 1×1 convolution as a matrix product, and what follows from it. NumPy only.
+
+These functions are the book's reference: short enough to check by eye, slow
+where slow is clearer. Letters as in the book: N batch, C input channels,
+P = H·W pixels, K output channels, K_i those of branch i.
+
+    x  [N, C, H, W] ──reshape──► X  [N, C, P]
+                                 W  [K, C]   one row a filter
+                                 Y = W X + b 1ᵀ   [N, K, P] ──reshape──► y
+
+Every function refuses input that is not finite, of the wrong rank or of sizes
+that do not fit, with a ValueError that names the argument, what it was and
+what fits.
+"""
+
+import numpy as np
+
+
+def _array(name, value, *shape):
+    """`value` as a finite array that fits `shape`, a list of sizes or letters."""
+    array = np.asarray(value)
+    wanted = "[" + ", ".join(str(size) for size in shape) + "]"
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or want == have
+        for want, have in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {list(array.shape)}; {wanted} fits")
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise ValueError(
+            f"{name} holds {bad} NaN or infinite entries of {array.size}; "
+            "finite numbers fit"
+        )
+    return array
+
+
+def _whole(name, value, least):
+    """`value` as an int of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} was {value!r}; a whole number of at least {least} fits")
+    return int(value)
+
+
+def conv_loops(x, weight, bias=None, stride=1, padding=0):
+    """A 2-d convolution as its definition says: one loop an index, in float64.
+
+    x [N, C, H, W], weight [K, C, kh, kw], bias [K] or None -> y [N, K, H', W'].
+    What deep learning calls convolution is cross-correlation: the kernel is
+    not flipped (Chetlur et al. 2014, section 2).
+
+    >>> conv_loops([[[[1.0, 2.0]], [[3.0, 4.0]]]], [[[[10.0]], [[1.0]]]])
+    array([[[[13., 24.]]]])
+    """
+    x = _array("x", x, "N", "C", "H", "W").astype(np.float64)
+    weight = _array("weight", weight, "K", x.shape[1], "kh", "kw").astype(np.float64)
+    K, C, kh, kw = weight.shape
+    bias = np.zeros(K) if bias is None else _array("bias", bias, K).astype(np.float64)
+    stride, padding = _whole("stride", stride, 1), _whole("padding", padding, 0)
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    N, _, H, W = x.shape
+    if kh > H or kw > W:
+        raise ValueError(
+            f"x is {H} by {W} after padding; the kernel of {kh} by {kw} does not fit"
+        )
+    y = np.zeros((N, K, (H - kh) // stride + 1, (W - kw) // stride + 1))
+    for n, k, row, col in np.ndindex(*y.shape):
+        total = bias[k]
+        for c, i, j in np.ndindex(C, kh, kw):
+            total += weight[k, c, i, j] * x[n, c, row * stride + i, col * stride + j]
+        y[n, k, row, col] = total
+    return y
+
+
+def pointwise(x, weight, bias=None):
+    """A 1×1 convolution as one matrix product.
+
+    x [N, C, H, W], weight [K, C], bias [K] or None -> y [N, K, H, W], in the
+    dtype that NumPy's promotion gives.
+
+    >>> pointwise([[[[1.0, 2.0]], [[3.0, 4.0]]]], [[10.0, 1.0]])
+    array([[[[13., 24.]]]])
+    """
+    x = _array("x", x, "N", "C", "H", "W")
+    N, C, H, W = x.shape
+    weight = _array("weight", weight, "K", C)
+    X = x.reshape(N, C, H * W)  # [N, C, P]
+    Y = weight @ X  # [N, K, P]
+    if bias is not None:
+        Y = Y + _array("bias", bias, weight.shape[0])[:, None]  # [K, 1] beside [N, K, P]
+    return Y.reshape(N, -1, H, W)  # [N, K, H, W]
+
+
+def im2col(x, kernel_size, stride=1, padding=0):
+    """The patches that a kernel visits, one patch a column.
+
+    x [N, C, H, W], square kernel of `kernel_size` -> [N, C·k·k, P'], so that a
+    convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al. 2014,
+    section 2.1). For k = 1, stride 1 it is the reshape of `pointwise`.
+
+    >>> im2col([[[[1, 2], [3, 4]]]], 2)
+    array([[[1],
+            [2],
+            [3],
+            [4]]])
+    """
+    x = _array("x", x, "N", "C", "H", "W")
+    k, stride = _whole("kernel_size", kernel_size, 1), _whole("stride", stride, 1)
+    padding = _whole("padding", padding, 0)
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    if min(x.shape[2:]) < k:
+        raise ValueError(
+            f"x is {x.shape[2]} by {x.shape[3]} after padding; kernel_size {k} does not fit"
+        )
+    windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
+    windows = windows[:, :, ::stride, ::stride]  # [N, C, H', W', k, k]
+    N, C, H, W = windows.shape[:4]
+    return windows.transpose(0, 1, 4, 5, 2, 3).reshape(N, C * k * k, H * W)
+
+
+def stack(weights, biases=None):
+    """Stack the branches' matrices along their rows, the output channels.
+
+        W = [W_1; W_2; …; W_B]  [K, C],   K = ΣK_i
+
+    weights: arrays [K_i, C] with one C. biases: None, or a list with an array
+    [K_i] or None for each branch; a missing one becomes zeros, which changes
+    no output. Returns (weight, bias or None, sizes).
+
+    >>> stack([[[1, 2]], [[3, 4], [5, 6]]])
+    (array([[1, 2],
+           [3, 4],
+           [5, 6]]), None, (1, 2))
+    """
+    weights = list(weights)
+    if not weights:
+        raise ValueError("weights is empty; one matrix [K_i, C] a branch fits")
+    weights = [_array(f"weights[{i}]", w, "K_i", "C") for i, w in enumerate(weights)]
+    widths = [w.shape[1] for w in weights]
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"weights have C = {widths} input channels; siblings read one input, one C fits"
+        )
+    sizes = tuple(w.shape[0] for w in weights)
+    weight = np.concatenate(weights, axis=0)  # [K, C]
+    if biases is None or all(b is None for b in biases):
+        return weight, None, sizes
+    if len(biases) != len(weights):
+        raise ValueError(
+            f"biases has {len(biases)} entries; {len(weights)} fit, one a branch"
+        )
+    parts = [
+        np.zeros(size, weight.dtype) if b is None else _array(f"biases[{i}]", b, size)
+        for i, (b, size) in enumerate(zip(biases, sizes, strict=True))
+    ]
+    return weight, np.concatenate(parts), sizes  # [K, C], [K]
+
+
+def split(y, sizes, axis):
+    """Cut `y` along `axis` into the branches' parts, in order: views, no copies.
+
+    >>> [part.tolist() for part in split(np.arange(5), (2, 3), axis=0)]
+    [[0, 1], [2, 3, 4]]
+    """
+    y, sizes = np.asarray(y), [_whole("sizes", size, 0) for size in sizes]
+    if not -y.ndim <= axis < y.ndim:
+        raise ValueError(f"axis was {axis}; y has {y.ndim} axes")
+    if sum(sizes) != y.shape[axis]:
+        raise ValueError(
+            f"sizes {sizes} add up to {sum(sizes)}; axis {axis} of y has {y.shape[axis]}"
+        )
+    return np.split(y, np.cumsum(sizes)[:-1], axis=axis)
+
+
+def fold(weight, bias, mean, var, gamma, beta, eps):
+    """Fold a batch norm in eval mode into the matrix in front of it.
+
+        γ (Wx + b − μ) / √(σ² + ε) + β  =  (s W) x + (s (b − μ) + β),  s = γ/√(σ² + ε)
+
+    weight [K, C]; bias [K] or None; mean μ, var σ², gamma γ, beta β all [K];
+    eps ≥ 0. Returns (weight, bias) (Ioffe and Szegedy 2015, section 3.1).
+
+    >>> fold([[2.0]], None, mean=[1.0], var=[4.0], gamma=[6.0], beta=[5.0], eps=0.0)
+    (array([[6.]]), array([2.]))
+    """
+    weight = _array("weight", weight, "K", "C")
+    K = weight.shape[0]
+    bias = np.zeros(K, weight.dtype) if bias is None else _array("bias", bias, K)
+    mean, var = _array("mean", mean, K), _array("var", var, K)
+    gamma, beta = _array("gamma", gamma, K), _array("beta", beta, K)
+    if not eps >= 0 or np.any(var + eps <= 0):
+        raise ValueError(
+            f"var's least entry was {var.min()} and eps {eps}; var + eps above 0 fits"
+        )
+    scale = gamma / np.sqrt(var + eps)  # [K]
+    return weight * scale[:, None], (bias - mean) * scale + beta
+
+
+def rounding_bound(x, weight, bias=None, dtype=np.float32):
+    """How far two honest evaluations of W X + b 1ᵀ may lie apart, entry by entry.
+
+    A sum of n rounded products, in whatever order, is within
+    γ_n (|W||X| + |b|) of the exact one, γ_n = n u / (1 − n u), u the unit
+    roundoff (Higham 2002, section 3.1; fused multiply-adds only do better).
+    Two evaluations are within twice that. Here n = C + 1: C products, one bias.
+
+    x [N, C, H, W], weight [K, C] -> float64 [N, K, H, W], in units of y.
+
+    >>> rounding_bound([[[[1.0]], [[1.0]]]], [[1.0, 1.0]]) < 1e-6
+    array([[[[ True]]]])
+    """
+    x, weight = np.abs(np.asarray(x, np.float64)), np.abs(np.asarray(weight, np.float64))
+    bias = None if bias is None else np.abs(np.asarray(bias, np.float64))
+    unit = float(np.finfo(dtype).eps) / 2
+    n = weight.shape[-1] + 1
+    return 2 * n * unit / (1 - n * unit) * pointwise(x, weight, bias)

@@ -1,0 +1,221 @@
+"""Agree, then count, then time. torch; returns results, never saves or prints.
+
+The order is the rule of the book: two ways of computing something are compared
+with a reference first (`agree`), their launches counted (`count_launches`), and
+only then raced (`time_arms`), taking turns so that a machine which slows down
+slows them all.
+"""
+
+import dataclasses
+import platform
+import statistics
+import time
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Disagreement(AssertionError):
+    """Two results that had to be equal are not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """What `agree` found: how many entries, and how far apart they may be."""
+
+    entries: int
+    bound: float
+
+    def __str__(self):
+        if self.bound == 0:
+            return f"exactly equal: {self.entries} entries, bit for bit"
+        return f"equal within rounding: {self.entries} entries, bound {self.bound:.1e}"
+
+
+def _float64(value):
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().double().numpy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def agree(actual, expected, bound=0.0):
+    """Refuse to go on unless two results are equal.
+
+    actual, expected: tensors or arrays of one shape. bound: how far apart two
+    entries may be, a number or an array of that shape; 0 means exactly equal.
+    NaN never passes. Returns an Agreement; raises Disagreement, which says how
+    many entries differ, where the first one is and what it was.
+
+    >>> print(agree(np.array([1.0, 2.0]), np.array([1.0, 2.0])))
+    exactly equal: 2 entries, bit for bit
+    """
+    a, e = _float64(actual), _float64(expected)
+    if a.shape != e.shape:
+        raise Disagreement(f"shape {list(a.shape)} where {list(e.shape)} was expected")
+    if not np.all(np.asarray(_float64(bound)) >= 0):
+        raise ValueError(f"bound was {bound}; a number of at least 0 fits")
+    if a.size == 0:
+        raise ValueError("actual is empty; nothing would be compared")
+    wrong = ~(np.abs(a - e) <= _float64(bound))  # the negation also catches NaN
+    if np.any(wrong):
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise Disagreement(
+            f"{np.count_nonzero(wrong)} of {a.size} entries differ, "
+            f"first at {where}: {a[where]:.4g} where {e[where]:.4g} was expected"
+        )
+    return Agreement(a.size, float(np.max(_float64(bound))))
+
+
+def refusal(call, *args, **kwargs):
+    """The message with which a call refuses its arguments.
+
+    For showing that a check can fail: raises if the call goes through.
+
+    >>> refusal(agree, [1.0], [2.0])
+    '1 of 1 entries differ, first at (0,): 1 where 2 was expected'
+    """
+    try:
+        call(*args, **kwargs)
+    except (Disagreement, ValueError, RuntimeError) as error:
+        return str(error)
+    raise Disagreement("the call went through, and should have been refused")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launches:
+    """What one call of a function launched: names in order, and what they are."""
+
+    kind: str  # "kernels" on a GPU, "operators" on a CPU
+    names: tuple
+
+    @property
+    def count(self):
+        return len(self.names)
+
+    def __str__(self):
+        tally = {name: self.names.count(name) for name in dict.fromkeys(self.names)}
+        listed = ", ".join(f"{count} {name}" for name, count in tally.items())
+        return f"{self.count} {self.kind}: {listed}"
+
+
+# Operators that set aside memory or read metadata, and compute nothing.
+_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh"}
+
+
+def _computes(operator):
+    """Whether an operator does work: a view only makes another description."""
+    returns = operator._schema.returns
+    view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return not view and operator._schema.name.split("::")[1] not in _FREE
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if _computes(operator):
+            self.names.append(operator._schema.name.split("::")[1])
+        return operator(*args, **(kwargs or {}))
+
+
+def count_launches(fn, device="cpu"):
+    """What one call of `fn` launches.
+
+    On a CUDA device: the kernels the profiler saw (copies and fills included).
+    On a CPU there are no launches; counted are the operators that PyTorch
+    dispatches and that compute something, the nearest thing to a launch there.
+    Views (split, reshape, transpose) count nothing. No gradients are recorded.
+
+    >>> x = torch.ones(4)
+    >>> print(count_launches(lambda: (x + x).relu().view(2, 2)))
+    2 operators: 1 add, 1 relu
+    """
+    with torch.no_grad():
+        fn()  # once before, so that nothing of the first call is counted
+        if torch.device(device).type == "cpu":
+            with _Counter() as counter:
+                fn()
+            return Launches("operators", tuple(counter.names))
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        synchronise(device)
+        with torch.profiler.profile(activities=activities) as profile:
+            fn()
+            synchronise(device)
+    events = sorted(profile.events(), key=lambda event: event.time_range.start)
+    on_device = [e.name for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+    return Launches("kernels", tuple(on_device))
+
+
+def synchronise(device):
+    """Wait until `device` has done what it was given; a CPU always has."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10):
+    """Race functions against each other: raw samples in µs a call.
+
+    arms: dict from names to functions without arguments. Each is warmed up;
+    then in every round each arm has one turn of `calls` calls between two
+    synchronisations, and every round starts with another arm. Check that the
+    arms agree before you race them. Returns {name: [µs of round 0, …]}.
+
+    >>> sorted(time_arms({"a": lambda: 1, "b": lambda: 2}, rounds=3))
+    ['a', 'b']
+    """
+    if not arms:
+        raise ValueError("arms is empty; at least one function fits")
+    for name, value in (("rounds", rounds), ("calls", calls)):
+        if value < 1:
+            raise ValueError(f"{name} was {value}; at least 1 fits")
+    names = list(arms)
+    samples = {name: [] for name in names}
+    with torch.no_grad():
+        for name in names:
+            for _ in range(warm_up):
+                arms[name]()
+        for turn in range(rounds):
+            for place in range(len(names)):
+                name = names[(turn + place) % len(names)]
+                synchronise(device)
+                start = time.perf_counter_ns()
+                for _ in range(calls):
+                    arms[name]()
+                synchronise(device)
+                elapsed_us = (time.perf_counter_ns() - start) / 1000
+                samples[name].append(elapsed_us / calls)
+    return samples
+
+
+def gains(samples, base):
+    """How many times faster than `base` each arm is: quartiles of the ratio per round.
+
+    Returns {name: (lower quartile, median, upper quartile)}; above 1 the arm wins.
+
+    >>> gains({"old": [4.0, 4.0, 4.0], "new": [2.0, 2.0, 1.0]}, "old")["new"]
+    (2.0, 2.0, 4.0)
+    """
+    if base not in samples:
+        raise ValueError(f"base was {base!r}; one of {', '.join(samples)} fits")
+    result = {}
+    for name, times in samples.items():
+        ratios = [b / t for b, t in zip(samples[base], times, strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        result[name] = tuple(quartiles)
+    return result
+
+
+def device_name(device="cpu"):
+    """What the device calls itself, for labels."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as lines:
+            models = [line for line in lines if line.startswith("model name")]
+    except OSError:  # not Linux
+        models = []
+    name = models[0].split(":")[1].strip() if models else platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

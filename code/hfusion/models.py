@@ -1,0 +1,121 @@
+"""The Inception module, from the table of the GoogLeNet paper. torch only.
+
+Nothing here knows that fusion exists: these are the networks as one writes
+them, so that what the book does to them could be done to anybody's.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+# Szegedy et al. 2014, table 1: input channels and size, then the columns
+# #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
+TABLE = {
+    "3a": (192, 28, 64, 96, 128, 16, 32, 32),
+    "3b": (256, 28, 128, 128, 192, 32, 96, 64),
+    "4a": (480, 14, 192, 96, 208, 16, 48, 64),
+    "4b": (512, 14, 160, 112, 224, 24, 64, 64),
+    "4c": (512, 14, 128, 128, 256, 24, 64, 64),
+    "4d": (512, 14, 112, 144, 288, 32, 64, 64),
+    "4e": (528, 14, 256, 160, 320, 32, 128, 128),
+    "5a": (832, 7, 256, 160, 320, 32, 128, 128),
+    "5b": (832, 7, 384, 192, 384, 48, 128, 128),
+}
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch norm, ReLU: three operators, three launches.
+
+    x [N, c_in, H, W] -> [N, c_out, H, W] (odd kernels, padded to keep the size).
+    With batch_norm=False the convolution has a bias and there is no norm, as in
+    the paper of 2014, which is older than batch norm.
+    """
+
+    def __init__(self, c_in, c_out, kernel_size=1, batch_norm=True):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            c_in, c_out, kernel_size, padding=kernel_size // 2, bias=not batch_norm
+        )
+        self.bn = nn.BatchNorm2d(c_out, eps=0.001) if batch_norm else nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class Inception(nn.Module):
+    """An Inception module with dimension reduction (Szegedy et al. 2014, figure 2b).
+
+        x ─┬─► b1 ───────────────────────►┐
+           ├─► b3_reduce ──► b3 ─────────►│ concatenate
+           ├─► b5_reduce ──► b5 ─────────►│ channels
+           └─► pool ───────► pool_proj ──►┘
+
+    widths: (c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj).
+    x [N, c_in, H, W] -> [N, b1 + b3 + b5 + pool_proj, H, W].
+    b1, b3_reduce and b5_reduce are the siblings: 1×1, on the same x.
+
+    >>> Inception.from_table("3a")(torch.zeros(1, 192, 28, 28)).shape
+    torch.Size([1, 256, 28, 28])
+    """
+
+    def __init__(self, widths, batch_norm=True):
+        super().__init__()
+        widths = tuple(widths)
+        if len(widths) != 7 or any(not isinstance(w, int) or w < 1 for w in widths):
+            raise ValueError(
+                f"widths was {widths}; seven whole numbers above 0 fit: "
+                "c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj"
+            )
+        c_in, w1, r3, w3, r5, w5, wp = widths
+        self.b1 = ConvUnit(c_in, w1, 1, batch_norm)
+        self.b3_reduce = ConvUnit(c_in, r3, 1, batch_norm)
+        self.b3 = ConvUnit(r3, w3, 3, batch_norm)
+        self.b5_reduce = ConvUnit(c_in, r5, 1, batch_norm)
+        self.b5 = ConvUnit(r5, w5, 5, batch_norm)
+        self.pool = nn.MaxPool2d(3, stride=1, padding=1)
+        self.pool_proj = ConvUnit(c_in, wp, 1, batch_norm)
+
+    @classmethod
+    def from_table(cls, row, batch_norm=True):
+        """The module of the paper's table: row "3a", "3b", "4a" … "5b"."""
+        if row not in TABLE:
+            raise ValueError(f"row was {row!r}; one of {', '.join(TABLE)} fits")
+        c_in, _, *widths = TABLE[row]
+        return cls((c_in, *widths), batch_norm)
+
+    def forward(self, x):
+        y1 = self.b1(x)
+        y3 = self.b3(self.b3_reduce(x))
+        y5 = self.b5(self.b5_reduce(x))
+        yp = self.pool_proj(self.pool(x))
+        return torch.cat([y1, y3, y5, yp], dim=1)
+
+
+def randomise(model, seed=0):
+    """Give every parameter and every batch-norm statistic a random value, in place.
+
+    A fresh batch norm (mean 0, variance 1, γ 1, β 0) is nearly the identity, and
+    fresh biases are small: checks on fresh layers pass by luck. Weights are drawn
+    so that activations keep their size (He et al. 2015). Returns the model.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor, low, high):
+        values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        tensor.copy_(low + (high - low) * values)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                draw(module.running_mean, -1, 1)
+                draw(module.running_var, 0.25, 4)
+                draw(module.weight, 0.5, 2)
+                draw(module.bias, -1, 1)
+            elif getattr(module, "weight", None) is not None:
+                limit = math.sqrt(6 / module.weight[0].numel())
+                draw(module.weight, -limit, limit)
+                if module.bias is not None:
+                    draw(module.bias, -1, 1)
+    return model
