@@ -10,6 +10,7 @@ import dataclasses
 import platform
 import statistics
 import time
+from collections import Counter
 
 import numpy as np
 import torch
@@ -28,9 +29,10 @@ class Agreement:
     bound: float
 
     def __str__(self):
+        entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         if self.bound == 0:
-            return f"exactly equal: {self.entries} entries, bit for bit"
-        return f"equal within rounding: {self.entries} entries, bound {self.bound:.1e}"
+            return f"exactly equal: {entries}"
+        return f"equal within rounding: {entries}, none further apart than {self.bound:.1e}"
 
 
 def _float64(value):
@@ -48,7 +50,7 @@ def agree(actual, expected, bound=0.0):
     many entries differ, where the first one is and what it was.
 
     >>> print(agree(np.array([1.0, 2.0]), np.array([1.0, 2.0])))
-    exactly equal: 2 entries, bit for bit
+    exactly equal: 2 entries
     """
     a, e = _float64(actual), _float64(expected)
     if a.shape != e.shape:
@@ -94,9 +96,8 @@ class Launches:
         return len(self.names)
 
     def __str__(self):
-        tally = {name: self.names.count(name) for name in dict.fromkeys(self.names)}
-        listed = ", ".join(f"{count} {name}" for name, count in tally.items())
-        return f"{self.count} {self.kind}: {listed}"
+        tally = [f"{count:4} {name}" for name, count in Counter(self.names).items()]
+        return "\n".join([f"{self.count:4} {self.kind}:", *tally])
 
 
 # Operators that set aside memory or read metadata, and compute nothing.
@@ -110,7 +111,7 @@ def _computes(operator):
     return not view and operator._schema.name.split("::")[1] not in _FREE
 
 
-class _Counter(TorchDispatchMode):
+class _Operators(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.names = []
@@ -131,12 +132,14 @@ def count_launches(fn, device="cpu"):
 
     >>> x = torch.ones(4)
     >>> print(count_launches(lambda: (x + x).relu().view(2, 2)))
-    2 operators: 1 add, 1 relu
+       2 operators:
+       1 add
+       1 relu
     """
     with torch.no_grad():
         fn()  # once before, so that nothing of the first call is counted
         if torch.device(device).type == "cpu":
-            with _Counter() as counter:
+            with _Operators() as counter:
                 fn()
             return Launches("operators", tuple(counter.names))
         activities = [torch.profiler.ProfilerActivity.CUDA]

@@ -1,0 +1,57 @@
+# Fusing Sideways. Every target makes .venv and installs what it needs.
+PYTHON ?= python3
+BIN    := .venv/bin
+JOBS   ?= 2
+
+.PHONY: help book test nbval lab run lint lock clean
+
+help:
+	@echo "make book   build the book into _build/html/index.html"
+	@echo "make test   unit tests, property tests, and nbval over every chapter"
+	@echo "make lab    open the chapters in JupyterLab"
+	@echo "make run    execute every chapter anew, in place"
+	@echo "make lint   ruff over the code and the notebooks"
+	@echo "make lock   write constraints.txt anew from the newest versions"
+	@echo "make clean  delete everything that make has made"
+
+# One stamp for each set of packages; pip sees the exact versions of all of them.
+.venv/pip:
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python 3.11 or newer with its venv module is needed (Debian: apt install python3-venv)."; exit 1; }
+	touch $@
+
+.venv/%.stamp: .venv/pip pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+book: .venv/book.stamp
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+
+test: .venv/test.stamp .venv/book.stamp
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules tests code
+	$(MAKE) nbval
+
+nbval: .venv/test.stamp
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300 chapters
+
+lab: .venv/lab.stamp
+	$(BIN)/jupyter lab chapters
+
+run: .venv/test.stamp
+	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check code tests chapters
+	$(BIN)/ruff format --check code tests
+
+# The local package is not a version, and torch's "+cpu" is a build, not a release.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade ".[book,test,lab]"
+	.venv-lock/bin/python -m pip freeze --exclude hfusion | sed 's/+cpu$$//' \
+		| grep -v -i -E '^(nvidia|triton|cuda)' > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf _build .venv .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

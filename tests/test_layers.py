@@ -1,0 +1,788 @@
+"""layers.py against the separate layers, which are torch's own.
+
+With small whole numbers every sum is exact, so the stacked layer and its gradients
+equal the separate ones bit for bit. With random numbers they agree within rounding,
+the separate layers computed in float64. Below the comparisons, deliberate mistakes
+show that they can fail.
+"""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hfusion import FusionError, algebra, layers, measure
+from hfusion.measure import Disagreement, agree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+# Siblings, and an input for them.
+
+
+def numbers(shape, generator, whole):
+    """Random numbers, or -2 to 2: then all sums here are exact, even in bfloat16."""
+    if whole:
+        return torch.randint(-2, 3, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+def filled(module, generator, whole=False):
+    """The module with all its parameters set, biases as well."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(numbers(parameter.shape, generator, whole))
+    return module
+
+
+@st.composite
+def convolution_settings(draw):
+    kernel = draw(st.integers(1, 3))
+    padding, stride = draw(st.integers(0, 2)), draw(st.integers(1, 3))
+    if kernel != 2 and draw(st.booleans()):
+        padding, stride = "same", 1
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    return {
+        "kernel_size": kernel,
+        "stride": stride,
+        "padding": padding,
+        "padding_mode": mode,
+        "dilation": draw(st.integers(1, 2)),
+    }
+
+
+@st.composite
+def cases(draw, whole=False, dtypes=(torch.float32,)):
+    """(siblings, x): any kind, unequal widths, some biases missing, batched or not."""
+    kind, c_in = draw(st.sampled_from((*CONVS, nn.Linear))), draw(st.integers(1, 3))
+    batch = draw(st.sampled_from([(), (1,), (2,)]))
+    if kind is nn.Linear:
+        options, shape = {}, (*draw(st.sampled_from([batch, (2, 3)])), c_in)
+    else:
+        options = draw(convolution_settings())
+        sizes = [draw(st.integers(5, 6)) for _ in range(1 + CONVS.index(kind))]
+        shape = (*batch, c_in, *sizes)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    branches = draw(
+        st.lists(st.tuples(st.integers(1, 5), st.booleans()), min_size=1, max_size=4)
+    )
+    dtype = draw(st.sampled_from(dtypes))
+    siblings = [kind(c_in, K, bias=bias, dtype=dtype, **options) for K, bias in branches]
+    siblings = [filled(layer, generator, whole) for layer in siblings]
+    return siblings, numbers(shape, generator, whole).clamp(-1, 1).to(dtype)
+
+
+WIDTHS = {"wide": 4, "thin": 1, "bare": 3}  # unequal, and "bare" has no bias
+
+
+def siblings(kind=nn.Conv2d, seed=0, dtype=torch.float32, **options):
+    """Three siblings by name, always the same for one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind is not nn.Linear:
+        options = {"kernel_size": 1} | options
+    return nn.ModuleDict(
+        {
+            name: filled(
+                kind(3, width, bias=name != "bare", dtype=dtype, **options), generator
+            )
+            for name, width in WIDTHS.items()
+        }
+    )
+
+
+def image(*shape, seed=1, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape or (2, 3, 4, 5), generator=generator).to(dtype)
+
+
+def exact(parts, expected):
+    """Equal bit for bit, in shape and dtype too."""
+    assert len(parts) == len(expected)
+    return all(
+        a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(parts, expected, strict=True)
+    )
+
+
+def same_state(a, b):
+    """Two state dicts with the same keys in the same order and the same bits."""
+    return list(a) == list(b) and exact(list(a.values()), list(b.values()))
+
+
+# The same outputs.
+
+
+def test_stacked_by_hand():
+    double, swap = nn.Linear(2, 1, bias=False), nn.Linear(2, 2)
+    double.weight.data = torch.tensor([[2.0, 0.0]])
+    swap.weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    swap.bias.data = torch.tensor([10.0, 20.0])
+    a, b = layers.stack([double, swap])(torch.tensor([[3.0, 5.0]]))
+    assert a.tolist() == [[6.0]]
+    assert b.tolist() == [[15.0, 23.0]]
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@given(cases(whole=True, dtypes=DTYPES))
+@PROPERTY
+def test_outputs_are_equal_bit_for_bit_on_whole_numbers(case):
+    separate, x = case
+    parts = layers.stack(separate)(x)
+    assert isinstance(parts, tuple)
+    assert exact(parts, [layer(x) for layer in separate])
+
+
+def sized(module):
+    """The module in float64 with |weights| and |biases|."""
+    module = copy.deepcopy(module).double()
+    for parameter in module.parameters():
+        parameter.data.abs_()
+    return module
+
+
+def rounding(terms, dtype=np.float32):
+    """2γ for a sum of `terms` products and a bias, out of `algebra.rounding_bound`."""
+    ones = np.ones((1, terms, 1, 1))
+    return algebra.rounding_bound(ones, np.eye(1, terms), dtype=dtype).item()
+
+
+def check_within_rounding(stacked, separate, x):
+    """Hold a stacked layer to its separate layers in float64."""
+    with torch.no_grad():
+        for part, layer in zip(stacked(x), separate, strict=True):
+            bound = rounding(layer.weight[0].numel()) * sized(layer)(x.double().abs())
+            agree(part, copy.deepcopy(layer).double()(x.double()), bound)
+
+
+@given(cases())
+@PROPERTY
+def test_outputs_are_equal_within_rounding(case):
+    separate, x = case
+    check_within_rounding(layers.stack(separate), separate, x)
+
+
+def edit(change):
+    """A deliberate mistake: the stacked layer changed in place."""
+
+    def changed(stacked):
+        with torch.no_grad():
+            change(stacked)
+        return stacked
+
+    return changed
+
+
+MISTAKES = {
+    "split in the wrong order": edit(lambda s: setattr(s, "sizes", s.sizes[::-1])),
+    "split into other chunks": edit(lambda s: setattr(s, "sizes", (3, 3, 2))),
+    "rows shuffled": edit(lambda s: s.layer.weight.copy_(s.layer.weight.roll(1, 0))),
+    "biases left out": edit(lambda s: s.layer.bias.zero_()),
+    "biases of a neighbour": edit(lambda s: s.layer.bias.copy_(s.layer.bias.roll(1))),
+    "kernel flipped": edit(lambda s: s.layer.weight.copy_(s.layer.weight.flip(-1))),
+    "one weight off by 1%": edit(lambda s: s.layer.weight[-1, -1].mul_(1.01)),
+    "another stride": edit(lambda s: setattr(s.layer, "stride", (2, 2))),
+    "outputs exchanged": lambda s: lambda x: s(x)[::-1],
+    "a branch forgotten": lambda s: lambda x: s(x)[:2],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_wrong_stacked_layer_is_noticed(mistake):
+    separate = siblings(kernel_size=3)
+    stacked, x = layers.stack(separate), image()
+    check_within_rounding(stacked, separate.values(), x)
+    with pytest.raises((Disagreement, ValueError), match=r"differ|shape|zip"):
+        check_within_rounding(mistake(stacked), separate.values(), x)
+
+
+@given(cases())
+@PROPERTY
+def test_outputs_are_views_of_one_tensor(case):
+    separate, x = case
+    parts = layers.stack(separate)(x)
+    assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
+
+
+@pytest.mark.parametrize("names", [["wide", "thin"], ["wide", "bare"], ["bare"]])
+def test_one_operator_whatever_the_branches(names):
+    separate = siblings()
+    stacked, x = layers.stack({name: separate[name] for name in names}), image()
+    assert measure.count_launches(lambda: stacked(x)).names == ("convolution",)
+
+
+PIXELS = {nn.Conv1d: (4,), nn.Conv2d: (4, 5), nn.Conv3d: (4, 5, 6), nn.Linear: ()}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_an_empty_batch_passes(kind):
+    separate, x = siblings(kind), torch.zeros(0, 3, *PIXELS[kind])
+    assert exact(layers.stack(separate)(x), [layer(x) for layer in separate.values()])
+
+
+def test_twenty_branches_of_one_row():
+    generator, x = torch.Generator().manual_seed(0), image(2, 3)
+    separate = [filled(nn.Linear(3, 1), generator) for _ in range(20)]
+    check_within_rounding(layers.stack(separate), separate, x)
+
+
+def test_nan_stays_in_its_own_branch():
+    separate, x = siblings(), image()
+    separate["thin"].weight.data.fill_(torch.nan)
+    wide, thin, bare = layers.stack(separate)(x)
+    assert thin.isnan().all()
+    check_within_rounding(lambda x: (wide, bare), [separate["wide"], separate["bare"]], x)
+
+
+CONTAINERS = (list, tuple, nn.ModuleList, nn.Sequential, lambda m: dict(enumerate(m)))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_any_list_or_dict_of_layers_fits(container):
+    separate = list(siblings().values())
+    assert layers.stack(container(separate)).names == ("0", "1", "2")
+
+
+def test_names_keep_their_order():
+    assert layers.stack(siblings()).names == ("wide", "thin", "bare")
+    assert "wide: 4, thin: 1, bare: 3" in str(layers.stack(siblings()))
+
+
+# There and back.
+
+
+@given(cases(dtypes=DTYPES))
+@PROPERTY
+def test_unstack_gives_the_layers_back_bit_for_bit(case):
+    separate, _ = case
+    back = layers.unstack(layers.stack(separate))
+    assert same_state(back.state_dict(), nn.ModuleList(separate).state_dict())
+    assert [str(m) for m in back.values()] == [str(m) for m in separate]
+
+
+def test_unstack_gives_the_current_weights():
+    stacked, other = layers.stack(siblings(seed=0)), siblings(seed=1)
+    stacked.load_state_dict(other.state_dict())
+    assert same_state(layers.unstack(stacked).state_dict(), other.state_dict())
+    assert not same_state(siblings(seed=0).state_dict(), other.state_dict())
+
+
+def test_the_layers_are_left_as_they_were():
+    separate = siblings(kernel_size=3)
+    before, parameters = copy.deepcopy(separate), list(separate.parameters())
+    stacked = layers.stack(separate)
+    sum(part.sum() for part in stacked(image())).backward()
+    with torch.no_grad():
+        for parameter in stacked.parameters():
+            parameter.add_(1)
+    assert same_state(separate.state_dict(), before.state_dict())
+    assert str(separate) == str(before)
+    assert all(a is b for a, b in zip(separate.parameters(), parameters, strict=True))
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+def test_the_stacked_layer_and_its_unstacked_layers_stay_when_others_change():
+    separate = siblings()
+    stacked = layers.stack(separate)
+    back = layers.unstack(stacked)
+    expected = copy.deepcopy(separate.state_dict())
+    filled(separate, torch.Generator().manual_seed(5))
+    assert same_state(stacked.state_dict(), expected)
+    stacked.load_state_dict(separate.state_dict())
+    assert same_state(back.state_dict(), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_settings_survive_there_and_back(training, requires_grad):
+    separate = siblings().train(training).requires_grad_(requires_grad)
+    stacked = layers.stack(separate)
+    for module in (stacked.layer, *layers.unstack(stacked).values()):
+        assert module.training is training
+        assert {p.requires_grad for p in module.parameters()} == {requires_grad}
+
+
+def test_channels_last_weights_stay_so():
+    separate = siblings(kernel_size=3).to(memory_format=torch.channels_last)
+    stacked = layers.stack(separate)
+    x = image().to(memory_format=torch.channels_last)
+    assert stacked.layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not stacked.layer.weight.is_contiguous()
+    check_within_rounding(stacked, separate.values(), x)
+
+
+@pytest.mark.parametrize("names", [["wide", "thin"], ["wide", "thin", "bare"], ["bare"]])
+def test_no_weight_is_stored_twice(names):
+    separate = nn.ModuleDict({name: siblings()[name] for name in names})
+    stacked = layers.stack(separate)
+    zeros = WIDTHS["bare"] if {"wide", "bare"} <= set(names) else 0
+    assert count(stacked) == count(separate) + zeros
+
+
+def count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# Checkpoints.
+
+
+@given(cases(dtypes=DTYPES))
+@PROPERTY
+def test_state_dict_is_that_of_the_separate_layers(case):
+    separate, _ = case
+    state = layers.stack(separate).state_dict()
+    assert same_state(state, nn.ModuleList(separate).state_dict())
+
+
+def parent(child):
+    """A network with the layers two levels down: keys start with "1.heads."."""
+    return nn.Sequential(
+        nn.Linear(3, 3), nn.ModuleDict({"heads": child}), nn.BatchNorm1d(3)
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda child: child, parent], ids=["alone", "nested"])
+def test_each_loads_the_others_checkpoint(wrap):
+    donor, separate = wrap(siblings(seed=0)), wrap(siblings(seed=1))
+    stacked = wrap(layers.stack(siblings(seed=2)))
+    assert not same_state(stacked.state_dict(), donor.state_dict())
+    stacked.load_state_dict(donor.state_dict())
+    assert same_state(stacked.state_dict(), donor.state_dict())
+    separate.load_state_dict(stacked.state_dict())
+    assert same_state(separate.state_dict(), donor.state_dict())
+
+
+def test_loading_changes_the_outputs():
+    stacked, donor, x = layers.stack(siblings(seed=2)), siblings(seed=0), image()
+    stacked.load_state_dict(donor.state_dict())
+    check_within_rounding(stacked, donor.values(), x)
+    with pytest.raises(Disagreement, match="entries differ"):
+        check_within_rounding(stacked, siblings(seed=2).values(), x)
+
+
+def test_loading_leaves_the_checkpoint_as_it_was():
+    donor = siblings().state_dict()
+    before = copy.deepcopy(donor)
+    stacked = layers.stack(siblings(seed=1))
+    stacked.load_state_dict(donor)
+    filled(stacked, torch.Generator().manual_seed(5))
+    assert same_state(donor, before)
+
+
+def test_a_branch_may_be_called_layer():
+    inner = siblings()
+    separate = nn.ModuleDict({"layer": inner["thin"], "other": inner["bare"]})
+    stacked = layers.stack(separate)
+    stacked.load_state_dict(copy.deepcopy(stacked.state_dict()))
+    assert same_state(stacked.state_dict(), separate.state_dict())
+    assert same_state(layers.unstack(stacked).state_dict(), separate.state_dict())
+
+
+def test_state_dict_tensors_are_views_as_torchs_are():
+    stacked = layers.stack(siblings())
+    stacked.state_dict()["thin.weight"].fill_(7)
+    assert (layers.unstack(stacked)["thin"].weight == 7).all()
+
+
+def test_a_saved_state_loads_with_weights_only():
+    stacked, file = layers.stack(siblings()), io.BytesIO()
+    torch.save(stacked.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert same_state(state, siblings().state_dict())
+    for fresh in (siblings(seed=1), layers.stack(siblings(seed=1))):
+        fresh.load_state_dict(state)
+        assert same_state(fresh.state_dict(), stacked.state_dict())
+
+
+# (what is wrong with a state dict, what the message says; {} is the prefix)
+UNFIT = {
+    "missing weight": (lambda s, at: s.pop(at + "thin.weight"), 'Missing.*"{}thin.weight"'),
+    "missing bias": (lambda s, at: s.pop(at + "wide.bias"), 'Missing.*"{}wide.bias"'),
+    "bias of a layer without": (
+        lambda s, at: s.update({at + "bare.bias": torch.zeros(3)}),
+        'Unexpected.*"{}bare.bias"',
+    ),
+    "unknown branch": (
+        lambda s, at: s.update({at + "new.weight": torch.zeros(3)}),
+        'Unexpected.*"{}new.weight"',
+    ),
+    "wrong rows": (
+        lambda s, at: s.update({at + "wide.weight": torch.zeros(3, 3, 1, 1)}),
+        r"{}wide.weight .*\[3, 3, 1, 1\].*\[4, 3, 1, 1\]",
+    ),
+    "shape that would broadcast": (
+        lambda s, at: s.update({at + "wide.bias": torch.zeros(1)}),
+        r"{}wide.bias .*\[1\].*\[4\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), UNFIT.values(), ids=UNFIT)
+@pytest.mark.parametrize(
+    ("wrap", "at"),
+    [(lambda child: child, ""), (parent, "1.heads.")],
+    ids=["alone", "nested"],
+)
+def test_strict_errors_name_the_users_own_keys(spoil, message, wrap, at):
+    state = wrap(siblings()).state_dict()
+    spoil(state, at)
+    with pytest.raises(RuntimeError, match=message.format(at.replace(".", r"\."))) as error:
+        wrap(layers.stack(siblings())).load_state_dict(state)
+    assert "layer." not in str(error.value)
+
+
+def test_strict_false_keeps_what_was_missing_and_names_it():
+    stacked, state = layers.stack(siblings(seed=0)), siblings(seed=1).state_dict()
+    kept = siblings(seed=0)["wide"].bias
+    del state["wide.bias"]
+    state["bare.bias"] = torch.ones(3)
+    report = stacked.load_state_dict(state, strict=False)
+    assert report.missing_keys == ["wide.bias"]
+    assert report.unexpected_keys == ["bare.bias"]
+    expected = siblings(seed=1).state_dict() | {"wide.bias": kept}
+    assert same_state(stacked.state_dict(), expected)
+
+
+# Copies, casts, and modes.
+
+
+def test_deepcopy_stands_alone():
+    stacked = layers.stack(siblings(seed=0))
+    twin = copy.deepcopy(stacked)
+    twin.load_state_dict(siblings(seed=1).state_dict())
+    assert same_state(twin.state_dict(), siblings(seed=1).state_dict())
+    assert same_state(stacked.state_dict(), siblings(seed=0).state_dict())
+
+
+def test_pickle_keeps_outputs_and_checkpoints():
+    stacked, x = layers.stack(siblings()), image()
+    again = pickle.loads(pickle.dumps(stacked))
+    assert exact(again(x), stacked(x))
+    again.load_state_dict(siblings(seed=1).state_dict())
+    assert same_state(again.state_dict(), siblings(seed=1).state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@given(cases(whole=True))
+@settings(PROPERTY, max_examples=10)
+def test_casting_before_or_after_stacking_is_the_same(dtype, case):
+    separate, x = case
+    stacked = layers.stack(separate).to(dtype)
+    parts = stacked(x.to(dtype))
+    assert exact(parts, [layer.to(dtype)(x.to(dtype)) for layer in separate])
+    assert same_state(stacked.state_dict(), nn.ModuleList(separate).state_dict())
+
+
+@pytest.mark.parametrize("call", [nn.Module.train, nn.Module.eval])
+def test_modes_and_gradients_off_leave_the_outputs(call):
+    separate, x = siblings(), image()
+    stacked = layers.stack(separate)
+    check_within_rounding(call(stacked), separate.values(), x)
+    with torch.enable_grad():
+        recorded = stacked(x)
+    with torch.no_grad():
+        assert exact(stacked(x), recorded)
+
+
+# Gradients and training.
+
+
+def gradients(separate, x, run=None, sign=lambda g: g):
+    """d(Σ g·y) by the parameters of `separate` or of the module `run`, then by x."""
+    generator, x = torch.Generator().manual_seed(3), x.detach().requires_grad_()
+    parts = run(x) if run else [layer(x) for layer in separate]
+    owners = [run] if run else separate
+    loss = sum((sign(numbers(y.shape, generator, True)) * y).sum() for y in parts)
+    parameters = [p for owner in owners for p in owner.parameters()]
+    *grads, to_x = torch.autograd.grad(loss, [*parameters, x])
+    return (grads if run else joined(separate, grads)), to_x
+
+
+def joined(separate, grads):
+    """Separate layers' gradients stacked by hand: [weight, bias], zeros if missing."""
+    named = [name for layer in separate for name, _ in layer.named_parameters()]
+    weights = [g for g, name in zip(grads, named, strict=True) if name == "weight"]
+    biases = iter([g for g, name in zip(grads, named, strict=True) if name == "bias"])
+    if "bias" not in named:
+        return [torch.cat(weights)]
+    rows = [
+        g.new_zeros(len(g)) if layer.bias is None else next(biases)
+        for g, layer in zip(weights, separate, strict=True)
+    ]
+    return [torch.cat(weights), torch.cat(rows)]
+
+
+@given(cases(whole=True, dtypes=(torch.float32, torch.float64)))
+@PROPERTY
+def test_gradients_are_equal_bit_for_bit_on_whole_numbers(case):
+    separate, x = case
+    actual, to_x = gradients(separate, x, run=layers.stack(separate))
+    expected, expected_to_x = gradients(separate, x)
+    assert exact([*actual, to_x], [*expected, expected_to_x])
+
+
+def check_gradients(stacked, separate, x):
+    """Hold a stacked layer's gradients to its separate layers' in float64."""
+    doubles = [copy.deepcopy(layer).double() for layer in separate]
+    actual, to_x = gradients(separate, x, run=stacked)
+    expected, expected_to_x = gradients(doubles, x.double())
+    # The same sums over absolute values bound the rounding. None has more terms
+    # than there are outputs and weights in all.
+    sizes, size_of_x = gradients(
+        [sized(layer) for layer in separate], x.double().abs(), sign=torch.abs
+    )
+    terms = sum(y.numel() for y in stacked(x)) + sum(
+        p[0].numel() for p in stacked.parameters()
+    )
+    for a, e, size in zip(
+        [*actual, to_x], [*expected, expected_to_x], [*sizes, size_of_x], strict=True
+    ):
+        agree(a, e, rounding(terms) * size)
+
+
+@given(cases())
+@PROPERTY
+def test_gradients_are_equal_within_rounding(case):
+    separate, x = case
+    check_gradients(layers.stack(separate), separate, x)
+
+
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+def test_wrong_gradients_are_noticed(parameter):
+    separate, x = list(siblings(kernel_size=3).values()), image()
+    stacked = layers.stack(separate)
+    check_gradients(stacked, separate, x)
+    getattr(stacked.layer, parameter).register_hook(lambda grad: grad.roll(1, 0))
+    with pytest.raises(Disagreement, match="entries differ"):
+        check_gradients(stacked, separate, x)
+
+
+OPTIMISERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.1),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.1),
+}
+
+
+def train(run, module, optimiser, x):
+    """Five steps towards outputs of 1."""
+    steps = optimiser(module.parameters())
+    for _ in range(5):
+        steps.zero_grad()
+        sum((y - 1).square().mean() for y in run(x)).backward()
+        steps.step()
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Linear])
+def test_training_gives_the_weights_of_the_separate_layers(optimiser, kind):
+    separate = siblings(kind, dtype=torch.float64)
+    x = (
+        image(dtype=torch.float64)
+        if kind is nn.Conv2d
+        else image(6, 3, dtype=torch.float64)
+    )
+    before, stacked = copy.deepcopy(separate), layers.stack(separate)
+    train(stacked, stacked, optimiser, x)
+    train(lambda x: [layer(x) for layer in separate.values()], separate, optimiser, x)
+    trained = layers.unstack(stacked).state_dict()
+    for key, expected in separate.state_dict().items():
+        agree(trained[key], expected, 1e-12)
+        with pytest.raises(Disagreement, match="entries differ"):
+            agree(before.state_dict()[key], expected, 1e-12)
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
+def test_a_missing_bias_stays_exactly_zero(optimiser):
+    stacked, x = layers.stack(siblings()), image()
+    train(stacked, stacked, optimiser, x)
+    wide, thin, bare = stacked(torch.zeros_like(x))  # the biases, one in each channel
+    assert not bare.any()
+    assert wide.all()
+    assert thin.all()
+    with torch.no_grad():
+        assert exact(stacked(torch.zeros_like(x)), [wide, thin, bare])
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
+def test_a_bias_of_zeros_would_not_have_stayed_zero(optimiser):
+    layer, x = siblings()["thin"], image()
+    layer.bias.data.zero_()
+    train(lambda x: [layer(x)], layer, optimiser, x)
+    assert layer.bias.all()
+
+
+# Refusals: the sentence names the argument, what it was and what fits.
+
+
+def conv(width=2, c_in=3, kernel=1, **options):
+    return nn.Conv2d(c_in, width, kernel, **options)
+
+
+def hooked(register):
+    layer = conv()
+    getattr(layer, register)(lambda *args: None)
+    return layer
+
+
+def with_its(parameter, change):
+    """A convolution one of whose parameters is changed."""
+    layer = conv()
+    setattr(layer, parameter, nn.Parameter(*change(getattr(layer, parameter).detach())))
+    return layer
+
+
+def sharing(parameter):
+    a, b = conv(), conv()
+    setattr(b, parameter, getattr(a, parameter))
+    return [a, b]
+
+
+class Subclass(nn.Conv2d):
+    pass
+
+
+ITSELF = "Conv1d, Conv2d, Conv3d or Linear itself, no subclass fits"
+NO_HOOKS = r"hooks of layers\[1\] was set; no hooks, .* fits"
+
+REFUSED = [
+    ("layers is empty; one layer or more fits", list),
+    ("layers is empty; one layer or more fits", dict),
+    ("layers is empty; one layer or more fits", nn.ModuleList),
+    ("layers was a int; a list or dict of layers fits", lambda: 5),
+    ("layers was a Conv2d; a list or dict of layers fits", conv),
+    (rf"type of layers\[1\] was str; {ITSELF}", lambda: [conv(), "conv"]),
+    (rf"type of layers\[0\] was NoneType; {ITSELF}", lambda: [None, conv()]),
+    (rf"type of layers\[1\] was ReLU; {ITSELF}", lambda: [conv(), nn.ReLU()]),
+    (rf"type of layers\[a\] was Subclass; {ITSELF}", lambda: {"a": Subclass(3, 2, 1)}),
+    (rf"was LazyConv2d; {ITSELF}", lambda: [nn.LazyConv2d(2, 1), conv()]),
+    (rf"was ConvTranspose2d; {ITSELF}", lambda: [nn.ConvTranspose2d(3, 2, 1)]),
+    (rf"was Bilinear; {ITSELF}", lambda: [nn.Bilinear(3, 3, 2)]),
+    (rf"Parametrized.*; {ITSELF}", lambda: [parametrizations.weight_norm(conv())]),
+    (r"groups of layers\[0\] was 2; 1 fits", lambda: [conv(2, 4, groups=2), conv(2, 4)]),
+    (NO_HOOKS, lambda: [conv(), hooked("register_forward_hook")]),
+    (NO_HOOKS, lambda: [conv(), hooked("register_forward_pre_hook")]),
+    (NO_HOOKS, lambda: [conv(), hooked("register_full_backward_hook")]),
+    (NO_HOOKS, lambda: [conv(), hooked("register_full_backward_pre_hook")]),
+    (NO_HOOKS, lambda: [conv(), nn.utils.spectral_norm(conv())]),
+    (NO_HOOKS, lambda: [conv(), prune.random_unstructured(conv(), "weight", 1)]),
+    (
+        r"dtype of layers\[0\] was .*float32.*float64.*; one dtype for weight and bias fits",
+        lambda: [with_its("bias", lambda b: (b.double(),))],
+    ),
+    (
+        r"requires_grad of layers\[0\] was .*False.*True.*; one setting for weight and bias",
+        lambda: [with_its("bias", lambda b: (b, False))],
+    ),
+    (
+        r"type differs: layers\[0\] Conv1d, layers\[1\] Linear; siblings have one type",
+        lambda: [nn.Conv1d(3, 2, 1), nn.Linear(3, 2)],
+    ),
+    (
+        r"in_channels differs: layers\[a\] 3, layers\[b\] 4; siblings have one in_channels",
+        lambda: {"a": conv(), "b": conv(2, 4)},
+    ),
+    (
+        r"in_features differs: layers\[0\] 3, layers\[1\] 4; siblings have one in_features",
+        lambda: [nn.Linear(3, 2), nn.Linear(4, 2)],
+    ),
+    (r"kernel_size differs: .*\(1, 1\).*\(3, 3\); ", lambda: [conv(), conv(kernel=3)]),
+    (r"stride differs: .*\(1, 1\).*\(2, 2\); ", lambda: [conv(), conv(stride=2)]),
+    (r"padding differs: .*\(0, 0\).*\(1, 1\); ", lambda: [conv(), conv(padding=1)]),
+    (r"padding differs: .*\(0, 0\).*same; ", lambda: [conv(), conv(padding="same")]),
+    (
+        "padding_mode differs: .*zeros.*circular; siblings have one padding_mode",
+        lambda: [conv(), conv(padding_mode="circular")],
+    ),
+    (r"dilation differs: .*\(1, 1\).*\(2, 2\); ", lambda: [conv(), conv(dilation=2)]),
+    ("dtype differs: .*float32.*float64; ", lambda: [conv(), conv().double()]),
+    ("device differs: .*cpu.*meta; ", lambda: [conv(), conv(device="meta")]),
+    (
+        "requires_grad differs: .*True.*False; siblings have one requires_grad",
+        lambda: [conv(), conv().requires_grad_(False)],
+    ),
+    ("training differs: .*True.*False; ", lambda: [conv(), conv().eval()]),
+    (
+        r"differs: layers\[0\] .*, layers\[1\] .*, layers\[2\] .*; ",  # the third alone
+        lambda: [conv(), conv(), conv(stride=2)],
+    ),
+    ("layers share a parameter; .* tensors of their own fit", lambda: [conv()] * 2),
+    ("layers share a parameter; ", lambda: sharing("weight")),
+    ("layers share a parameter; ", lambda: sharing("bias")),
+]
+
+
+@pytest.mark.parametrize(("message", "build"), REFUSED, ids=[m for m, _ in REFUSED])
+def test_layers_that_do_not_fit_are_refused_by_name(message, build):
+    unfit = build()
+    with pytest.raises(FusionError, match=message) as error:
+        layers.stack(unfit)
+    assert layers.refusal(unfit) == str(error.value)
+
+
+@given(cases())
+@PROPERTY
+def test_siblings_are_not_refused(case):
+    separate, _ = case
+    assert layers.refusal(separate) == ""
+
+
+def test_a_fusion_error_is_a_value_error():
+    assert issubclass(FusionError, ValueError)
+
+
+@pytest.mark.parametrize("other", [5, None, conv(), nn.ModuleList()])
+def test_unstack_takes_a_stacked_layer_only(other):
+    with pytest.raises(
+        FusionError, match=rf"stacked was a {type(other).__name__}; a Stacked"
+    ):
+        layers.unstack(other)
+
+
+# split
+
+
+@given(st.data())
+@PROPERTY
+def test_split_cuts_in_order_along_any_dimension(data):
+    sizes = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
+    dim, shape = data.draw(st.integers(-3, 2)), [2, 3, 4]
+    shape[dim] = sum(sizes)
+    y = torch.arange(np.prod(shape)).reshape(shape)
+    parts = layers.split(y, tuple(sizes), dim)
+    expected = np.split(y.numpy(), np.cumsum(sizes)[:-1], axis=dim)
+    assert exact(parts, [torch.from_numpy(part) for part in expected])
+
+
+def test_split_gives_views():
+    y = torch.zeros(2, 5)
+    layers.split(y, (2, 3), dim=1)[1].fill_(1)
+    assert y.tolist() == [[0, 0, 1, 1, 1]] * 2
+
+
+Y = torch.zeros(2, 5)
+
+UNSPLIT = [
+    (r"dim was 2; y has 2 dimensions", lambda: layers.split(Y, (2, 3), 2)),
+    (r"dim was -3; y has 2 dimensions", lambda: layers.split(Y, (2, 3), -3)),
+    (r"dim was 0; y has 0 dimensions", lambda: layers.split(Y[0, 0], (1,), 0)),
+    (r"sizes was \[2, 2\], in all 4; .* in all 5 fits", lambda: layers.split(Y, (2, 2), 1)),
+    (r"sizes was \[2, 3\], in all 5; .* in all 2 fits", lambda: layers.split(Y, (2, 3), 0)),
+    (r"sizes was \[6, -1\], .*; no negative size", lambda: layers.split(Y, (6, -1), 1)),
+    (r"sizes was \[\], in all 0; .* in all 5 fits", lambda: layers.split(Y, (), 1)),
+]
+
+
+@pytest.mark.parametrize(("message", "call"), UNSPLIT, ids=[m for m, _ in UNSPLIT])
+def test_split_refuses_by_name(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
