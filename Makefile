@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
+BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
 
 .PHONY: help book test nbval lab run lint lock clean
 
@@ -21,6 +22,11 @@ help:
 
 .venv/%.stamp: .venv/pip pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	touch $@
+
+# The pages are built from executed notebooks: no torch, and little to download.
+.venv/book.stamp: .venv/pip Makefile constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(BOOK)
 	touch $@
 
 book: .venv/book.stamp
@@ -47,7 +53,7 @@ lint: .venv/test.stamp
 # The local package is not a version, and torch's "+cpu" is a build, not a release.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade ".[book,test,lab]"
+	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) ".[test,lab]"
 	.venv-lock/bin/python -m pip freeze --exclude hfusion | sed 's/+cpu$$//' \
 		| grep -v -i -E '^(nvidia|triton|cuda)' > constraints.txt
 	rm -rf .venv-lock

@@ -2,8 +2,10 @@
 
 Whole, in order, in a fresh kernel, with nothing of the moment written down: no
 timings, and cell ids that count the cells. A notebook that fails is left as it was.
+The README's figure is written anew with the chapter that it is from.
 """
 
+import base64
 import sys
 from pathlib import Path
 
@@ -11,6 +13,17 @@ import nbformat
 from nbclient import NotebookClient
 
 CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
+
+
+README_FIGURE = CHAPTERS.parent / "_static" / "launches.png"
+
+
+def named_figure(notebook, name):
+    """The PNG that the cell with the figure `name` has for output, or None."""
+    for cell in notebook.cells:
+        if cell.metadata.get("mystnb", {}).get("figure", {}).get("name") == name:
+            return base64.b64decode(cell.outputs[0].data["image/png"])
+    return None
 
 
 def execute(path):
@@ -31,6 +44,8 @@ def execute(path):
     whole = path.with_suffix(".tmp")
     nbformat.write(notebook, whole)
     whole.replace(path)
+    if figure := named_figure(notebook, "fig-ladder"):
+        README_FIGURE.write_bytes(figure)
 
 
 if __name__ == "__main__":

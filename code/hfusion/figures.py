@@ -290,7 +290,7 @@ def ranges(rows, xlabel):
     return figure
 
 
-def error_bars(groups, bound, ylabel):
+def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
     """Errors on a logarithmic scale against a bound: {group: {bar: error}}.
 
     An error of exactly 0 has no logarithm: it is drawn at the bottom, marked 0.
@@ -309,7 +309,7 @@ def error_bars(groups, bound, ylabel):
         centre = index * (len(names) + 1) + (len(names) - 1) / 2
         axis.text(centre, floor / 6, group, ha="center", va="top")
     axis.axhline(bound, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
-    axis.text(len(names) - 0.4, bound * 1.6, "rounding bound", fontsize=8.5)
+    axis.text(len(names) - 0.4, bound * 1.6, bound_name, fontsize=8.5)
     axis.set_yscale("log")
     axis.set(ylabel=ylabel, xticks=[])
     axis.set_ylim(bottom=floor)

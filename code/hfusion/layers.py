@@ -24,9 +24,8 @@ class FusionError(ValueError):
     """Layers that cannot be stacked, or a state_dict that does not fit them."""
 
 
-def _settings(layer, name):
-    """The settings that a layer's parameters have for `name`, as a sorted list."""
-    return sorted({str(getattr(p, name)) for p in layer.parameters()})
+def _dtypes(layer):
+    return sorted({str(p.dtype) for p in layer.parameters()})
 
 
 def _has_hooks(layer):
@@ -41,13 +40,10 @@ ALONE = (
     ("groups", lambda m: m.groups, lambda m: getattr(m, "groups", 1) == 1, "1"),
     ("hooks", lambda m: "set", lambda m: not _has_hooks(m),
      "no hooks, since they would not be called"),
-    ("dtype", lambda m: _settings(m, "dtype"), lambda m: len(_settings(m, "dtype")) == 1,
-     "one dtype for weight and bias"),
-    ("requires_grad", lambda m: _settings(m, "requires_grad"),
-     lambda m: len(_settings(m, "requires_grad")) == 1, "one setting for weight and bias"),
+    ("dtype", _dtypes, lambda m: len(_dtypes(m)) == 1, "one dtype for weight and bias"),
 )  # fmt: skip
 
-# What siblings must have in common: (name, how to read it).
+# What siblings must have in common: (name, how to read it; None where it has none).
 TOGETHER = (
     ("type", lambda m: type(m).__name__),
     ("in_channels", lambda m: getattr(m, "in_channels", None)),
@@ -59,7 +55,8 @@ TOGETHER = (
     ("dilation", lambda m: getattr(m, "dilation", None)),
     ("dtype", lambda m: str(m.weight.dtype)),
     ("device", lambda m: str(m.weight.device)),
-    ("requires_grad", lambda m: m.weight.requires_grad),
+    ("requires_grad of weight", lambda m: m.weight.requires_grad),
+    ("requires_grad of bias", lambda m: None if m.bias is None else m.bias.requires_grad),
     ("training", lambda m: m.training),
 )
 
@@ -78,6 +75,7 @@ def refusal(layers):
                 return f"{name} of layers[{key}] was {show(layer)}; {wanted} fits"
     for name, read in TOGETHER:
         values = {key: read(layer) for key, layer in named.items()}
+        values = {key: value for key, value in values.items() if value is not None}
         if len({repr(value) for value in values.values()}) > 1:
             listed = ", ".join(f"layers[{key}] {value}" for key, value in values.items())
             return f"{name} differs: {listed}; siblings have one {name}"
@@ -136,6 +134,27 @@ def split(y, sizes, dim):
     return torch.split(y, list(sizes), dim=dim)
 
 
+def stack_parameters(weights, biases):
+    """(weight, bias) of the stacked layer: the branches', one after the other.
+
+    weights: tensors [K_i, …]; biases: tensors [K_i], some or all None. A missing
+    bias becomes zeros where a sibling has one. The results require a gradient
+    where the branches' do, and are copies.
+
+    >>> stack_parameters([torch.ones(1, 2), torch.ones(2, 2)], [torch.ones(1), None])[1]
+    tensor([1., 0., 0.])
+    """
+    weight = torch.cat(list(weights)).detach().requires_grad_(weights[0].requires_grad)
+    present = [b for b in biases if b is not None]
+    if not present:
+        return weight, None
+    full = [
+        w.new_zeros(len(w)) if b is None else b
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    return weight, torch.cat(full).detach().requires_grad_(present[0].requires_grad)
+
+
 class Stacked(nn.Module):
     """Siblings as one layer; use `stack` to make one.
 
@@ -152,23 +171,14 @@ class Stacked(nn.Module):
         self.has_bias = tuple(m.bias is not None for m in layers.values())
         # Channels lie in front of the pixels; a Linear has none behind it.
         self.dim = -1 if isinstance(first, nn.Linear) else 1 - first.weight.ndim
-        self.layer = _resized(first, sum(self.sizes), any(self.has_bias))
-        with torch.no_grad():
-            # A new Parameter, not copy_: it keeps the siblings' memory format.
-            weight = torch.cat([m.weight for m in layers.values()])
-            self.layer.weight = nn.Parameter(weight, first.weight.requires_grad)
-            if any(self.has_bias):
-                self.layer.bias.copy_(
-                    torch.cat([_bias_or_zeros(m) for m in layers.values()])
-                )
+        weight, bias = stack_parameters(
+            [m.weight for m in layers.values()], [m.bias for m in layers.values()]
+        )
+        self.layer = _like(first, weight, bias)
         keep = None
-        if any(self.has_bias) and not all(self.has_bias):
-            keep = torch.cat(
-                [
-                    torch.full_like(self.layer.bias[:size], has).detach()
-                    for size, has in zip(self.sizes, self.has_bias, strict=True)
-                ]
-            )
+        if bias is not None and not all(self.has_bias):
+            ones = [weight.new_ones(size) for size in self.sizes]
+            keep = torch.cat([o * has for o, has in zip(ones, self.has_bias, strict=True)])
         self.register_buffer("keep", keep, persistent=False)
         self.register_state_dict_post_hook(_split_state)
         self.register_load_state_dict_pre_hook(_stack_state)
@@ -185,9 +195,14 @@ class Stacked(nn.Module):
     def unstack(self):
         """See `hfusion.layers.unstack`."""
         layers = nn.ModuleDict()
-        for name, size, has in zip(self.names, self.sizes, self.has_bias, strict=True):
-            layers[name] = _resized(self.layer, size, has)
-        layers.load_state_dict(self.state_dict())
+        weights = self.layer.weight.split(self.sizes)
+        biases = [None] * len(self.sizes)
+        if self.layer.bias is not None:
+            biases = self.layer.bias.split(self.sizes)
+        for name, weight, bias, has in zip(
+            self.names, weights, biases, self.has_bias, strict=True
+        ):
+            layers[name] = _like(self.layer, weight.clone(), bias.clone() if has else None)
         return layers
 
     def extra_repr(self):
@@ -207,24 +222,20 @@ def _named(layers):
     return named
 
 
-def _bias_or_zeros(layer):
-    c_out = layer.weight.shape[0]
-    return layer.weight.new_zeros(c_out) if layer.bias is None else layer.bias
-
-
-def _resized(layer, width, bias):
-    """A layer like `layer` with `width` outputs, its values not yet set."""
-    weight = layer.weight
+def _like(layer, weight, bias):
+    """A layer with the settings of `layer` and these tensors as its parameters."""
     if isinstance(layer, nn.Linear):
-        sizes, settings = (layer.in_features, width), {}
+        sizes, settings = (layer.in_features, len(weight)), {}
     else:
-        sizes = (layer.in_channels, width, layer.kernel_size)
+        sizes = (layer.in_channels, len(weight), layer.kernel_size)
         names = ("stride", "padding", "dilation", "padding_mode")
         settings = {name: getattr(layer, name) for name in names}
-    new = nn.utils.skip_init(
-        type(layer), *sizes, bias=bias, device=weight.device, dtype=weight.dtype, **settings
-    )
-    return new.requires_grad_(weight.requires_grad).train(layer.training)
+    # On "meta" nothing is set aside or drawn that would be thrown away at once.
+    new = type(layer)(*sizes, bias=bias is not None, device="meta", **settings)
+    new.weight = nn.Parameter(weight.detach(), weight.requires_grad)
+    if bias is not None:
+        new.bias = nn.Parameter(bias.detach(), bias.requires_grad)
+    return new.train(layer.training)
 
 
 def _pieces(module, prefix):

@@ -1,0 +1,88 @@
+"""Who may import whom, and what must not exist."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "code" / "hfusion"
+
+# module: what it may import, of the package and of third parties.
+ALLOWED = {
+    "__init__": {"algebra", "layers", "measure", "models"},
+    "algebra": {"numpy"},
+    "figures": {"matplotlib"},
+    "layers": {"torch"},
+    "measure": {"numpy", "torch"},
+    "models": {"torch"},
+    "show": {"figures", "IPython", "matplotlib"},
+}
+STANDARD = {"collections", "dataclasses", "html", "inspect", "io", "math", "platform"}
+STANDARD |= {"statistics", "textwrap", "time"}
+
+
+def imports(path):
+    """The names of the modules that a file imports, less the standard library's."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names}
+    return found - STANDARD
+
+
+def test_every_module_has_its_rule():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_a_module_imports_only_what_it_may(module):
+    assert imports(PACKAGE / f"{module}.py") <= ALLOWED[module]
+
+
+def test_a_forbidden_import_would_be_seen(tmp_path):
+    stray = tmp_path / "algebra.py"
+    stray.write_text("import numpy\nfrom . import layers\nfrom .measure import agree\n")
+    assert imports(stray) - ALLOWED["algebra"] == {"layers", "measure"}
+
+
+def test_code_is_no_package():
+    """`code` names a module of the standard library, which pdb and IPython import."""
+    assert not (ROOT / "code" / "__init__.py").exists()
+
+
+def functions(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_functions_are_short(module):
+    long = {f.name for f in functions(PACKAGE / f"{module}.py") if length(f) > 40}
+    assert long == set()
+
+
+def length(function):
+    """Lines of code, the docstring not counted."""
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    start = first.end_lineno if documented else function.lineno
+    return function.end_lineno - start
+
+
+@pytest.mark.parametrize("module", sorted(set(ALLOWED) - {"__init__"}))
+def test_public_functions_are_documented(module):
+    path = PACKAGE / f"{module}.py"
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+    ]
+    assert public
+    assert [node.name for node in public if not ast.get_docstring(node)] == []

@@ -1,0 +1,173 @@
+"""What nbval does not look at: that cells have run, alt text, exercises, width."""
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from execute_chapters import README_FIGURE, named_figure
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = sorted((ROOT / "chapters").glob("*.ipynb"))
+CHAPTERS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
+
+# Cells whose output nbval does not compare: times of the reader's own machine. This
+# number may only fall.
+IGNORED = 2
+WIDTH = 76  # columns of code that fit a page at 1280 px
+
+each_chapter = pytest.mark.parametrize("name", list(CHAPTERS))
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def prose(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type != "code")
+
+
+def is_ignored(cell):
+    return {"nbval-ignore-output", "nbval-skip"} & set(cell.metadata.get("tags", []))
+
+
+def faults(notebook):
+    """What is wrong with a notebook, in words."""
+    cells = code_cells(notebook)
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        yield "not executed whole and in order"
+    for cell in cells:
+        first = cell.source.splitlines()[0] if cell.source else "an empty cell"
+        if any(output.output_type == "error" for output in cell.outputs):
+            yield f"an error: {first}"
+        if any(output.get("name") == "stderr" for output in cell.outputs):
+            yield f"a warning: {first}"
+        if any(len(line) > WIDTH for line in cell.source.splitlines()):
+            yield f"wider than {WIDTH} columns: {first}"
+        pictures = [o for o in cell.outputs if is_picture(o)]
+        about = cell.metadata.get("mystnb", {})
+        if pictures and len(about.get("image", {}).get("alt", "")) < 60:
+            yield f"a picture without alt text: {first}"
+        if pictures and not about.get("figure", {}).get("caption"):
+            yield f"a picture without a caption: {first}"
+        if re.search(r"/(home|root|work|Users|tmp)/", str(cell.outputs) + cell.source):
+            yield f"a path of somebody's machine: {first}"
+
+
+def is_picture(output):
+    return any(kind.startswith("image/") for kind in output.get("data", {}))
+
+
+@each_chapter
+def test_a_chapter_has_no_faults(name):
+    assert list(faults(CHAPTERS[name])) == []
+
+
+def first_cell(notebook, wanted):
+    return next(cell for cell in code_cells(notebook) if wanted(cell))
+
+
+def has_picture(cell):
+    return any(is_picture(output) for output in cell.outputs)
+
+
+def not_run(notebook):
+    code_cells(notebook)[-1].execution_count = None
+
+
+def failed(notebook):
+    error = nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
+    code_cells(notebook)[0].outputs.append(error)
+
+
+def without_alt(notebook):
+    first_cell(notebook, has_picture).metadata["mystnb"]["image"]["alt"] = ""
+
+
+def too_wide(notebook):
+    code_cells(notebook)[1].source += "\n#" + "-" * WIDTH
+
+
+def with_path(notebook):
+    code_cells(notebook)[1].source += "\nopen('/home/me/x')"
+
+
+PLANTED = {
+    not_run: "not executed",
+    failed: "an error",
+    without_alt: "without alt text",
+    too_wide: "wider than",
+    with_path: "a path",
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_a_planted_fault_is_found(plant):
+    notebook = copy.deepcopy(CHAPTERS["01-why-fuse-sideways"])
+    plant(notebook)
+    (found,) = faults(notebook)
+    assert PLANTED[plant] in found
+
+
+def test_few_cells_are_ignored_and_no_more_than_before():
+    cells = [cell for notebook in CHAPTERS.values() for cell in code_cells(notebook)]
+    ignored = sum(bool(is_ignored(cell)) for cell in cells)
+    assert ignored == IGNORED
+    assert 20 * ignored <= len(cells)
+
+
+@each_chapter
+def test_a_chapter_has_the_form_of_a_chapter(name):
+    text = prose(CHAPTERS[name])
+    assert text.count(":class: opening") == 1
+    assert text.count(":class: takeaway") >= 3
+    assert 3 <= text.count("```{exercise}") <= 5
+    labels = re.findall(r":label: (ex-\S+)", text)
+    solved = re.findall(r"\{solution(?:-start)?\} (ex-\S+)", text)
+    assert labels == solved
+    assert text.count(":class: dropdown") == len(solved)
+    assert "\n## Summary" in text
+    assert "**Sources**" in text
+    assert "{cite:" in text
+
+
+@each_chapter
+def test_a_chapter_shows_a_check_failing(name):
+    code = "\n".join(cell.source for cell in code_cells(CHAPTERS[name]))
+    assert "measure.agree" in code
+    assert "measure.refusal" in code
+
+
+def test_the_readme_shows_the_figure_of_chapter_6():
+    notebook = CHAPTERS["06-an-inception-module-on-gpu"]
+    assert named_figure(notebook, "fig-ladder") == README_FIGURE.read_bytes()
+
+
+def test_the_readme_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) == 10
+    exec(code, {})
+
+
+def nbval(path):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval"]
+    command += ["--nbval-current-env", "-c", "/dev/null", "--rootdir", str(path.parent)]
+    command += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_changed_digit_fails_nbval(tmp_path):
+    """The first cells of a chapter, once as stored and once with a digit changed."""
+    notebook = copy.deepcopy(CHAPTERS["02-a-1x1-convolution-is-a-matrix-multiply"])
+    notebook.cells = notebook.cells[:10]
+    path = tmp_path / "chapter.ipynb"
+    nbformat.write(notebook, path)
+    assert nbval(path).returncode == 0
+    output = code_cells(notebook)[-1].outputs[0]
+    assert "144" in output.text
+    output.text = output.text.replace("144", "145", 1)
+    nbformat.write(notebook, path)
+    assert nbval(path).returncode == 1

@@ -1,0 +1,77 @@
+"""The pictures in steps, the source shown, and the figures' data."""
+
+import re
+
+import matplotlib.pyplot as plt
+import pytest
+
+from hfusion import algebra, figures, show
+
+
+def test_stacking_shows_the_product_worked_by_hand():
+    player = show.stacking([[[1, 2]], [[3, 4]]], [[5], [6]])
+    captions = [caption for _, caption in player.steps]
+    assert len(captions) == 5  # apart, stacked, a row, a row, split
+    assert captions[-1].endswith("1, 1.")
+    last = re.findall(r">(-?\d+)</text>", player.steps[-1][0])
+    assert {"17", "39"} <= set(last)  # 1·5 + 2·6 and 3·5 + 4·6
+    first = re.findall(r">(-?\d+)</text>", player.steps[0][0])
+    assert not {"17", "39"} & set(first)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(1, ["1 piece", "3 pieces"]), (2, ["2 pieces", "6 pieces"])]
+)
+def test_splitting_counts_pieces(batch, expected):
+    """NCHW: a piece an image. NHWC: a piece a pixel, of three pixels here."""
+    steps = show.splitting(sizes=(2, 1), pixels=3, batch=batch).steps
+    first_branch = [steps[0][1], steps[2][1]]
+    assert [re.search(r"\d+ pieces?", text)[0] for text in first_branch] == expected
+
+
+def test_splitting_joins_what_touches():
+    """A branch alone is one piece in any layout."""
+    steps = show.splitting(sizes=(2,), pixels=3, batch=2).steps
+    assert all("1 piece," in caption for _, caption in steps)
+
+
+def test_a_player_is_the_same_text_every_time_and_escapes_its_label():
+    player = show.Player('a "label" <b>', (("<svg></svg>", "x < y"),))
+    assert player._repr_html_() == player._repr_html_()
+    assert "&lt;b&gt;" in player._repr_html_()
+    assert "<figcaption>x &lt; y</figcaption>" in player._repr_html_()
+    assert repr(player).splitlines()[1] == "1. x < y"
+
+
+def test_source_is_the_code_without_its_docstring():
+    shown = show.source(algebra.fold).data
+    assert shown.startswith("```python\ndef fold(")
+    assert '"""' not in shown
+    assert "scale = gamma / np.sqrt(var + eps)" in shown
+
+
+def test_photographs_are_jpeg_and_closed():
+    figure = figures.gallery({"a": __import__("numpy").zeros((4, 6))}, columns=1)
+    image = show.photographs(figure)
+    assert image.data[:2] == b"\xff\xd8"
+    assert not plt.fignum_exists(figure.number)
+
+
+def test_blocks_are_drawn_to_scale():
+    figure = figures.blocks((3, 1), 8, 5, ("a", "b"))
+    heights = [patch.get_height() for patch in figure.axes[0].patches]
+    assert heights == [3, 3, 1, 1, 8]
+    plt.close(figure)
+
+
+def test_stacked_bars_show_their_numbers():
+    rows = {"one": {"x": 2, "y": 3}, "two": {"x": 1, "y": 0}}
+    figure = figures.stacked_bars(rows, {"x": "red", "y": "blue"}, "count")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [2, 3, 1, 0]
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["5", "1"]
+    plt.close(figure)
+
+
+def test_branches_have_four_colours_that_nothing_else_has():
+    assert len(set(figures.BRANCHES)) == 4
+    assert not set(figures.BRANCHES) & {*figures.OTHERS, figures.INPUT, figures.INK}
