@@ -49,6 +49,7 @@ run: .venv/test.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff check code tests chapters
 	$(BIN)/ruff format --check code tests
+	$(BIN)/ruff format --check --line-length 76 chapters
 
 # The local package is not a version, and torch's "+cpu" is a build, not a release.
 lock:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hfusion import algebra
-from hfusion.measure import Disagreement, agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hfusion import algebra
+from hfusion.measure import Disagreement, agree
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -18,7 +18,15 @@ ALLOWED = {
     "models": {"torch"},
     "show": {"figures", "IPython", "matplotlib"},
 }
-STANDARD = {"collections", "dataclasses", "html", "inspect", "io", "math", "platform"}
+STANDARD = {
+    "collections",
+    "dataclasses",
+    "html",
+    "inspect",
+    "io",
+    "math",
+    "platform",
+}
 STANDARD |= {"statistics", "textwrap", "time"}
 
 

@@ -47,6 +47,9 @@ def faults(notebook):
             yield f"a warning: {first}"
         if any(len(line) > WIDTH for line in cell.source.splitlines()):
             yield f"wider than {WIDTH} columns: {first}"
+        shown = "\n".join(o.get("data", {}).get("text/markdown", "") for o in cell.outputs)
+        if any(len(line) > WIDTH for line in shown.splitlines()):
+            yield f"shows source wider than {WIDTH} columns: {first}"
         pictures = [o for o in cell.outputs if is_picture(o)]
         about = cell.metadata.get("mystnb", {})
         if pictures and len(about.get("image", {}).get("alt", "")) < 60:
@@ -153,9 +156,26 @@ def test_the_readme_code_runs():
 
 
 def nbval(path):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval"]
-    command += ["--nbval-current-env", "-c", "/dev/null", "--rootdir", str(path.parent)]
-    command += ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg"), str(path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--nbval",
+    ]
+    command += [
+        "--nbval-current-env",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(path.parent),
+    ]
+    command += [
+        "--nbval-sanitize-with",
+        str(ROOT / "tests" / "nbval.cfg"),
+        str(path),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hfusion import measure, models
-from hfusion.measure import Disagreement, agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+from hfusion import measure, models
+from hfusion.measure import Disagreement, agree
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 FINITE = st.floats(-100, 100)
@@ -147,7 +148,7 @@ def test_a_disagreement_is_an_assertion_error():
 # refusal
 
 
-@pytest.mark.parametrize("kind", [Disagreement, ValueError, RuntimeError])
+@pytest.mark.parametrize("kind", [Disagreement, AssertionError, ValueError, RuntimeError])
 def test_refusal_is_the_message(kind):
     def refuse(what, *, fits):
         raise kind(f"{what} was bad; {fits} fits")
@@ -184,7 +185,8 @@ OPERATORS = {
     "no copy needed": (lambda: A.contiguous(), ()),
     "a concatenation": (lambda: torch.cat([A, A]), ("cat",)),
     "a convolution": (lambda: F.conv1d(A, A[:, :, None]), ("convolution",)),
-    "a 2-d Linear": (lambda: F.linear(A, A, A[0]), ("addmm",)),
+    "a Linear": (lambda: F.linear(A, A, A[0]), ("addmm",)),
+    "a Linear on three axes": (lambda: F.linear(A[None], A), ("mm",)),
     "memory": (lambda: (torch.empty(3), torch.empty_like(A), A.new_empty(2)), ()),
     "a fill": (lambda: torch.zeros(3), ("zeros",)),
 }

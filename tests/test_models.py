@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hfusion import algebra, models
-from hfusion.measure import Disagreement, agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+from hfusion import algebra, models
+from hfusion.measure import Disagreement, agree
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 

@@ -8,9 +8,9 @@ P = H·W pixels, K output channels, K_i those of branch i.
                                  W  [K, C]   one row a filter
                                  Y = W X + b 1ᵀ   [N, K, P] ──reshape──► y
 
-Every function refuses input that is not finite, of the wrong rank or of sizes
-that do not fit, with a ValueError that names the argument, what it was and
-what fits.
+Every function that computes refuses input that is not finite, and every
+function input of the wrong rank or of sizes that do not fit, with a ValueError
+that names the argument, what it was and what fits.
 """
 
 import numpy as np
@@ -18,8 +18,13 @@ import numpy as np
 
 def _array(name, value, *shape):
     """`value` as a finite array that fits `shape`, a list of sizes or letters."""
-    array = np.asarray(value)
     wanted = "[" + ", ".join(str(size) for size in shape) + "]"
+    try:
+        array = np.asarray(value)
+    except ValueError:  # NumPy's word for it is "inhomogeneous"
+        raise ValueError(f"{name} is ragged; an array {wanted} fits") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} has dtype {array.dtype}; real numbers fit")
     fits = array.ndim == len(shape) and all(
         isinstance(want, str) or want == have
         for want, have in zip(shape, array.shape, strict=True)
@@ -28,17 +33,16 @@ def _array(name, value, *shape):
         raise ValueError(f"{name} has shape {list(array.shape)}; {wanted} fits")
     bad = int(np.count_nonzero(~np.isfinite(array)))
     if bad:
-        raise ValueError(
-            f"{name} holds {bad} NaN or infinite entries of {array.size}; "
-            "finite numbers fit"
-        )
+        raise ValueError(f"{name} has {bad} NaN or infinite entries; finite numbers fit")
     return array
 
 
-def _whole(name, value, least):
-    """`value` as an int of at least `least`."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} was {value!r}; a whole number of at least {least} fits")
+def _whole(name, value, least=None):
+    """`value` as an int, of at least `least`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or (least is not None and value < least):
+        fits = "a whole number" if least is None else f"a whole number of at least {least}"
+        raise ValueError(f"{name} was {value!r}; {fits} fits")
     return int(value)
 
 
@@ -87,8 +91,9 @@ def pointwise(x, weight, bias=None):
     X = x.reshape(N, C, H * W)  # [N, C, P]
     Y = weight @ X  # [N, K, P]
     if bias is not None:
-        Y = Y + _array("bias", bias, weight.shape[0])[:, None]  # [K, 1] beside [N, K, P]
-    return Y.reshape(N, -1, H, W)  # [N, K, H, W]
+        bias = _array("bias", bias, weight.shape[0])
+        Y = Y + bias[:, None]  # [N, K, P] + [K, 1]
+    return Y.reshape(N, len(weight), H, W)  # [N, K, H, W]
 
 
 def im2col(x, kernel_size, stride=1, padding=0):
@@ -115,7 +120,8 @@ def im2col(x, kernel_size, stride=1, padding=0):
     windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
     windows = windows[:, :, ::stride, ::stride]  # [N, C, H', W', k, k]
     N, C, H, W = windows.shape[:4]
-    return windows.transpose(0, 1, 4, 5, 2, 3).reshape(N, C * k * k, H * W)
+    patches = np.array(windows.transpose(0, 1, 4, 5, 2, 3), order="C")  # a copy
+    return patches.reshape(N, C * k * k, H * W)
 
 
 def stack(weights, biases=None):
@@ -132,28 +138,25 @@ def stack(weights, biases=None):
            [3, 4],
            [5, 6]]), None, (1, 2))
     """
-    weights = list(weights)
     if not weights:
         raise ValueError("weights is empty; one matrix [K_i, C] a branch fits")
     weights = [_array(f"weights[{i}]", w, "K_i", "C") for i, w in enumerate(weights)]
-    widths = [w.shape[1] for w in weights]
-    if len(set(widths)) > 1:
-        raise ValueError(
-            f"weights have C = {widths} input channels; siblings read one input, one C fits"
-        )
+    widths = sorted({w.shape[1] for w in weights})
+    if len(widths) > 1:
+        raise ValueError(f"weights have C = {widths} input channels; one C fits")
     sizes = tuple(w.shape[0] for w in weights)
-    weight = np.concatenate(weights, axis=0)  # [K, C]
-    if biases is None or all(b is None for b in biases):
-        return weight, None, sizes
+    weight = np.concatenate(weights)  # [K, C]
+    biases = [None] * len(weights) if biases is None else list(biases)
     if len(biases) != len(weights):
-        raise ValueError(
-            f"biases has {len(biases)} entries; {len(weights)} fit, one a branch"
-        )
+        raise ValueError(f"biases has {len(biases)} entries; {len(weights)} fit")
+    if all(b is None for b in biases):
+        return weight, None, sizes
     parts = [
-        np.zeros(size, weight.dtype) if b is None else _array(f"biases[{i}]", b, size)
+        np.zeros(size) if b is None else _array(f"biases[{i}]", b, size)
         for i, (b, size) in enumerate(zip(biases, sizes, strict=True))
     ]
-    return weight, np.concatenate(parts), sizes  # [K, C], [K]
+    bias = np.concatenate(parts).astype(weight.dtype)  # [K]
+    return weight, bias, sizes
 
 
 def split(y, sizes, axis):
@@ -163,8 +166,10 @@ def split(y, sizes, axis):
     [[0, 1], [2, 3, 4]]
     """
     y, sizes = np.asarray(y), [_whole("sizes", size, 0) for size in sizes]
-    if not -y.ndim <= axis < y.ndim:
+    if not -y.ndim <= _whole("axis", axis) < y.ndim:
         raise ValueError(f"axis was {axis}; y has {y.ndim} axes")
+    if not sizes:
+        raise ValueError("sizes is empty; one size a branch fits")
     if sum(sizes) != y.shape[axis]:
         raise ValueError(
             f"sizes {sizes} add up to {sum(sizes)}; axis {axis} of y has {y.shape[axis]}"
@@ -188,10 +193,10 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
     bias = np.zeros(K, weight.dtype) if bias is None else _array("bias", bias, K)
     mean, var = _array("mean", mean, K), _array("var", var, K)
     gamma, beta = _array("gamma", gamma, K), _array("beta", beta, K)
-    if not eps >= 0 or np.any(var + eps <= 0):
-        raise ValueError(
-            f"var's least entry was {var.min()} and eps {eps}; var + eps above 0 fits"
-        )
+    if not 0 <= eps < np.inf:
+        raise ValueError(f"eps was {eps}; a finite number of at least 0 fits")
+    if np.any(var + eps <= 0):
+        raise ValueError(f"var was {var.min()} and eps {eps}; a sum above 0 fits")
     scale = gamma / np.sqrt(var + eps)  # [K]
     return weight * scale[:, None], (bias - mean) * scale + beta
 
@@ -209,8 +214,13 @@ def rounding_bound(x, weight, bias=None, dtype=np.float32):
     >>> rounding_bound([[[[1.0]], [[1.0]]]], [[1.0, 1.0]]) < 1e-6
     array([[[[ True]]]])
     """
-    x, weight = np.abs(np.asarray(x, np.float64)), np.abs(np.asarray(weight, np.float64))
-    bias = None if bias is None else np.abs(np.asarray(bias, np.float64))
-    unit = float(np.finfo(dtype).eps) / 2
-    n = weight.shape[-1] + 1
+    x = np.abs(_array("x", x, "N", "C", "H", "W"), dtype=np.float64)
+    weight = np.abs(_array("weight", weight, "K", x.shape[1]), dtype=np.float64)
+    if bias is not None:
+        bias = np.abs(_array("bias", bias, len(weight)), dtype=np.float64)
+    if np.dtype(dtype).kind != "f":
+        raise ValueError(f"dtype was {np.dtype(dtype)}; a floating-point dtype fits")
+    n, unit = weight.shape[1] + 1, float(np.finfo(dtype).eps) / 2
+    if n * unit >= 1:
+        raise ValueError(f"dtype {np.dtype(dtype)} has no bound for sums of {n} terms")
     return 2 * n * unit / (1 - n * unit) * pointwise(x, weight, bias)

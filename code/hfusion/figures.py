@@ -8,6 +8,7 @@ result or measures a time: a figure shows what it is given.
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, told apart by readers with any colour vision.
 BRANCHES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # 1×1, 3×3, 5×5, pool
@@ -271,6 +272,7 @@ def stacked_bars(rows, colours, xlabel):
     axis.set_yticks(range(len(rows)), list(rows))
     axis.invert_yaxis()
     axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel(xlabel)
     axis.legend(ncols=len(colours), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     figure.tight_layout()

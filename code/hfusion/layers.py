@@ -12,7 +12,8 @@ in one size only, the number of output channels. So they stack:
 bit. In between, state_dict() has the keys and shapes of the left-hand side.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -24,23 +25,30 @@ class FusionError(ValueError):
     """Layers that cannot be stacked, or a state_dict that does not fit them."""
 
 
-def _dtypes(layer):
-    return sorted({str(p.dtype) for p in layer.parameters()})
+def _settings(layer, name):
+    """What a layer's parameters have for `name`: one entry if they agree."""
+    return sorted({str(getattr(p, name)) for p in layer.parameters()})
 
 
-def _has_hooks(layer):
-    kinds = ("_forward", "_forward_pre", "_backward", "_backward_pre")
-    return any(getattr(layer, f"{kind}_hooks") for kind in kinds)
+def _hooks(layer):
+    """The hooks that stacking would lose: of the layer and of its parameters."""
+    kinds = ("_forward", "_forward_pre", "_backward", "_backward_pre", "_state_dict")
+    kinds += ("_load_state_dict_pre", "_load_state_dict_post")
+    found = [kind[1:] for kind in kinds if getattr(layer, f"{kind}_hooks", None)]
+    return found + ["tensor" for p in layer.parameters() if p._backward_hooks]
 
 
 # Why one layer cannot be stacked: (name, what it is, does it fit, what fits).
 ALONE = (
     ("type", lambda m: type(m).__name__, lambda m: type(m) in KINDS,
      "Conv1d, Conv2d, Conv3d or Linear itself, no subclass"),
+    ("forward", lambda m: "set", lambda m: "forward" not in vars(m), "that of its type"),
     ("groups", lambda m: m.groups, lambda m: getattr(m, "groups", 1) == 1, "1"),
-    ("hooks", lambda m: "set", lambda m: not _has_hooks(m),
-     "no hooks, since they would not be called"),
-    ("dtype", _dtypes, lambda m: len(_dtypes(m)) == 1, "one dtype for weight and bias"),
+    ("hooks", _hooks, lambda m: not _hooks(m), "none, since they would not be called,"),
+    ("dtype", lambda m: _settings(m, "dtype"), lambda m: len(_settings(m, "dtype")) == 1,
+     "one for weight and bias"),
+    ("device", lambda m: _settings(m, "device"), lambda m: len(_settings(m, "device")) == 1,
+     "one for weight and bias"),
 )  # fmt: skip
 
 # What siblings must have in common: (name, how to read it; None where it has none).
@@ -65,8 +73,17 @@ def refusal(layers):
     """Why these layers cannot be stacked, in a sentence; "" if they can.
 
     layers: a list of modules, or a dict from names to modules.
+
+    >>> refusal([nn.Linear(4, 2), nn.Linear(5, 2)])
+    'in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features'
     """
-    named = _named(layers)
+    try:
+        return _refusal(_named(layers))
+    except FusionError as error:
+        return str(error)
+
+
+def _refusal(named):
     if not named:
         return "layers is empty; one layer or more fits"
     for key, layer in named.items():
@@ -79,8 +96,10 @@ def refusal(layers):
         if len({repr(value) for value in values.values()}) > 1:
             listed = ", ".join(f"layers[{key}] {value}" for key, value in values.items())
             return f"{name} differs: {listed}; siblings have one {name}"
-    parameters = [p for layer in named.values() for p in layer.parameters()]
-    if len({id(p) for p in parameters}) < len(parameters):
+    parameters = {id(p): p for layer in named.values() for p in layer.parameters()}
+    places = [p.data_ptr() for p in parameters.values() if p.data_ptr()]
+    count = sum(len(list(layer.parameters())) for layer in named.values())
+    if len(parameters) < count or len(set(places)) < len(places):
         return "layers share a parameter; separate layers with tensors of their own fit"
     return ""
 
@@ -99,14 +118,15 @@ def stack(layers):
     >>> [tuple(y.shape) for y in stacked(torch.zeros(8, 192, 28, 28))]
     [(8, 64, 28, 28), (8, 96, 28, 28)]
     """
-    reason = refusal(layers)
+    named = _named(layers)
+    reason = _refusal(named)
     if reason:
         raise FusionError(reason)
-    return Stacked(_named(layers))
+    return Stacked(named)
 
 
 def unstack(stacked):
-    """The separate layers again, with the current weights: a ModuleDict by name.
+    """The separate layers again, with the current weights: a dict by name.
 
     Layers that had no bias get none back.
 
@@ -124,34 +144,55 @@ def split(y, sizes, dim):
     >>> [tuple(part.shape) for part in split(torch.zeros(8, 5), (2, 3), dim=1)]
     [(8, 2), (8, 3)]
     """
-    if not -y.ndim <= dim < y.ndim:
-        raise ValueError(f"dim was {dim}; y has {y.ndim} dimensions")
-    if any(size < 0 for size in sizes) or sum(sizes) != y.shape[dim]:
+    if type(dim) is not int or not -y.ndim <= dim < y.ndim:
+        raise ValueError(f"dim was {dim!r}; a dimension of y, which has {y.ndim}, fits")
+    sizes = tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
+    whole = all(type(size) is int and size >= 0 for size in sizes)
+    if not whole or sum(sizes) != y.shape[dim]:
         raise ValueError(
-            f"sizes was {list(sizes)}, in all {sum(sizes)}; no negative size, "
-            f"in all {y.shape[dim]} fits (dim {dim} of y {list(y.shape)})"
+            f"sizes was {list(sizes)}; whole numbers from 0 with the sum {y.shape[dim]} fit"
         )
-    return torch.split(y, list(sizes), dim=dim)
+    return _cut(y, sizes, dim)
+
+
+def _cut(y, sizes, dim):
+    # Not torch.split: autograd forbids to change its views in place, as nn.ReLU(True) does.
+    ends = list(itertools.accumulate(sizes))
+    return tuple(y.narrow(dim, e - size, size) for size, e in zip(sizes, ends, strict=True))
 
 
 def stack_parameters(weights, biases):
     """(weight, bias) of the stacked layer: the branches', one after the other.
 
-    weights: tensors [K_i, …]; biases: tensors [K_i], some or all None. A missing
-    bias becomes zeros where a sibling has one. The results require a gradient
-    where the branches' do, and are copies.
+    weights: tensors [K_i, …] of one dtype; biases: tensors [K_i], some or all
+    None. A missing bias becomes zeros where a sibling has one. The results are
+    copies, and require a gradient where the branches' do.
 
     >>> stack_parameters([torch.ones(1, 2), torch.ones(2, 2)], [torch.ones(1), None])[1]
     tensor([1., 0., 0.])
     """
-    weight = torch.cat(list(weights)).detach().requires_grad_(weights[0].requires_grad)
+    weights, biases = list(weights), list(biases)
+    if not weights or len(biases) != len(weights):
+        raise ValueError(
+            f"biases has {len(biases)} entries and weights {len(weights)}; as many of "
+            "each, at least one, fit (None for a bias that is missing)"
+        )
+    kinds = {(str(w.dtype), str(w.device), tuple(w.shape[1:])) for w in weights}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"weights are {sorted(kinds)}; one dtype, device and [K_i, …] fits"
+        )
+    for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        if b is not None and (b.shape != w.shape[:1] or b.dtype != w.dtype):
+            raise ValueError(
+                f"biases[{i}] was {b.dtype} {list(b.shape)}; {w.dtype} {[len(w)]} fits"
+            )
+    weight = torch.cat(weights).detach().requires_grad_(weights[0].requires_grad)
     present = [b for b in biases if b is not None]
     if not present:
         return weight, None
-    full = [
-        w.new_zeros(len(w)) if b is None else b
-        for w, b in zip(weights, biases, strict=True)
-    ]
+    pairs = zip(weights, biases, strict=True)
+    full = [w.new_zeros(len(w)) if b is None else b for w, b in pairs]
     return weight, torch.cat(full).detach().requires_grad_(present[0].requires_grad)
 
 
@@ -160,7 +201,8 @@ class Stacked(nn.Module):
 
     forward: x -> a tuple with each branch's output, in order, all views of one
     tensor. Its state_dict is that of the separate layers in an nn.ModuleDict,
-    and each loads the other's.
+    and each loads the other's. Where only some siblings have a bias, the zeros
+    of the others are kept zero by a mask, at the price of one small operator.
     """
 
     def __init__(self, layers):
@@ -169,41 +211,39 @@ class Stacked(nn.Module):
         self.names = tuple(layers)
         self.sizes = tuple(m.weight.shape[0] for m in layers.values())
         self.has_bias = tuple(m.bias is not None for m in layers.values())
-        # Channels lie in front of the pixels; a Linear has none behind it.
-        self.dim = -1 if isinstance(first, nn.Linear) else 1 - first.weight.ndim
+        # Channels lie in front of the pixels, a Linear's features behind all else.
+        self.dim = 1 - first.weight.ndim
         weight, bias = stack_parameters(
             [m.weight for m in layers.values()], [m.bias for m in layers.values()]
         )
         self.layer = _like(first, weight, bias)
-        keep = None
-        if bias is not None and not all(self.has_bias):
-            ones = [weight.new_ones(size) for size in self.sizes]
-            keep = torch.cat([o * has for o, has in zip(ones, self.has_bias, strict=True)])
-        self.register_buffer("keep", keep, persistent=False)
+        mixed = any(self.has_bias) and not all(self.has_bias)
+        mask = _mask(self, weight.device) if mixed else None
+        self.register_buffer("absent", mask, persistent=False)
         self.register_state_dict_post_hook(_split_state)
         self.register_load_state_dict_pre_hook(_stack_state)
+        self.train(first.training)
 
     def forward(self, x):
-        if self.keep is None or not torch.is_grad_enabled():
+        if self.absent is None:
             y = self.layer(x)
         else:
-            # A bias that was missing must not learn: its gradient is masked.
-            bias = self.layer.bias * self.keep
+            bias = self.layer.bias.masked_fill(self.absent, 0)
             y = torch.func.functional_call(self.layer, {"bias": bias}, (x,))
-        return torch.split(y, list(self.sizes), dim=self.dim)
+        return _cut(y, self.sizes, self.dim)
 
     def unstack(self):
         """See `hfusion.layers.unstack`."""
-        layers = nn.ModuleDict()
         weights = self.layer.weight.split(self.sizes)
         biases = [None] * len(self.sizes)
         if self.layer.bias is not None:
             biases = self.layer.bias.split(self.sizes)
-        for name, weight, bias, has in zip(
-            self.names, weights, biases, self.has_bias, strict=True
-        ):
-            layers[name] = _like(self.layer, weight.clone(), bias.clone() if has else None)
-        return layers
+        return {
+            name: _like(self.layer, weight.clone(), bias.clone() if has else None)
+            for name, weight, bias, has in zip(
+                self.names, weights, biases, self.has_bias, strict=True
+            )
+        }
 
     def extra_repr(self):
         return ", ".join(f"{n}: {s}" for n, s in zip(self.names, self.sizes, strict=True))
@@ -212,14 +252,24 @@ class Stacked(nn.Module):
 def _named(layers):
     """The layers by name, in order; a list's names are its indices."""
     if isinstance(layers, Mapping | nn.ModuleDict):
-        return {str(key): layer for key, layer in layers.items()}
-    try:
+        named = dict(layers.items())
+    elif isinstance(layers, Iterable):
         named = {str(index): layer for index, layer in enumerate(layers)}
-    except TypeError:
-        raise FusionError(
-            f"layers was a {type(layers).__name__}; a list or dict of layers fits"
-        ) from None
+    else:
+        raise FusionError(f"layers was a {type(layers).__name__}; a list or dict fits")
+    for name in named:
+        if not isinstance(name, str) or not name:
+            raise FusionError(
+                f"layers has the name {name!r}; a string that is not empty fits"
+            )
     return named
+
+
+def _mask(stacked, device):
+    """[K] booleans: whether the branch that a row belongs to lacks a bias."""
+    rows = zip(stacked.sizes, stacked.has_bias, strict=True)
+    flags = [not has for size, has in rows for _ in range(size)]
+    return torch.tensor(flags, device=device)
 
 
 def _like(layer, weight, bias):
@@ -265,16 +315,25 @@ def _split_state(module, state_dict, prefix, local_metadata):
 
 def _stack_state(module, state_dict, prefix, metadata, strict, missing, unexpected, errors):
     """Before load_state_dict(): the branches' tensors become the stacked ones."""
+    assign = metadata.get("assign_to_params_buffers", False)
     for parameter, pieces in _pieces(module, prefix):
-        whole = getattr(module.layer, parameter).detach().clone()
+        now = getattr(module.layer, parameter).detach()
+        parts = []
         for key, start, end in pieces:
-            if key is None:  # this branch has no bias
-                continue
-            part, place = state_dict.pop(key, None), whole[start:end]
-            if part is None:
+            part, place = state_dict.pop(key, None), now[start:end]
+            if part is None and key is not None:
                 missing.append(key)
-            elif part.shape != place.shape:
-                errors.append(f"{key} was {list(part.shape)}; {list(place.shape)} fits")
-            else:
-                place.copy_(part)
-        state_dict[f"{prefix}layer.{parameter}"] = whole
+            elif part is not None and getattr(part, "shape", None) != place.shape:
+                was = list(getattr(part, "shape", [])) or type(part).__name__
+                errors.append(f"{key} was {was}; a tensor {list(place.shape)} fits")
+            elif part is not None:
+                parts.append(torch.as_tensor(part))
+                continue
+            parts.append(torch.zeros_like(place) if key is None else place)
+        if f"{prefix}layer.{parameter}" in state_dict:
+            unexpected.append(f"{prefix}layer.{parameter}")
+        # `assign` takes dtype and device from the state, a plain load keeps the module's.
+        like = parts[0] if assign else now
+        state_dict[f"{prefix}layer.{parameter}"] = torch.cat([p.to(like) for p in parts])
+    if module.absent is not None:  # in no state, so after to_empty() it is still unset
+        module.absent = _mask(module, like.device)

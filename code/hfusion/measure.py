@@ -32,13 +32,16 @@ class Agreement:
         entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         if self.bound == 0:
             return f"exactly equal: {entries}"
-        return f"equal within rounding: {entries}, none further apart than {self.bound:.1e}"
+        return f"equal within rounding: {entries}, bound {self.bound:.1e}"
 
 
-def _float64(value):
+def _numbers(value):
+    """As an array: whole numbers as they are, all others in float64, without loss."""
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().double().numpy()
-    return np.asarray(value, dtype=np.float64)
+        value = value.detach().cpu()
+        value = (value.double() if value.is_floating_point() else value).numpy()
+    array = np.asarray(value)
+    return array if array.dtype.kind in "biu" else array.astype(np.float64)
 
 
 def agree(actual, expected, bound=0.0):
@@ -46,27 +49,35 @@ def agree(actual, expected, bound=0.0):
 
     actual, expected: tensors or arrays of one shape. bound: how far apart two
     entries may be, a number or an array of that shape; 0 means exactly equal.
-    NaN never passes. Returns an Agreement; raises Disagreement, which says how
-    many entries differ, where the first one is and what it was.
+    NaN and infinity never pass. Returns an Agreement; raises Disagreement, which
+    says how many entries differ, where the first one is and what it was.
 
     >>> print(agree(np.array([1.0, 2.0]), np.array([1.0, 2.0])))
     exactly equal: 2 entries
     """
-    a, e = _float64(actual), _float64(expected)
+    a, e, limit = _numbers(actual), _numbers(expected), _numbers(bound)
     if a.shape != e.shape:
-        raise Disagreement(f"shape {list(a.shape)} where {list(e.shape)} was expected")
-    if not np.all(np.asarray(_float64(bound)) >= 0):
-        raise ValueError(f"bound was {bound}; a number of at least 0 fits")
+        raise Disagreement(f"the shape is {list(a.shape)}, not {list(e.shape)}")
     if a.size == 0:
         raise ValueError("actual is empty; nothing would be compared")
-    wrong = ~(np.abs(a - e) <= _float64(bound))  # the negation also catches NaN
+    if limit.shape not in ((), a.shape) or not np.all((limit >= 0) & (limit < np.inf)):
+        raise ValueError(
+            "bound has to be finite, at least 0, and one number or one an entry"
+        )
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN is refused
+        # A bound of 0 is compared as it is: a difference could be rounded to 0.
+        close = (a == e) & np.isfinite(a) if not np.any(limit) else np.abs(a - e) <= limit
+    wrong = ~close  # NaN is close to nothing
     if np.any(wrong):
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        was, wanted = f"{a[where]:.4g}", f"{e[where]:.4g}"
+        if was == wanted:  # they differ in a later digit: show them all
+            was, wanted = f"{a[where]!s}", f"{e[where]!s}"
         raise Disagreement(
-            f"{np.count_nonzero(wrong)} of {a.size} entries differ, "
-            f"first at {where}: {a[where]:.4g} where {e[where]:.4g} was expected"
+            f"{np.count_nonzero(wrong)} of {a.size} entries differ; "
+            f"at {where} it is {was}, not {wanted}"
         )
-    return Agreement(a.size, float(np.max(_float64(bound))))
+    return Agreement(a.size, float(np.max(limit)))
 
 
 def refusal(call, *args, **kwargs):
@@ -75,13 +86,24 @@ def refusal(call, *args, **kwargs):
     For showing that a check can fail: raises if the call goes through.
 
     >>> refusal(agree, [1.0], [2.0])
-    '1 of 1 entries differ, first at (0,): 1 where 2 was expected'
+    '1 of 1 entries differ; at (0,) it is 1, not 2'
     """
     try:
         call(*args, **kwargs)
     except (AssertionError, ValueError, RuntimeError) as error:
         return str(error)
     raise Disagreement("the call went through, and should have been refused")
+
+
+def differ(actual, expected, bound=0.0):
+    """The opposite of `agree`: says how two results differ, raises if they do not.
+
+    For showing that a check can fail.
+
+    >>> differ([1.0, 2.0], [1.0, 2.5])
+    '1 of 2 entries differ; at (1,) it is 2, not 2.5'
+    """
+    return refusal(agree, actual, expected, bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +123,14 @@ class Launches:
 
 
 # Operators that set aside memory or read metadata, and compute nothing.
-_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "_unsafe_view"}
+_FREE = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "detach",
+    "_unsafe_view",
+}
 
 
 def _computes(operator):
@@ -171,9 +200,11 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10):
     """
     if not arms:
         raise ValueError("arms is empty; at least one function fits")
-    for name, value in (("rounds", rounds), ("calls", calls)):
-        if value < 1:
-            raise ValueError(f"{name} was {value}; at least 1 fits")
+    for name, value, least in (
+        ("rounds", rounds, 1), ("warm_up", warm_up, 0), ("calls", calls, 1)
+    ):  # fmt: skip
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} was {value!r}; a whole number from {least} fits")
     names = list(arms)
     samples = {name: [] for name in names}
     with torch.no_grad():
@@ -199,15 +230,21 @@ def gains(samples, base):
     Returns {name: (lower quartile, median, upper quartile)}; above 1 the arm wins.
 
     >>> gains({"old": [4.0, 4.0, 4.0], "new": [2.0, 2.0, 1.0]}, "old")["new"]
-    (2.0, 2.0, 4.0)
+    (2.0, 2.0, 3.0)
     """
     if base not in samples:
         raise ValueError(f"base was {base!r}; one of {', '.join(samples)} fits")
+    rounds = {name: len(times) for name, times in samples.items()}
+    if len(set(rounds.values())) > 1 or not rounds[base]:
+        raise ValueError(f"samples have {rounds} rounds; one number above 0 for all fits")
+    if any(not time > 0 for times in samples.values() for time in times):
+        raise ValueError("samples have a time that is not above 0; times in µs fit")
     result = {}
     for name, times in samples.items():
         ratios = [b / t for b, t in zip(samples[base], times, strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        result[name] = tuple(quartiles)
+        if len(ratios) == 1:
+            ratios *= 2
+        result[name] = tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
     return result
 
 

@@ -62,8 +62,8 @@ class Inception(nn.Module):
 
     def __init__(self, widths, batch_norm=True):
         super().__init__()
-        widths = tuple(widths)
-        if len(widths) != 7 or any(not isinstance(w, int) or w < 1 for w in widths):
+        widths = tuple(widths) if isinstance(widths, list | tuple) else (widths,)
+        if len(widths) != 7 or any(type(w) is not int or w < 1 for w in widths):
             raise ValueError(
                 f"widths was {widths}; seven whole numbers above 0 fit: "
                 "c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj"
@@ -80,7 +80,7 @@ class Inception(nn.Module):
     @classmethod
     def from_table(cls, row, batch_norm=True):
         """The module of the paper's table: row "3a", "3b", "4a" … "5b"."""
-        if row not in TABLE:
+        if not isinstance(row, str) or row not in TABLE:
             raise ValueError(f"row was {row!r}; one of {', '.join(TABLE)} fits")
         c_in, _, *widths = TABLE[row]
         return cls((c_in, *widths), batch_norm)
@@ -103,8 +103,10 @@ def randomise(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor, low, high):
-        values = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.copy_(low + (high - low) * values)
+        if tensor is not None:  # a layer may have no bias, a norm no parameters
+            shape, kind = tensor.shape, torch.float64
+            values = torch.rand(shape, generator=generator, dtype=kind)
+            tensor.copy_(low + (high - low) * values)
 
     with torch.no_grad():
         for module in model.modules():
@@ -116,6 +118,5 @@ def randomise(model, seed=0):
             elif getattr(module, "weight", None) is not None:
                 limit = math.sqrt(6 / module.weight[0].numel())
                 draw(module.weight, -limit, limit)
-                if module.bias is not None:
-                    draw(module.bias, -1, 1)
+                draw(getattr(module, "bias", None), -1, 1)
     return model

@@ -77,10 +77,10 @@ def _text(x, y, text):
     return f'<text x="{x}" y="{y}" fill="currentColor">{text}</text>'
 
 
-def _grid(x, y, rows, colours, marked, size=30):
-    """A matrix of cells: `colours` one a row, `marked` the set of strong (row, column)."""
+def _grid(x, y, rows, colour, strong=False):
+    """A matrix of cells with its top left corner at (x, y)."""
     return [
-        _cell(x + j * size, y + i * size, value, colours[i], size, (i, j) in marked)
+        _cell(x + 30 * j, y + 30 * i, value, colour, strong=strong)
         for i, row in enumerate(rows)
         for j, value in enumerate(row)
     ]
@@ -91,51 +91,53 @@ def stacking(weights, x):
 
     weights: matrices [K_i, C] and x [C, P], as nested lists of small integers.
     """
-    pixels, c_in = len(x[0]), len(x)
-    rows = [row for weight in weights for row in weight]
-    colours = [BRANCHES[i] for i, weight in enumerate(weights) for _ in weight]
     product = [
-        [sum(w * x[c][p] for c, w in enumerate(row)) for p in range(pixels)] for row in rows
+        [sum(w * x[c][p] for c, w in enumerate(row)) for p in range(len(x[0]))]
+        for weight in weights
+        for row in weight
     ]
-    left_x, left_y, top = 60 + 30 * c_in, 120 + 30 * (c_in + pixels), 34
-    width = left_y + 30 * pixels + 150
-    height = top + 30 * len(rows) + 30 * (len(weights) - 1) + 20
-
-    def frame(caption, done, gap, split=0, multiplied=None):
-        """One step: `done` rows of Y known, blocks `gap` apart, Y `split` apart."""
-        shown = [
-            [f"{v}" if i < done else "" for v in values] for i, values in enumerate(product)
-        ]
-        parts = [_text(left_x + 15 * pixels, 20, "X")]
-        parts += _grid(left_x, top, x, [INPUT] * c_in, set())
-        parts += [_text(15 * c_in, 20, "W"), _text(left_y + 15 * pixels, 20, "Y")]
-        for i, row in enumerate(rows):
-            block = sum(
-                i >= sum(len(w) for w in weights[:k]) for k in range(1, len(weights))
-            )
-            y_w, y_y = top + 30 * i + gap * block, top + 30 * i + split * block
-            marked = (
-                {(0, j) for j in range(max(c_in, pixels))} if i == multiplied else set()
-            )
-            parts += _grid(0, y_w, [row], [colours[i]], marked)
-            parts += _grid(left_y, y_y, [shown[i]], [colours[i]], marked)
-            if split:
-                parts.append(
-                    _text(left_y + 30 * pixels + 60, y_y + 20, f"branch {block + 1}")
-                )
-        return _svg(width, height, parts, caption), caption
-
-    sizes = ", ".join(str(len(w)) for w in weights)
-    steps = [
-        frame("Three separate matrices, one for each branch, all for the same X.", 0, 26)
+    frames = [  # caption, rows of Y known, W apart by, Y cut by, row being multiplied
+        (
+            "Three separate matrices, one for each branch, all for the same X.",
+            0,
+            26,
+            0,
+            None,
+        ),
+        ("Stacked: the rows of all branches, in order, as one W.", 0, 0, 0, None),
     ]
-    steps.append(frame("Stacked: the rows of all branches, in order, as one W.", 0, 0))
-    for i in range(len(rows)):
+    for i in range(len(product)):
         caption = f"Row {i + 1} of W times X gives row {i + 1} of Y, and no other."
-        steps.append(frame(caption, i + 1, 0, multiplied=i))
+        frames.append((caption, i + 1, 0, 0, i))
+    sizes = ", ".join(str(len(weight)) for weight in weights)
     caption = f"Split: cut the rows of Y by the branches' sizes, {sizes}."
-    steps.append(frame(caption, len(rows), 0, split=26))
+    frames.append((caption, len(product), 0, 26, None))
+    steps = [(_product(weights, x, product, *frame), frame[0]) for frame in frames]
     return Player("Stacking three weight matrices, step by step", tuple(steps))
+
+
+def _product(weights, x, product, caption, done, apart, cut, row_now):
+    """One frame of `stacking`: W · X = Y."""
+    c_in, pixels = len(x), len(x[0])
+    left_x, left_y, top = 60 + 30 * c_in, 120 + 30 * (c_in + pixels), 34
+    parts = [
+        _text(15 * c_in, 20, "W"),
+        _text(left_x + 15 * pixels, 20, "X"),
+        _text(left_y + 15 * pixels, 20, "Y"),
+        *_grid(left_x, top, x, INPUT),
+    ]
+    rows = [(block, row) for block, weight in enumerate(weights) for row in weight]
+    for i, (block, row) in enumerate(rows):
+        values = product[i] if i < done else [""] * pixels
+        y = top + 30 * i
+        parts += _grid(0, y + apart * block, [row], BRANCHES[block], i == row_now)
+        parts += _grid(left_y, y + cut * block, [values], BRANCHES[block], i == row_now)
+        if cut:
+            label = f"branch {block + 1}"
+            parts.append(_text(left_y + 30 * pixels + 45, y + cut * block + 20, label))
+    width = left_y + 30 * pixels + 90
+    height = top + 30 * len(rows) + 26 * (len(weights) - 1) + 10
+    return _svg(width, height, parts, caption)
 
 
 def splitting(sizes, pixels, batch):
