@@ -24,6 +24,7 @@ STANDARD = {
     "html",
     "inspect",
     "io",
+    "itertools",
     "math",
     "platform",
 }

@@ -141,7 +141,7 @@ def test_a_chapter_has_the_form_of_a_chapter(name):
 def test_a_chapter_shows_a_check_failing(name):
     code = "\n".join(cell.source for cell in code_cells(CHAPTERS[name]))
     assert "measure.agree" in code
-    assert "measure.refusal" in code
+    assert "measure.differ" in code
 
 
 def test_the_readme_shows_the_figure_of_chapter_6():

@@ -140,15 +140,17 @@ def stack(weights, biases=None):
     """
     if not weights:
         raise ValueError("weights is empty; one matrix [K_i, C] a branch fits")
-    weights = [_array(f"weights[{i}]", w, "K_i", "C") for i, w in enumerate(weights)]
+    weights = [
+        _array(f"weights[{i}]", w, "K_i", "C") for i, w in enumerate(weights)
+    ]  # fmt: skip
     widths = sorted({w.shape[1] for w in weights})
     if len(widths) > 1:
-        raise ValueError(f"weights have C = {widths} input channels; one C fits")
+        raise ValueError(f"weights have C = {widths} inputs; one C fits")
     sizes = tuple(w.shape[0] for w in weights)
     weight = np.concatenate(weights)  # [K, C]
     biases = [None] * len(weights) if biases is None else list(biases)
     if len(biases) != len(weights):
-        raise ValueError(f"biases has {len(biases)} entries; {len(weights)} fit")
+        raise ValueError(f"biases has {len(biases)}; {len(weights)} fit")
     if all(b is None for b in biases):
         return weight, None, sizes
     parts = [
@@ -196,7 +198,7 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
     if not 0 <= eps < np.inf:
         raise ValueError(f"eps was {eps}; a finite number of at least 0 fits")
     if np.any(var + eps <= 0):
-        raise ValueError(f"var was {var.min()} and eps {eps}; a sum above 0 fits")
+        raise ValueError(f"var was {var.min()}, eps {eps}; a sum above 0 fits")
     scale = gamma / np.sqrt(var + eps)  # [K]
     return weight * scale[:, None], (bias - mean) * scale + beta
 
