@@ -138,11 +138,13 @@ def stack(weights, biases=None):
            [3, 4],
            [5, 6]]), None, (1, 2))
     """
+    weights = list(weights)
     if not weights:
-        raise ValueError("weights is empty; one matrix [K_i, C] a branch fits")
+        raise ValueError("weights is empty; one [K_i, C] a branch fits")
     weights = [
-        _array(f"weights[{i}]", w, "K_i", "C") for i, w in enumerate(weights)
-    ]  # fmt: skip
+        _array(f"weights[{i}]", w, "K_i", "C")  # [K_i, C]
+        for i, w in enumerate(weights)
+    ]
     widths = sorted({w.shape[1] for w in weights})
     if len(widths) > 1:
         raise ValueError(f"weights have C = {widths} inputs; one C fits")
@@ -153,12 +155,11 @@ def stack(weights, biases=None):
         raise ValueError(f"biases has {len(biases)}; {len(weights)} fit")
     if all(b is None for b in biases):
         return weight, None, sizes
-    parts = [
-        np.zeros(size) if b is None else _array(f"biases[{i}]", b, size)
-        for i, (b, size) in enumerate(zip(biases, sizes, strict=True))
-    ]
-    bias = np.concatenate(parts).astype(weight.dtype)  # [K]
-    return weight, bias, sizes
+    parts = []
+    for i, (b, size) in enumerate(zip(biases, sizes, strict=True)):
+        bias = np.zeros(size, weight.dtype) if b is None else b
+        parts.append(_array(f"biases[{i}]", bias, size))
+    return weight, np.concatenate(parts), sizes  # [K, C], [K]
 
 
 def split(y, sizes, axis):
@@ -192,13 +193,13 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
     """
     weight = _array("weight", weight, "K", "C")
     K = weight.shape[0]
-    bias = np.zeros(K, weight.dtype) if bias is None else _array("bias", bias, K)
+    bias = _array("bias", np.zeros(K) if bias is None else bias, K)
     mean, var = _array("mean", mean, K), _array("var", var, K)
     gamma, beta = _array("gamma", gamma, K), _array("beta", beta, K)
     if not 0 <= eps < np.inf:
-        raise ValueError(f"eps was {eps}; a finite number of at least 0 fits")
+        raise ValueError(f"eps was {eps}; a finite number from 0 fits")
     if np.any(var + eps <= 0):
-        raise ValueError(f"var was {var.min()}, eps {eps}; a sum above 0 fits")
+        raise ValueError(f"var was {var.min()}, eps {eps}; a sum > 0 fits")
     scale = gamma / np.sqrt(var + eps)  # [K]
     return weight * scale[:, None], (bias - mean) * scale + beta
 
