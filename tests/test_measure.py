@@ -38,9 +38,22 @@ def test_agreement_says_what_was_compared():
 def test_disagreement_says_how_many_where_and_what():
     with pytest.raises(Disagreement) as error:
         agree([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.5, 5.0]])
-    assert str(error.value) == (
-        "2 of 4 entries differ, first at (1, 0): 3 where 3.5 was expected"
-    )
+    assert str(error.value) == ("2 of 4 entries differ; at (1, 0) it is 3, not 3.5")
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "shown"),
+    [
+        ([1.00001], [1.0], "1.00001, not 1.0"),
+        ([2**53 + 1], [2**53], "9007199254740993, not 9007199254740992"),  # no floats
+        (torch.tensor([2**53]), torch.tensor([2**53 + 1]), "992, not 9007199254740993"),
+        ([1e-300], [0.0], "1e-300, not 0"),
+        ([True], [False], "1, not 0"),
+    ],
+)
+def test_the_digits_in_which_two_results_differ_are_shown(actual, expected, shown):
+    with pytest.raises(Disagreement, match=f"{shown}$"):
+        agree(actual, expected)
 
 
 @given(st.lists(st.tuples(FINITE, FINITE, st.floats(0, 1)), min_size=1, max_size=5))
@@ -64,7 +77,7 @@ def test_one_changed_entry_is_found_wherever_it_is(place, change):
     where = tuple(int(i) for i in np.unravel_index(place, actual.shape))
     with pytest.raises(Disagreement, match="1 of 24 entries differ") as error:
         agree(actual, expected, 1e-13)
-    assert f"first at {where}:" in str(error.value)
+    assert f" at {where} it is" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -75,10 +88,11 @@ def test_one_changed_entry_is_found_wherever_it_is(place, change):
         ([np.nan], [np.nan]),
         ([np.inf], [1.0]),
         ([1.0], [-np.inf]),
+        ([np.inf], [np.inf]),
         ([np.inf], [-np.inf]),
     ],
 )
-def test_nan_and_infinity_never_pass(actual, expected):
+def test_nan_and_infinity_never_pass(actual, expected):  # and give no RuntimeWarning
     for bound in (0, 1e300):
         with pytest.raises(Disagreement, match="1 of 1 entries differ"):
             agree(actual, expected, bound)
@@ -97,14 +111,14 @@ def test_shapes_must_be_the_same(actual, expected):
     with pytest.raises(Disagreement) as error:
         agree(actual, expected, 1e300)
     assert str(error.value) == (
-        f"shape {list(actual.shape)} where {list(expected.shape)} was expected"
+        f"the shape is {list(actual.shape)}, not {list(expected.shape)}"
     )
 
 
 def test_the_bound_holds_entry_by_entry():
     bound = np.array([[0.1, 1.0], [2.0, 0.0]])
     agree(bound, np.zeros((2, 2)), bound)  # at the bound passes
-    with pytest.raises(Disagreement, match=r"1 of 4 entries differ, first at \(0, 0\)"):
+    with pytest.raises(Disagreement, match=r"1 of 4 entries differ; at \(0, 0\)"):
         agree(bound * [[2, 1], [1, 1]], np.zeros((2, 2)), bound)
     with pytest.raises(Disagreement, match="2 of 4 entries"):
         agree(bound.T, np.zeros((2, 2)), bound.T[::-1])
@@ -117,21 +131,17 @@ def test_tensors_of_any_kind_and_gradients_are_taken(dtype):
     tensor = torch.arange(4).to(dtype)
     assert agree(tensor, np.arange(4)).entries == 4
     assert agree(torch.arange(4.0, requires_grad=True), tensor).bound == 0
-    with pytest.raises(Disagreement, match=r"first at \(3,\): 3 where 2 was"):
+    with pytest.raises(Disagreement, match=r"at \(3,\) it is 3, not 2$"):
         agree(tensor, [0, 1, 2, 2])
 
 
-BAD_BOUNDS = [
-    ("bound was -1; a number of at least 0 fits", -1),
-    ("bound was nan; a number of at least 0 fits", np.nan),
-    (r"bound was \[0, -1\]; a number of at least 0 fits", [0, -1]),
-    (r"bound was tensor\(\[0., nan\]\); a number", torch.tensor([0.0, torch.nan])),
-]
-
-
-@pytest.mark.parametrize(("message", "bound"), BAD_BOUNDS, ids=[m for m, _ in BAD_BOUNDS])
-def test_a_bound_that_is_none_is_refused(message, bound):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    "bound",
+    [-1, np.nan, np.inf, [0, -1], [0, np.inf], torch.tensor([0.0, torch.nan]),
+     [0], [0, 0, 0], [[0, 0]], [[0], [0]]],
+)  # fmt: skip
+def test_a_bound_that_is_none_is_refused(bound):
+    with pytest.raises(ValueError, match=r"^bound .*finite"):
         agree([1.0, 2.0], [1.0, 2.0], bound)
 
 
@@ -164,6 +174,22 @@ def test_refusal_raises_when_the_call_goes_through():
 def test_refusal_lets_other_errors_pass():
     with pytest.raises(ZeroDivisionError):
         measure.refusal(lambda: 1 / 0)
+
+
+# differ
+
+
+def test_differ_is_the_message_of_the_disagreement():
+    assert measure.differ([1.0, 2.0], [1.0, 2.5], 0.25) == (
+        "1 of 2 entries differ; at (1,) it is 2, not 2.5"
+    )
+    assert measure.differ([1.0], [[1.0]]) == "the shape is [1], not [1, 1]"
+
+
+@pytest.mark.parametrize("bound", [0, 0.5])
+def test_differ_raises_when_the_results_are_equal(bound):
+    with pytest.raises(Disagreement, match="went through"):
+        measure.differ([1.0, 2.0], [1.0, 2.0 + bound], bound)
 
 
 # count_launches
@@ -344,18 +370,19 @@ def test_an_error_in_an_arm_comes_out():
         measure.time_arms({"a": lambda: 1 / 0}, rounds=1)
 
 
-NO_RACE = [
-    ("arms is empty; at least one function fits", {}, {}),
-    ("rounds was 0; at least 1 fits", {"a": int}, {"rounds": 0}),
-    ("rounds was -3; at least 1 fits", {"a": int}, {"rounds": -3}),
-    ("calls was 0; at least 1 fits", {"a": int}, {"calls": 0}),
-]
+def test_no_race_without_arms():
+    with pytest.raises(ValueError, match="arms is empty; at least one function fits"):
+        measure.time_arms({})
 
 
-@pytest.mark.parametrize(("message", "arms", "options"), NO_RACE)
-def test_no_race_without_arms_rounds_or_calls(message, arms, options):
-    with pytest.raises(ValueError, match=message):
-        measure.time_arms(arms, **options)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rounds", 0), ("calls", 0), ("warm_up", -1)]
+    + [(name, bad) for name in ("rounds", "calls", "warm_up") for bad in (True, 2.5, "3")],
+)
+def test_numbers_that_are_not_whole_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} was {value!r}; a whole number"):
+        measure.time_arms({"a": int}, **{name: value})
 
 
 # gains
@@ -385,9 +412,25 @@ def test_one_round_is_its_own_quartiles():
     assert measure.gains({"a": [3.0], "b": [2.0]}, "a")["b"] == (1.5, 1.5, 1.5)
 
 
-def test_an_unknown_base_is_refused():
-    with pytest.raises(ValueError, match="base was 'c'; one of a, b fits"):
-        measure.gains({"a": [1.0], "b": [1.0]}, "c")
+def test_two_rounds_stay_within_their_ratios():
+    samples = {"a": [4.0, 4.0], "b": [1.0, 2.0]}  # ratios 4 and 2
+    assert measure.gains(samples, "a")["b"] == (2.5, 3, 3.5)
+
+
+NO_GAINS = [
+    ("base was 'c'; one of a, b fits", {"a": [1.0], "b": [1.0]}, "c"),
+    ("samples have {'a': 2, 'b': 1} rounds", {"a": [1.0, 2.0], "b": [1.0]}, "a"),
+    ("samples have {'a': 0, 'b': 0} rounds", {"a": [], "b": []}, "a"),
+    ("samples have a time that is not above 0", {"a": [1.0], "b": [0.0]}, "a"),
+    ("samples have a time that is not above 0", {"a": [0.0], "b": [1.0]}, "a"),
+    ("samples have a time that is not above 0", {"a": [1.0], "b": [np.nan]}, "a"),
+]
+
+
+@pytest.mark.parametrize(("message", "samples", "base"), NO_GAINS)
+def test_samples_that_are_no_race_are_refused(message, samples, base):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        measure.gains(samples, base)
 
 
 # The device.

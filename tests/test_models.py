@@ -186,14 +186,13 @@ REFUSED = [
     (rf"widths was \(1, 0, .*; {SEVEN}", lambda: models.Inception((1, 0, 1, 1, 1, 1, 1))),
     (rf"widths was .* -1\); {SEVEN}", lambda: models.Inception([1] * 6 + [-1])),
     (rf"widths was \(1.0, .*; {SEVEN}", lambda: models.Inception([1.0] * 7)),
-    (rf"widths was \('1', .*; {SEVEN}", lambda: models.Inception("1234567")),
-    (
-        r"row was '9z'; one of 3a, 3b, .*, 5b fits",
-        lambda: models.Inception.from_table("9z"),
-    ),
+    (rf"widths was .* True\); {SEVEN}", lambda: models.Inception([1] * 6 + [True])),
+    (rf"widths was .*1234567.*; {SEVEN}", lambda: models.Inception("1234567")),
+    (rf"widths was .*5.*; {SEVEN}", lambda: models.Inception(5)),
+    (r"row was '9z'; one of 3a, 3b, .*, 5b", lambda: models.Inception.from_table("9z")),
     (r"row was '3A'; one of 3a", lambda: models.Inception.from_table("3A")),
     (r"row was 3; one of 3a", lambda: models.Inception.from_table(3)),
-    (r"row was None; one of 3a", lambda: models.Inception.from_table(None)),
+    (r"row was \['3a'\]; one of 3a", lambda: models.Inception.from_table(["3a"])),
 ]
 
 
@@ -239,12 +238,22 @@ def test_randomise_leaves_torchs_own_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_randomise_changes_every_entry_of_every_tensor(batch_norm):
-    module = small(batch_norm)
+MODULES = [  # what randomise fills, and how many tensors that are
+    (small, 30),  # six units of 5
+    (lambda: small(batch_norm=False), 12),  # six units of 2
+    (lambda: nn.BatchNorm2d(3, affine=False), 2),
+    (lambda: nn.BatchNorm2d(3, track_running_stats=False), 2),
+    (lambda: nn.Embedding(4, 3), 1),
+    (lambda: nn.Linear(4, 3, bias=False), 1),
+]
+
+
+@pytest.mark.parametrize(("build", "count"), MODULES)
+def test_randomise_changes_every_entry_of_every_tensor(build, count):
+    module = build()
     before = tensors(module)
     after = tensors(models.randomise(module))
-    assert len(after) == (30 if batch_norm else 12)  # six units of 5 tensors, or of 2
+    assert len(after) == count
     for key in after:
         assert (after[key] != before[key]).all(), key
 

@@ -51,7 +51,7 @@ def conv_loops(x, weight, bias=None, stride=1, padding=0):
 
     x [N, C, H, W], weight [K, C, kh, kw], bias [K] or None -> y [N, K, H', W'].
     What deep learning calls convolution is cross-correlation: the kernel is
-    not flipped (Chetlur et al. 2014, section 2).
+    not flipped (Chetlur et al. 2014).
 
     >>> conv_loops([[[[1.0, 2.0]], [[3.0, 4.0]]]], [[[[10.0]], [[1.0]]]])
     array([[[[13., 24.]]]])
@@ -100,8 +100,8 @@ def im2col(x, kernel_size, stride=1, padding=0):
     """The patches that a kernel visits, one patch a column.
 
     x [N, C, H, W], square kernel of `kernel_size` -> [N, C·k·k, P'], so that a
-    convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al. 2014,
-    section 2.1). For k = 1, stride 1 it is the reshape of `pointwise`.
+    convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al.
+    2014). For k = 1, stride 1 it is the reshape of `pointwise`.
 
     >>> im2col([[[[1, 2], [3, 4]]]], 2)
     array([[[1],

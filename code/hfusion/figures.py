@@ -147,21 +147,25 @@ def fusion_kinds():
 def timeline(panels, until_us):
     """Who works when: host and device, one pair of lanes a panel.
 
-    panels: {title: [(label, colour, host start, host end, device start, device end)]},
-    all in µs. The gaps in the device's lane are the time it waits for launches.
+    panels: {title: [(label, colours, (host start, host end, device start, device
+    end)), …]}, all in µs; a kernel is drawn in equal parts of its colours. The gaps
+    in the device's lane are the time it waits for launches.
     """
     figure, axes = plt.subplots(
         len(panels), 1, figsize=(7.4, 1.55 * len(panels) + 0.3), sharex=True, squeeze=False
     )
     for axis, (title, launches) in zip(axes[:, 0], panels.items(), strict=True):
-        for label, colour, host_0, host_1, device_0, device_1 in launches:
-            axis.barh(1, host_1 - host_0, left=host_0, height=0.62, color=tint(colour),
-                      edgecolor=colour, linewidth=0.9)  # fmt: skip
-            axis.barh(0, device_1 - device_0, left=device_0, height=0.62, color=colour)
+        for label, colours, (host_0, host_1, device_0, device_1) in launches:
+            edge = colours[0] if len(colours) == 1 else INPUT
+            axis.barh(1, host_1 - host_0, left=host_0, height=0.62, color=tint(edge),
+                      edgecolor=edge, linewidth=0.9)  # fmt: skip
             axis.text(
                 (host_0 + host_1) / 2, 1, label, ha="center", va="center", fontsize=7.5
             )
-        end = max(launch[5] for launch in launches)
+            part = (device_1 - device_0) / len(colours)
+            for place, colour in enumerate(colours):
+                axis.barh(0, part, left=device_0 + place * part, height=0.62, color=colour)
+        end = max(times[3] for _, _, times in launches)
         axis.axvline(end, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
         axis.text(end, 1.52, f" {end:.1f} µs", fontsize=9, va="center")
         axis.set_title(title)
