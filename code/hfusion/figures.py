@@ -302,7 +302,7 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
     An error of exactly 0 has no logarithm: it is drawn at the bottom, marked 0.
     """
     figure, axis = plt.subplots(figsize=(7.4, 2.9))
-    floor = bound / 1e6
+    floor = bound / 1e12
     names = list(next(iter(groups.values())))
     for index, (group, bars) in enumerate(groups.items()):
         for place, name in enumerate(names):
@@ -310,12 +310,12 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
             x = index * (len(names) + 1) + place
             axis.bar(x, max(value, floor) - floor, bottom=floor, width=0.85,
                      color=OTHERS[place], label=name if index == 0 else None)  # fmt: skip
-            if value < floor * 2:
-                axis.text(x, floor * 1.6, "0", ha="center")
+            if value == 0:
+                axis.text(x, floor * 2, "0", ha="center")
         centre = index * (len(names) + 1) + (len(names) - 1) / 2
-        axis.text(centre, floor / 6, group, ha="center", va="top")
+        axis.text(centre, floor / 20, group, ha="center", va="top")
     axis.axhline(bound, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
-    axis.text(len(names) - 0.4, bound * 1.6, bound_name, fontsize=8.5)
+    axis.text(len(names) - 0.4, bound * 2, bound_name, fontsize=8.5)
     axis.set_yscale("log")
     axis.set(ylabel=ylabel, xticks=[])
     axis.set_ylim(bottom=floor)

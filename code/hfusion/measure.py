@@ -77,6 +77,8 @@ def agree(actual, expected, bound=0.0):
         was, wanted = f"{a[where]:.4g}", f"{e[where]:.4g}"
         if was == wanted:  # they differ in a later digit: show them all
             was, wanted = f"{a[where]!s}", f"{e[where]!s}"
+        if a.ndim == 0:
+            raise Disagreement(f"it is {was}, not {wanted}")
         raise Disagreement(
             f"{np.count_nonzero(wrong)} of {a.size} entries differ; "
             f"at {where} it is {was}, not {wanted}"
