@@ -180,6 +180,17 @@ def test_a_player_is_stepped_by_mouse_and_keyboard(browser, site):
     page.context.close()
 
 
+def test_a_player_stands_on_the_page_in_the_dark(browser, site):
+    """The theme puts HTML output on a light card, on which a player cannot be read."""
+    page = visit(
+        browser, (site / "chapters/03-stack-the-weights.html").as_uri(), 1280, "dark"
+    )
+    card = page.locator(".text_html:has(fs-player)")
+    colour = card.evaluate("node => getComputedStyle(node).backgroundColor")
+    assert colour == "rgba(0, 0, 0, 0)"
+    page.context.close()
+
+
 def test_without_javascript_a_player_shows_all_its_steps(browser, site):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
