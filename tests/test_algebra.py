@@ -429,6 +429,12 @@ def test_rounding_bound_follows_the_dtype(dtype, unit):
     assert bound == pytest.approx(4 * unit / (1 - 2 * unit), rel=1e-12)
 
 
+def test_rounding_bound_takes_whole_numbers_of_any_width():
+    x, weight = np.array([[[[-128]]]], np.int8), np.array([[-128]], np.int8)
+    bound = algebra.rounding_bound(x, weight, weight[0]).item()  # abs(int8(-128)) is -128
+    assert bound == algebra.rounding_bound([[[[128]]]], [[128]], [128]).item() > 0
+
+
 def test_rounding_bound_ends_where_rounding_may_reach_the_sum():
     # n u < 1 holds up to n = C + 1 = 2047 terms, u = 2^-11
     x, weight = np.ones((1, 2047, 1, 1)), np.ones((1, 2047))

@@ -214,6 +214,7 @@ OPERATORS = {
     "a Linear": (lambda: F.linear(A, A, A[0]), ("addmm",)),
     "a Linear on three axes": (lambda: F.linear(A[None], A), ("mm",)),
     "memory": (lambda: (torch.empty(3), torch.empty_like(A), A.new_empty(2)), ()),
+    "memory with strides": (lambda: torch.empty_strided((2, 2), (1, 2)), ()),
     "a fill": (lambda: torch.zeros(3), ("zeros",)),
 }
 
