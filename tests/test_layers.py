@@ -498,10 +498,18 @@ def test_assigning_takes_dtype_and_device_from_the_checkpoint(order, device):
     assert {p.requires_grad for p in stacked.parameters()} == {True}
 
 
-def test_loading_keeps_the_dtype_of_the_module():
-    stacked, donor = layers.stack(siblings()), siblings(seed=1)
-    stacked.load_state_dict(copy.deepcopy(donor).double().state_dict())
-    assert same_state(stacked.state_dict(), donor.state_dict())
+@pytest.mark.parametrize("change", [torch.Tensor.double, torch.Tensor.numpy])
+def test_loading_keeps_the_dtype_of_the_module(change):
+    stacked, donor = layers.stack(siblings()), siblings(seed=1).state_dict()
+    stacked.load_state_dict({key: change(tensor) for key, tensor in donor.items()})
+    assert same_state(stacked.state_dict(), donor)
+
+
+def test_loading_keeps_the_device_of_the_module():
+    stacked = layers.stack(siblings()).to("meta")
+    stacked.load_state_dict(siblings().state_dict())
+    tensors = *stacked.parameters(), *stacked.buffers()
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 # (what is wrong with a state dict, what the message says; {} is the prefix)
@@ -562,7 +570,14 @@ def test_strict_false_keeps_what_was_missing_and_names_it():
     assert same_state(stacked.state_dict(), expected)
 
 
-# Copies, casts, and modes.
+def test_strict_false_takes_no_wrong_shape():
+    stacked, state = layers.stack(siblings()), siblings(seed=1).state_dict()
+    state["wide.bias"] = torch.zeros(3)
+    with pytest.raises(RuntimeError, match=r"wide.bias was \[3\]"):
+        stacked.load_state_dict(state, strict=False)
+
+
+# Copies and casts.
 
 
 def test_deepcopy_stands_alone():

@@ -188,8 +188,23 @@ def test_differ_is_the_message_of_the_disagreement():
 
 @pytest.mark.parametrize("bound", [0, 0.5])
 def test_differ_raises_when_the_results_are_equal(bound):
-    with pytest.raises(Disagreement, match="went through"):
+    with pytest.raises(Disagreement, match="should differ"):
         measure.differ([1.0, 2.0], [1.0, 2.0 + bound], bound)
+
+
+def test_differ_takes_no_bad_argument_for_a_difference():
+    with pytest.raises(ValueError, match="bound was nan"):
+        measure.differ([1.0], [2.0], float("nan"))
+
+
+def test_small_integers_do_not_overflow_into_agreement():
+    with pytest.raises(Disagreement):
+        agree(np.array([-128], np.int8), np.array([0], np.int8), 1)
+
+
+def test_complex_results_are_refused_and_not_halved():
+    with pytest.raises(ValueError, match="complex128; real numbers fit"):
+        agree([1 + 2j], [1 + 3j])
 
 
 # count_launches
