@@ -563,3 +563,19 @@ REFUSED = [
 def test_bad_input_is_refused_by_name(message, call):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_fold_keeps_float32():
+    ones = np.ones(2, np.float32)
+    weight, bias = algebra.fold(
+        np.ones((2, 3), np.float32), None, ones, ones, ones, ones, 0.0
+    )
+    assert (weight.dtype, bias.dtype) == (np.float32, np.float32)
+
+
+@pytest.mark.parametrize("bad", [5, True, 2.5])
+def test_what_is_no_list_is_refused_by_name(bad):
+    with pytest.raises(ValueError, match=r"^sizes was .*; a list fits"):
+        algebra.split(np.arange(5), bad, axis=0)
+    with pytest.raises(ValueError, match=r"^biases was .*; a list fits"):
+        algebra.stack([[[1, 2]]], bad)

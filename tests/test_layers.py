@@ -484,10 +484,8 @@ def test_a_stacked_layer_that_was_emptied_loads_a_checkpoint(order):
         assert exact(fresh(x), source(x))
 
 
-@pytest.mark.parametrize(
-    ("device", "order"),
-    [("meta", ["wide", "thin"]), ("cpu", ["wide", "thin"]), ("cpu", ["wide", "bare"])],
-)
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("order", [["wide", "thin"], ["wide", "bare"], ["bare", "wide"]])
 def test_assigning_takes_dtype_and_device_from_the_checkpoint(order, device):
     donor, fresh = siblings(seed=1, dtype=torch.float64), siblings().to(device)
     donor = nn.ModuleDict({name: donor[name] for name in order})
@@ -510,6 +508,13 @@ def test_loading_keeps_the_device_of_the_module():
     stacked.load_state_dict(siblings().state_dict())
     tensors = *stacked.parameters(), *stacked.buffers()
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_a_key_missing_from_an_assigned_checkpoint_is_named():
+    state = siblings().state_dict()
+    del state["wide.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*wide\.weight"):
+        layers.stack(siblings()).to("meta").load_state_dict(state, assign=True)
 
 
 # (what is wrong with a state dict, what the message says; {} is the prefix)
@@ -652,7 +657,7 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.Linear])
-@pytest.mark.parametrize("names", [["wide"], ["bare"], ["thin"]])
+@pytest.mark.parametrize("names", [["wide"], ["bare"], ["thin"], ["wide", "bare", "thin"]])
 def test_outputs_may_be_changed_in_place(change, kind, names):
     generator = torch.Generator().manual_seed(0)
     separate = filled(siblings(kind), generator, whole=True)
@@ -798,9 +803,15 @@ def with_tensor_hook(parameter, register="register_hook"):
     return layer
 
 
-def with_forward(forward):
+def with_own(name, value):
     layer = conv()
-    layer.forward = forward
+    setattr(layer, name, value)
+    return layer
+
+
+def with_buffer(name):
+    layer = conv()
+    layer.register_buffer(name, torch.ones(1))
     return layer
 
 
@@ -824,6 +835,10 @@ ITSELF = "Conv1d, Conv2d, Conv3d or Linear itself, no subclass fits"
 
 def hooks(kind):
     return rf"hooks of layers\[1\] was \[.*'{kind}'.*\]; .* fits"
+
+
+def extras(name):
+    return rf"extras of layers\[0\] was \['{name}'\]; none, .* fits"
 
 
 REFUSED = [
@@ -859,7 +874,15 @@ REFUSED = [
         hooks("forward_pre"),
         lambda: [conv(), prune.random_unstructured(conv(), "weight", 1)],
     ),
-    (r"forward of layers\[0\] was .*; ", lambda: [with_forward(torch.relu), conv()]),
+    (hooks("state_dict_pre"), lambda: [conv(), hooked("register_state_dict_pre_hook")]),
+    (
+        hooks("tensor"),
+        lambda: [conv(), with_tensor_hook("weight", "register_post_accumulate_grad_hook")],
+    ),
+    (extras("forward"), lambda: [with_own("forward", torch.relu), conv()]),
+    (extras("_conv_forward"), lambda: [with_own("_conv_forward", torch.relu), conv()]),
+    (extras("child"), lambda: [with_own("child", nn.ReLU()), conv()]),
+    (extras("scale"), lambda: [with_buffer("scale"), conv()]),
     (
         r"dtype of layers\[0\] was .*float32.*float64.*; one ",
         lambda: [with_its("bias", lambda b: (b.double(),))],

@@ -46,6 +46,14 @@ def _whole(name, value, least=None):
     return int(value)
 
 
+def _listed(name, value):
+    """`value` as a list."""
+    try:
+        return list(value)
+    except TypeError:
+        raise ValueError(f"{name} was {value!r}; a list fits") from None
+
+
 def conv_loops(x, weight, bias=None, stride=1, padding=0):
     """A 2-d convolution as its definition says: one loop an index, in float64.
 
@@ -138,7 +146,7 @@ def stack(weights, biases=None):
            [3, 4],
            [5, 6]]), None, (1, 2))
     """
-    weights = list(weights)
+    weights = _listed("weights", weights)
     if not weights:
         raise ValueError("weights is empty; one [K_i, C] a branch fits")
     weights = [
@@ -150,7 +158,7 @@ def stack(weights, biases=None):
         raise ValueError(f"weights have C = {widths} inputs; one C fits")
     sizes = tuple(w.shape[0] for w in weights)
     weight = np.concatenate(weights)  # [K, C]
-    biases = [None] * len(weights) if biases is None else list(biases)
+    biases = [None] * len(weights) if biases is None else _listed("biases", biases)
     if len(biases) != len(weights):
         raise ValueError(f"biases has {len(biases)}; {len(weights)} fit")
     if all(b is None for b in biases):
@@ -168,7 +176,7 @@ def split(y, sizes, axis):
     >>> [part.tolist() for part in split(np.arange(5), (2, 3), axis=0)]
     [[0, 1], [2, 3, 4]]
     """
-    y, sizes = np.asarray(y), [_whole("sizes", size, 0) for size in sizes]
+    y, sizes = np.asarray(y), [_whole("sizes", size, 0) for size in _listed("sizes", sizes)]
     if not -y.ndim <= _whole("axis", axis) < y.ndim:
         raise ValueError(f"axis was {axis}; y has {y.ndim} axes")
     if not sizes:
@@ -193,7 +201,8 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
     """
     weight = _array("weight", weight, "K", "C")
     K = weight.shape[0]
-    bias = _array("bias", np.zeros(K) if bias is None else bias, K)
+    bias = np.zeros(K, weight.dtype) if bias is None else bias
+    bias = _array("bias", bias, K)
     mean, var = _array("mean", mean, K), _array("var", var, K)
     gamma, beta = _array("gamma", gamma, K), _array("beta", beta, K)
     if not 0 <= eps < np.inf:

@@ -32,19 +32,28 @@ def _settings(layer, name):
 
 def _hooks(layer):
     """The hooks that stacking would lose: of the layer and of its parameters."""
-    kinds = ("_forward", "_forward_pre", "_backward", "_backward_pre", "_state_dict")
-    kinds += ("_load_state_dict_pre", "_load_state_dict_post")
-    found = [kind[1:] for kind in kinds if getattr(layer, f"{kind}_hooks", None)]
-    return found + ["tensor" for p in layer.parameters() if p._backward_hooks]
+    kinds = ("forward", "forward_pre", "backward", "backward_pre", "state_dict")
+    kinds += ("state_dict_pre", "load_state_dict_pre", "load_state_dict_post")
+    found = [kind for kind in kinds if getattr(layer, f"_{kind}_hooks", None)]
+    tensors = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    return found + [
+        "tensor" for p in layer.parameters() if any(getattr(p, name) for name in tensors)
+    ]
+
+
+def _extras(layer):
+    """What somebody has added to a layer: methods of its own, buffers, modules."""
+    methods = [name for name in ("forward", "_conv_forward") if name in vars(layer)]
+    return [*methods, *layer._buffers, *layer._modules]
 
 
 # Why one layer cannot be stacked: (name, what it is, does it fit, what fits).
 ALONE = (
     ("type", lambda m: type(m).__name__, lambda m: type(m) in KINDS,
      "Conv1d, Conv2d, Conv3d or Linear itself, no subclass"),
-    ("forward", lambda m: "set", lambda m: "forward" not in vars(m), "that of its type"),
     ("groups", lambda m: m.groups, lambda m: getattr(m, "groups", 1) == 1, "1"),
     ("hooks", _hooks, lambda m: not _hooks(m), "none, since they would not be called,"),
+    ("extras", _extras, lambda m: not _extras(m), "none, since they would be lost,"),
     ("dtype", lambda m: _settings(m, "dtype"), lambda m: len(_settings(m, "dtype")) == 1,
      "one for weight and bias"),
     ("device", lambda m: _settings(m, "device"), lambda m: len(_settings(m, "device")) == 1,
@@ -146,18 +155,13 @@ def split(y, sizes, dim):
     """
     if type(dim) is not int or not -y.ndim <= dim < y.ndim:
         raise ValueError(f"dim was {dim!r}; a dimension of y, which has {y.ndim}, fits")
-    sizes = tuple(sizes) if isinstance(sizes, list | tuple) else (sizes,)
-    whole = all(type(size) is int and size >= 0 for size in sizes)
-    if not whole or sum(sizes) != y.shape[dim]:
+    sizes = list(sizes) if isinstance(sizes, Iterable) else sizes
+    fits = isinstance(sizes, list) and all(type(size) is int for size in sizes)
+    if not fits or not sizes or min(sizes) < 0 or sum(sizes) != y.shape[dim]:
         raise ValueError(
-            f"sizes was {list(sizes)}; whole numbers from 0 with the sum {y.shape[dim]} fit"
+            f"sizes was {sizes}; whole numbers from 0 with the sum {y.shape[dim]} fit"
         )
-    return _cut(y, sizes, dim)
-
-
-def _cut(y, sizes, dim):
-    # Not torch.split: autograd forbids to change its views in place, as nn.ReLU(True) does.
-    ends = list(itertools.accumulate(sizes))
+    ends = itertools.accumulate(sizes)
     return tuple(y.narrow(dim, e - size, size) for size, e in zip(sizes, ends, strict=True))
 
 
@@ -230,7 +234,9 @@ class Stacked(nn.Module):
         else:
             bias = self.layer.bias.masked_fill(self.absent, 0)
             y = torch.func.functional_call(self.layer, {"bias": bias}, (x,))
-        return _cut(y, self.sizes, self.dim)
+        # Not split: autograd forbids to change its views in place, as nn.ReLU(True) does.
+        # It is safe: the parts do not overlap, and nobody else has seen y.
+        return tuple(y.unsafe_split_with_sizes(self.sizes, self.dim))
 
     def unstack(self):
         """See `hfusion.layers.unstack`."""
@@ -317,23 +323,26 @@ def _stack_state(module, state_dict, prefix, metadata, strict, missing, unexpect
     """Before load_state_dict(): the branches' tensors become the stacked ones."""
     assign = metadata.get("assign_to_params_buffers", False)
     for parameter, pieces in _pieces(module, prefix):
-        now = getattr(module.layer, parameter).detach()
-        parts = []
+        now, found = getattr(module.layer, parameter).detach(), {}
         for key, start, end in pieces:
             part, place = state_dict.pop(key, None), now[start:end]
-            if part is None and key is not None:
+            if key is not None and part is None:
                 missing.append(key)
-            elif part is not None and getattr(part, "shape", None) != place.shape:
+            elif key is not None and getattr(part, "shape", None) != place.shape:
                 was = list(getattr(part, "shape", [])) or type(part).__name__
                 errors.append(f"{key} was {was}; a tensor {list(place.shape)} fits")
-            elif part is not None:
-                parts.append(torch.as_tensor(part))
-                continue
-            parts.append(torch.zeros_like(place) if key is None else place)
+            elif key is not None:
+                found[start] = torch.as_tensor(part)
         if f"{prefix}layer.{parameter}" in state_dict:
             unexpected.append(f"{prefix}layer.{parameter}")
-        # `assign` takes dtype and device from the state, a plain load keeps the module's.
-        like = parts[0] if assign else now
-        state_dict[f"{prefix}layer.{parameter}"] = torch.cat([p.to(like) for p in parts])
+        if len(found) == sum(key is not None for key, _, _ in pieces):
+            # `assign` takes dtype and device from the state, a plain load the module's.
+            like = next(iter(found.values())) if assign else now
+            whole = torch.zeros_like(now, dtype=like.dtype, device=like.device)
+        else:  # what is missing or does not fit stays as it is
+            whole = now.clone()
+        for start, part in found.items():
+            whole[start : start + len(part)] = part
+        state_dict[f"{prefix}layer.{parameter}"] = whole
     if module.absent is not None:  # in no state, so after to_empty() it is still unset
-        module.absent = _mask(module, like.device)
+        module.absent = _mask(module, whole.device)
