@@ -32,11 +32,7 @@ def execute(path):
         cell.id = f"cell-{number:03}"
         cell.metadata.pop("execution", None)
     notebook.metadata = {
-        "kernelspec": {
-            "name": "python3",
-            "language": "python",
-            "display_name": "Python 3",
-        },
+        "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
         "language_info": {"name": "python"},
     }
     resources = {"metadata": {"path": str(path.parent)}}

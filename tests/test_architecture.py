@@ -1,6 +1,7 @@
 """Who may import whom, and what must not exist."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,6 @@ ALLOWED = {
     "models": {"torch"},
     "show": {"figures", "IPython", "matplotlib"},
 }
-STANDARD = {
-    "collections",
-    "dataclasses",
-    "html",
-    "inspect",
-    "io",
-    "itertools",
-    "math",
-    "platform",
-}
-STANDARD |= {"statistics", "textwrap", "time"}
 
 
 def imports(path):
@@ -41,7 +31,7 @@ def imports(path):
             found.add(node.module.split(".")[0])
         elif isinstance(node, ast.ImportFrom):
             found |= {alias.name for alias in node.names}
-    return found - STANDARD
+    return found - sys.stdlib_module_names
 
 
 def test_every_module_has_its_rule():

@@ -150,32 +150,20 @@ def test_the_readme_shows_the_figure_of_chapter_6():
 
 
 def test_the_readme_code_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S
+    )
     assert len([line for line in code.splitlines() if line.strip()]) == 10
     exec(code, {})
 
 
 def nbval(path):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "--nbval",
-    ]
-    command += [
-        "--nbval-current-env",
-        "-c",
-        "/dev/null",
-        "--rootdir",
-        str(path.parent),
-    ]
-    command += [
-        "--nbval-sanitize-with",
-        str(ROOT / "tests" / "nbval.cfg"),
-        str(path),
-    ]
+    """Run nbval over one notebook, with none of this project's pytest settings."""
+    empty = path.with_name("empty.ini")
+    empty.write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval"]
+    command += ["--nbval-current-env", "-c", empty, "--rootdir", path.parent]
+    command += ["--nbval-sanitize-with", ROOT / "tests" / "nbval.cfg", path]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

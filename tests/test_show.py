@@ -20,8 +20,7 @@ def test_stacking_shows_the_product_worked_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("batch", "expected"),
-    [(1, ["1 piece", "3 pieces"]), (2, ["2 pieces", "6 pieces"])],
+    ("batch", "expected"), [(1, ["1 piece", "3 pieces"]), (2, ["2 pieces", "6 pieces"])]
 )
 def test_splitting_counts_pieces(batch, expected):
     """NCHW: a piece an image. NHWC: a piece a pixel, of three pixels here."""
@@ -68,23 +67,11 @@ def test_blocks_are_drawn_to_scale():
 def test_stacked_bars_show_their_numbers():
     rows = {"one": {"x": 2, "y": 3}, "two": {"x": 1, "y": 0}}
     figure = figures.stacked_bars(rows, {"x": "red", "y": "blue"}, "count")
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [
-        2,
-        3,
-        1,
-        0,
-    ]
-    assert [text.get_text().strip() for text in figure.axes[0].texts] == [
-        "5",
-        "1",
-    ]
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [2, 3, 1, 0]
+    assert [text.get_text().strip() for text in figure.axes[0].texts] == ["5", "1"]
     plt.close(figure)
 
 
 def test_branches_have_four_colours_that_nothing_else_has():
     assert len(set(figures.BRANCHES)) == 4
-    assert not set(figures.BRANCHES) & {
-        *figures.OTHERS,
-        figures.INPUT,
-        figures.INK,
-    }
+    assert not set(figures.BRANCHES) & {*figures.OTHERS, figures.INPUT, figures.INK}

@@ -13,10 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-PAGES = [
-    "index",
-    *re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text()),
-]
+PAGES = ["index", *re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text())]
 LIBRARY = {"genindex", "search"}  # pages that Sphinx adds
 
 
@@ -122,11 +119,7 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        flags = [
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-        ]
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         yield playwright.chromium.launch(executable_path=BROWSER, args=flags)
 
 

@@ -9,7 +9,7 @@
 
 The modules, in the order in which the book needs them: `algebra` (NumPy),
 `measure` (agree, count, time), `layers` (the stacked layer), `models`
-(Inception). `figures` and `player` draw and are imported by name, so that
+(Inception). `figures` and `show` draw and are imported by name, so that
 `import hfusion` needs no matplotlib.
 """
 

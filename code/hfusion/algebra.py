@@ -158,7 +158,8 @@ def stack(weights, biases=None):
         raise ValueError(f"weights have C = {widths} inputs; one C fits")
     sizes = tuple(w.shape[0] for w in weights)
     weight = np.concatenate(weights)  # [K, C]
-    biases = [None] * len(weights) if biases is None else _listed("biases", biases)
+    biases = [None] * len(weights) if biases is None else biases
+    biases = _listed("biases", biases)
     if len(biases) != len(weights):
         raise ValueError(f"biases has {len(biases)}; {len(weights)} fit")
     if all(b is None for b in biases):

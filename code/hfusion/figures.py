@@ -107,7 +107,7 @@ def inception(fused=False):
     else:
         axes.plot([2.45, 2.45, 4.95, 4.95, 2.45], [-0.3, 3.45, 3.45, -0.3, -0.3],
                   color=INK, linestyle=(0, (4, 3)), linewidth=1)  # fmt: skip
-        axes.text(5.1, -0.2, "siblings: same kernel size, same input", fontsize=9, va="top")
+        axes.text(5.1, -0.2, "siblings: same window, same input", fontsize=9, va="top")
     for name, label in (("3×3", "3×3"), ("5×5", "5×5"), ("pool", "1×1")):
         y, colour = rows[name]
         _node(axes, 7.6, y, 1.8, label, colour)
