@@ -48,8 +48,8 @@ run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
 
 lint: .venv/test.stamp
-	$(BIN)/ruff check code tests chapters
-	$(BIN)/ruff format --check code tests
+	$(BIN)/ruff check code tests weights chapters
+	$(BIN)/ruff format --check code tests weights
 	$(BIN)/ruff format --check --line-length 76 chapters
 
 # The local package is not a version, and torch's "+cpu" is a build, not a release.

@@ -16,7 +16,7 @@ ALLOWED = {
     "figures": {"matplotlib"},
     "layers": {"torch"},
     "measure": {"numpy", "torch"},
-    "models": {"torch"},
+    "models": {"numpy", "torch"},
     "show": {"figures", "IPython", "matplotlib"},
 }
 

@@ -1,6 +1,8 @@
 """models.py against the paper's table and a forward pass written by hand."""
 
 import copy
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,3 +302,69 @@ def test_a_deleted_norm_hides_in_a_fresh_model_and_shows_in_a_random_one():
     random = models.randomise(small()).double().eval()
     with pytest.raises(Disagreement, match="entries differ"):
         agree(without_norms(random)(x), random(x), bound)
+
+
+# GoogLeNet and Digits
+
+# The paper's column "output size": rows, channels; after the layer of that name.
+PAPER_SIZES = {
+    "conv1": (112, 64), "conv2": (56, 192),
+    "inception.3a": (28, 256), "inception.3b": (28, 480), "inception.4a": (14, 512),
+    "inception.4e": (14, 832), "inception.5a": (7, 832), "inception.5b": (7, 1024),
+}  # fmt: skip
+
+
+def test_googlenet_has_the_sizes_of_the_paper():
+    model, seen = models.GoogLeNet().eval(), {}
+
+    def note(name):
+        return lambda module, args, y: seen.update({name: (y.shape[2], y.shape[1])})
+
+    for name in PAPER_SIZES:
+        model.get_submodule(name).register_forward_hook(note(name))
+    with torch.no_grad():
+        y = model(torch.zeros(1, 3, 224, 224))
+    assert seen == PAPER_SIZES
+    assert y.shape == (1, 1000)
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_googlenet_has_57_convolutions_of_which_27_are_siblings(batch_norm):
+    model = models.GoogLeNet(classes=10, batch_norm=batch_norm)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 57
+    assert len(convolutions) - 9 * 2 == 39  # three siblings become one, nine times
+    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    assert norms == 57 * batch_norm
+
+
+@pytest.fixture(scope="module")
+def script():
+    """weights/train_digits.py, as a module."""
+    path = Path(__file__).parent.parent / "weights" / "train_digits.py"
+    spec = importlib.util.spec_from_file_location("train_digits", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_trained_network_reads_digits_that_it_has_not_seen(script):
+    _, x, _, y = script.data()
+    assert script.accuracy(models.Digits.trained(), x, y) >= 0.97
+    untrained = models.Digits().eval()
+    assert script.accuracy(untrained, x, y) < 0.5
+
+
+def test_training_and_test_digits_do_not_overlap(script):
+    x_train, x_test, y_train, y_test = script.data()
+    assert (len(x_train), len(x_test)) == (1347, 450)
+    assert (len(y_train), len(y_test)) == (1347, 450)
+    seen = {image.numpy().tobytes() for image in x_train}
+    assert not seen & {image.numpy().tobytes() for image in x_test}
+
+
+def test_the_weights_are_small_and_hold_no_pickle():
+    assert models.DIGITS_WEIGHTS.stat().st_size <= 2**20
+    with np.load(models.DIGITS_WEIGHTS, allow_pickle=False) as arrays:
+        assert set(arrays) == set(models.Digits().state_dict())
+        assert all(arrays[name].dtype.kind in "fi" for name in arrays)

@@ -1,13 +1,18 @@
-"""The Inception module, from the table of the GoogLeNet paper. torch only.
+"""The Inception module, GoogLeNet, and a small network for digits. torch only.
 
 Nothing here knows that fusion exists: these are the networks as one writes
 them, so that what the book does to them could be done to anybody's.
 """
 
 import math
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
+
+# Arrays by name, no pickle: loading runs no code.
+DIGITS_WEIGHTS = Path(__file__).with_name("digits.npz")
 
 # Szegedy et al. 2014, table 1: input channels and size, then the columns
 # #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj.
@@ -27,15 +32,17 @@ TABLE = {
 class ConvUnit(nn.Module):
     """Convolution, batch norm, ReLU: three operators, three launches.
 
-    x [N, c_in, H, W] -> [N, c_out, H, W] (odd kernels, padded to keep the size).
+    x [N, c_in, H, W] -> [N, c_out, H, W] (odd kernels, padded to keep the size;
+    a stride of 2 halves it).
     With batch_norm=False the convolution has a bias and there is no norm, as in
     the paper of 2014, which is older than batch norm.
     """
 
-    def __init__(self, c_in, c_out, kernel_size=1, batch_norm=True):
+    def __init__(self, c_in, c_out, kernel_size=1, batch_norm=True, stride=1):
         super().__init__()
+        padding = kernel_size // 2
         self.conv = nn.Conv2d(
-            c_in, c_out, kernel_size, padding=kernel_size // 2, bias=not batch_norm
+            c_in, c_out, kernel_size, stride, padding, bias=not batch_norm
         )
         self.bn = nn.BatchNorm2d(c_out, eps=0.001) if batch_norm else nn.Identity()
         self.relu = nn.ReLU()
@@ -91,6 +98,72 @@ class Inception(nn.Module):
         y5 = self.b5(self.b5_reduce(x))
         yp = self.pool_proj(self.pool(x))
         return torch.cat([y1, y3, y5, yp], dim=1)
+
+
+class GoogLeNet(nn.Module):
+    """The whole network of Szegedy et al. 2014, table 1: 57 convolutions.
+
+    x [N, 3, 224, 224] -> [N, classes]. With batch norms instead of the paper's
+    local response normalisation, without its auxiliary classifiers (they are used
+    in training only), and with its 5×5 branches, where torchvision has 3×3.
+
+    >>> sum(isinstance(m, nn.Conv2d) for m in GoogLeNet().modules())
+    57
+    """
+
+    def __init__(self, classes=1000, batch_norm=True):
+        super().__init__()
+        self.conv1 = ConvUnit(3, 64, 7, batch_norm, stride=2)
+        self.conv2_reduce = ConvUnit(64, 64, 1, batch_norm)
+        self.conv2 = ConvUnit(64, 192, 3, batch_norm)
+        self.inception = nn.ModuleDict(
+            {row: Inception.from_table(row, batch_norm) for row in TABLE}
+        )
+        # The paper's sizes, 112 to 56 to 28 to 14 to 7, round up.
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(1024, classes)
+        )
+
+    def forward(self, x):
+        x = self.pool(self.conv1(x))
+        x = self.pool(self.conv2(self.conv2_reduce(x)))
+        for row, module in self.inception.items():
+            x = module(x)
+            if row in ("3b", "4e"):
+                x = self.pool(x)
+        return self.head(x)
+
+
+class Digits(nn.Module):
+    """Two small Inception modules for handwritten digits of 8 by 8 pixels.
+
+    x [N, 1, 8, 8], gray from 0 to 1 -> [N, 10], one score a digit.
+    `Digits.trained()` has the weights that `weights/train_digits.py` made.
+
+    >>> Digits.trained()(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.stem = ConvUnit(1, 16, 3)
+        self.first = Inception((16, 16, 16, 24, 8, 12, 12))
+        self.pool = nn.MaxPool2d(2)
+        self.second = Inception((64, 24, 24, 40, 8, 16, 16))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
+
+    def forward(self, x):
+        x = self.first(self.stem(x))
+        return self.head(self.second(self.pool(x)))
+
+    @classmethod
+    def trained(cls):
+        """The network with its trained weights, in eval mode."""
+        model = cls()
+        with np.load(DIGITS_WEIGHTS, allow_pickle=False) as arrays:
+            model.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays})
+        return model.eval()
 
 
 def randomise(model, seed=0):
