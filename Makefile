@@ -57,7 +57,8 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) ".[test,lab]"
 	.venv-lock/bin/python -m pip freeze --exclude hfusion | sed 's/+cpu$$//' \
-		| grep -v -i -E '^(nvidia|triton|cuda)' > constraints.txt
+		| grep -v -i -E '^(nvidia|triton|cuda)' > .venv-lock/constraints.txt
+	mv .venv-lock/constraints.txt constraints.txt
 	rm -rf .venv-lock
 
 clean:

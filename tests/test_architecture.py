@@ -75,9 +75,8 @@ def length(function):
 
 @pytest.mark.parametrize("module", sorted(set(ALLOWED) - {"__init__"}))
 def test_public_functions_are_documented(module):
-    path = PACKAGE / f"{module}.py"
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
     public = [
         node
         for node in tree.body

@@ -3,6 +3,7 @@
 import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from hfusion import algebra, figures, show
@@ -51,7 +52,7 @@ def test_source_is_the_code_without_its_docstring():
 
 
 def test_photographs_are_jpeg_and_closed():
-    figure = figures.gallery({"a": __import__("numpy").zeros((4, 6))}, columns=1)
+    figure = figures.gallery({"a": np.zeros((4, 6))}, columns=1)
     image = show.photographs(figure)
     assert image.data[:2] == b"\xff\xd8"
     assert not plt.fignum_exists(figure.number)

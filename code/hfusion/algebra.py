@@ -54,6 +54,12 @@ def _listed(name, value):
         raise ValueError(f"{name} was {value!r}; a list fits") from None
 
 
+def _pad(x, padding):
+    """Images [N, C, H, W] with a border of `padding` zeros."""
+    border = (padding, padding)
+    return np.pad(x, ((0, 0), (0, 0), border, border))
+
+
 def conv_loops(x, weight, bias=None, stride=1, padding=0):
     """A 2-d convolution as its definition says: one loop an index, in float64.
 
@@ -69,7 +75,7 @@ def conv_loops(x, weight, bias=None, stride=1, padding=0):
     K, C, kh, kw = weight.shape
     bias = np.zeros(K) if bias is None else _array("bias", bias, K).astype(np.float64)
     stride, padding = _whole("stride", stride, 1), _whole("padding", padding, 0)
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    x = _pad(x, padding)
     N, _, H, W = x.shape
     if kh > H or kw > W:
         raise ValueError(
@@ -120,7 +126,7 @@ def im2col(x, kernel_size, stride=1, padding=0):
     x = _array("x", x, "N", "C", "H", "W")
     k, stride = _whole("kernel_size", kernel_size, 1), _whole("stride", stride, 1)
     padding = _whole("padding", padding, 0)
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    x = _pad(x, padding)
     if min(x.shape[2:]) < k:
         raise ValueError(
             f"x is {x.shape[2]} by {x.shape[3]} after padding; kernel_size {k} does not fit"

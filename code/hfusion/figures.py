@@ -67,12 +67,12 @@ def _box(axes, x, y, width, height, colour, label="", strength=0.3, linewidth=1,
     axes.text(x + width / 2, y + height / 2, label, **style)
 
 
-def _node(axes, x, y, width, label, colour, strength=0.3):
+def _node(axes, x, y, width, label, colour):
     """A rounded box centred at (x, y)."""
     axes.add_patch(
         FancyBboxPatch(
             (x - width / 2, y - 0.32), width, 0.64, linewidth=1.4, edgecolor=colour,
-            facecolor=tint(colour, strength), boxstyle="round,pad=0,rounding_size=0.12",
+            facecolor=tint(colour), boxstyle="round,pad=0,rounding_size=0.12",
         )
     )  # fmt: skip
     axes.text(x, y, label, ha="center", va="center", fontsize=9)
@@ -121,9 +121,8 @@ def inception(fused=False):
 def fusion_kinds():
     """Three branches of three operators: what each kind of fusion makes one launch."""
     figure, axes = _canvas(7.4, 2.3, (-0.3, 16.3), (-1.1, 3.9))
-    columns = {"nothing fused": 9, "vertical": 3, "horizontal": 3, "both": 1}
     operators = ("conv", "norm", "ReLU")
-    for column, (title, launches) in enumerate(columns.items()):
+    for column, title in enumerate(("nothing fused", "vertical", "horizontal", "both")):
         left = column * 4.3
         wide, tall = title in ("horizontal", "both"), title in ("vertical", "both")
         step_x, step_y = 1.0 if wide else 1.15, 1.0 if tall else 1.15
@@ -139,6 +138,7 @@ def fusion_kinds():
                     Rectangle((left + i * step_x, j * step_y), 3 if wide else 1,
                               3 if tall else 1, fill=False, edgecolor=INK, linewidth=1.3)
                 )  # fmt: skip
+        launches = (1 if wide else 3) * (1 if tall else 3)
         count = f"{launches} launch{'es' if launches > 1 else ''}"
         axes.text(middle, 3.75, count, ha="center", fontsize=9)
     return figure
@@ -195,7 +195,7 @@ def gallery(images, columns=3, width=7.4):
 def unroll():
     """An image of two channels and six pixels, as a tensor and as the matrix X."""
     figure, axes = _canvas(7.4, 2.0, (-0.4, 14.4), (-0.6, 3.6))
-    shades = (INPUT, "#B08900")
+    shades = (INPUT, OTHERS[3])
     for channel, colour in enumerate(shades):
         for pixel in range(6):
             row, column = divmod(pixel, 3)

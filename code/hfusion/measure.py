@@ -138,11 +138,10 @@ _FREE = {"empty", "empty_like", "empty_strided", "new_empty"}
 _FREE |= {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes"}
 
 
-def _computes(operator):
-    """Whether an operator does work: a view only makes another description."""
+def _makes_a_view(operator):
+    """Whether an operator's schema says that it only makes another description."""
     returns = operator._schema.returns
-    view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    return not view and operator._schema.name.split("::")[1] not in _FREE
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 class _Operators(TorchDispatchMode):
@@ -151,8 +150,9 @@ class _Operators(TorchDispatchMode):
         self.names = []
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        if _computes(operator):
-            self.names.append(operator._schema.name.split("::")[1])
+        name = operator.overloadpacket.__name__
+        if name not in _FREE and not _makes_a_view(operator):
+            self.names.append(name)
         return operator(*args, **(kwargs or {}))
 
 
