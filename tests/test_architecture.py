@@ -11,13 +11,19 @@ PACKAGE = ROOT / "code" / "hfusion"
 
 # module: what it may import, of the package and of third parties.
 ALLOWED = {
-    "__init__": {"algebra", "layers", "measure", "models"},
+    "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
+    "__main__": {"hfusion", "torch"},
     "algebra": {"numpy"},
+    "effects": {"layers", "torch"},
     "figures": {"matplotlib"},
+    "folding": {"layers", "siblings", "torch", "tracing"},
     "layers": {"torch"},
     "measure": {"numpy", "torch"},
     "models": {"numpy", "torch"},
+    "rewrite": {"layers", "siblings", "torch", "tracing"},
     "show": {"figures", "IPython", "matplotlib"},
+    "siblings": {"effects", "layers", "torch"},
+    "tracing": {"layers", "torch"},
 }
 
 

@@ -7,14 +7,25 @@
 >>> stacked = layers.stack(siblings)                  # one launch, not three
 >>> a, b, c = stacked(torch.zeros(1, 192, 28, 28))    # each branch's output
 
+Or a whole network, whoever wrote it:
+
+>>> import hfusion
+>>> fused = hfusion.fuse(hfusion.models.GoogLeNet())
+>>> sum(isinstance(m, nn.Conv2d) for m in fused.modules())   # of 57
+39
+
 The modules, in the order in which the book needs them: `algebra` (NumPy),
-`measure` (agree, count, time), `layers` (the stacked layer), `models`
-(Inception). `figures` and `show` draw and are imported by name, so that
-`import hfusion` needs no matplotlib.
+`measure` (agree, count, time), `layers` (the stacked layer), `models` (Inception,
+GoogLeNet); then graphs: `tracing`, `effects`, `siblings`, `rewrite`, `folding`.
+`figures` and `show` draw and are imported by name, so that `import hfusion` needs
+no matplotlib.
 """
 
 from . import algebra, layers, measure, models
+from .folding import fold_batchnorm
 from .layers import FusionError
+from .rewrite import FusionPlan, fuse, plan, unfuse
 
 __version__ = "0.1.0"
-__all__ = ["FusionError", "algebra", "layers", "measure", "models"]
+__all__ = ["FusionError", "FusionPlan", "algebra", "fold_batchnorm", "fuse", "layers"]
+__all__ += ["measure", "models", "plan", "unfuse"]

@@ -30,7 +30,7 @@ def _settings(layer, name):
     return sorted({str(getattr(p, name)) for p in layer.parameters()})
 
 
-def _hooks(layer):
+def hooks(layer):
     """The hooks that stacking would lose: of the layer and of its parameters."""
     kinds = ("forward", "forward_pre", "backward", "backward_pre", "state_dict")
     kinds += ("state_dict_pre", "load_state_dict_pre", "load_state_dict_post")
@@ -52,7 +52,7 @@ ALONE = (
     ("type", lambda m: type(m).__name__, lambda m: type(m) in KINDS,
      "Conv1d, Conv2d, Conv3d or Linear itself, no subclass"),
     ("groups", lambda m: m.groups, lambda m: getattr(m, "groups", 1) == 1, "1"),
-    ("hooks", _hooks, lambda m: not _hooks(m), "none, since they would not be called,"),
+    ("hooks", hooks, lambda m: not hooks(m), "none, since they would not be called,"),
     ("extras", _extras, lambda m: not _extras(m), "none, since they would be lost,"),
     ("dtype", lambda m: _settings(m, "dtype"), lambda m: len(_settings(m, "dtype")) == 1,
      "one for weight and bias"),
@@ -60,16 +60,14 @@ ALONE = (
      "one for weight and bias"),
 )  # fmt: skip
 
+# What decides which numbers a layer computes from its input, besides its weights.
+GEOMETRY = ("in_channels", "in_features", "kernel_size", "stride", "padding")
+GEOMETRY += ("padding_mode", "dilation")
+
 # What siblings must have in common: (name, how to read it; None where it has none).
 TOGETHER = (
     ("type", lambda m: type(m).__name__),
-    ("in_channels", lambda m: getattr(m, "in_channels", None)),
-    ("in_features", lambda m: getattr(m, "in_features", None)),
-    ("kernel_size", lambda m: getattr(m, "kernel_size", None)),
-    ("stride", lambda m: getattr(m, "stride", None)),
-    ("padding", lambda m: getattr(m, "padding", None)),
-    ("padding_mode", lambda m: getattr(m, "padding_mode", None)),
-    ("dilation", lambda m: getattr(m, "dilation", None)),
+    *((name, lambda m, name=name: getattr(m, name, None)) for name in GEOMETRY),
     ("dtype", lambda m: str(m.weight.dtype)),
     ("device", lambda m: str(m.weight.device)),
     ("requires_grad of weight", lambda m: m.weight.requires_grad),
@@ -87,28 +85,47 @@ def refusal(layers):
     'in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features'
     """
     try:
-        return _refusal(_named(layers))
+        named = _named(layers)
     except FusionError as error:
         return str(error)
+    return _refusal(named)
 
 
 def _refusal(named):
     if not named:
         return "layers is empty; one layer or more fits"
-    for key, layer in named.items():
-        for name, show, fits, wanted in ALONE:
-            if not fits(layer):
-                return f"{name} of layers[{key}] was {show(layer)}; {wanted} fits"
-    for name, read in TOGETHER:
-        values = {key: read(layer) for key, layer in named.items()}
-        values = {key: value for key, value in values.items() if value is not None}
-        if len({repr(value) for value in values.values()}) > 1:
-            listed = ", ".join(f"layers[{key}] {value}" for key, value in values.items())
-            return f"{name} differs: {listed}; siblings have one {name}"
+    labelled = {f"layers[{name}]": layer for name, layer in named.items()}
+    alone = (unfit(label, layer) for label, layer in labelled.items())
+    reason = next(filter(None, alone), "") or unlike(labelled)
+    if reason:
+        return reason
     parameters = [p for layer in named.values() for p in layer.parameters()]
     places = [p.data_ptr() or id(p) for p in parameters]  # on "meta" there is no address
     if len(set(places)) < len(places):
         return "layers share a parameter; separate layers with tensors of their own fit"
+    return ""
+
+
+def unfit(label, layer):
+    """Why a layer cannot be stacked with any other, in a sentence; "" if it can.
+
+    >>> unfit("depthwise", nn.Conv2d(4, 4, 3, groups=4))
+    'groups of depthwise was 4; 1 fits'
+    """
+    for name, show, fits, wanted in ALONE:
+        if not fits(layer):
+            return f"{name} of {label} was {show(layer)}; {wanted} fits"
+    return ""
+
+
+def unlike(labelled):
+    """In what labelled layers differ though siblings must not; "" if in nothing."""
+    for name, read in TOGETHER:
+        values = {label: read(layer) for label, layer in labelled.items()}
+        values = {label: value for label, value in values.items() if value is not None}
+        if len({repr(value) for value in values.values()}) > 1:
+            listed = ", ".join(f"{label} {value}" for label, value in values.items())
+            return f"{name} differs: {listed}; siblings have one {name}"
     return ""
 
 
@@ -223,16 +240,23 @@ class Stacked(nn.Module):
         mixed = any(self.has_bias) and not all(self.has_bias)
         mask = _mask(self, weight.device) if mixed else None
         self.register_buffer("absent", mask, persistent=False)
-        self.register_state_dict_post_hook(_split_state)
-        self.register_load_state_dict_pre_hook(_stack_state)
+        self._keep_keys()
         self.train(first.training)
 
-    def forward(self, x):
+    def _keep_keys(self):
+        """Let state_dict() and load_state_dict() speak of the branches."""
+        self.register_state_dict_post_hook(_after_state_dict)
+        self.register_load_state_dict_pre_hook(_before_load)
+
+    def product(self, x):
+        """x -> every branch's output in one tensor, along `dim`."""
         if self.absent is None:
-            y = self.layer(x)
-        else:
-            bias = self.layer.bias.masked_fill(self.absent, 0)
-            y = torch.func.functional_call(self.layer, {"bias": bias}, (x,))
+            return self.layer(x)
+        bias = self.layer.bias.masked_fill(self.absent, 0)
+        return torch.func.functional_call(self.layer, {"bias": bias}, (x,))
+
+    def forward(self, x):
+        y = self.product(x)
         # Not split: autograd forbids to change its views in place, as nn.ReLU(True) does.
         # It is safe: the parts do not overlap, and nobody else has seen y.
         return tuple(y.unsafe_split_with_sizes(self.sizes, self.dim))
@@ -293,12 +317,12 @@ def _like(layer, weight, bias):
     return new.train(layer.training)
 
 
-def _pieces(module, prefix):
+def _pieces(stacked, prefix):
     """(parameter of the stacked layer, [(key of the branch's part, start, end), …])."""
-    every = [True] * len(module.sizes)
-    for parameter, present in (("weight", every), ("bias", module.has_bias)):
+    every = [True] * len(stacked.sizes)
+    for parameter, present in (("weight", every), ("bias", stacked.has_bias)):
         pieces, start = [], 0
-        for name, size, has in zip(module.names, module.sizes, present, strict=True):
+        for name, size, has in zip(stacked.names, stacked.sizes, present, strict=True):
             key = f"{prefix}{name}.{parameter}" if has else None
             pieces.append((key, start, start + size))
             start += size
@@ -306,25 +330,34 @@ def _pieces(module, prefix):
             yield parameter, pieces
 
 
-def _split_state(module, state_dict, prefix, local_metadata):
-    """After state_dict(): the stacked tensors become the branches' own, as views."""
+def split_state(stacked, state, at, to):
+    """In a state: the tensors of a Stacked, below `at`, become its branches', below `to`.
+
+    state: a dict by key, changed in place; the branches' tensors are views. at, to:
+    the beginning of the keys, with a dot at the end, or "".
+    """
     parts = {}
-    for parameter, pieces in _pieces(module, prefix):
-        whole = state_dict.pop(f"{prefix}layer.{parameter}")
+    for parameter, pieces in _pieces(stacked, to):
+        whole = state.pop(f"{at}layer.{parameter}")
         parts.update({key: whole[start:end] for key, start, end in pieces if key})
-    for name in module.names:  # the order of separate layers: a weight, then its bias
-        for key in (f"{prefix}{name}.weight", f"{prefix}{name}.bias"):
+    for name in stacked.names:  # the order of separate layers: a weight, then its bias
+        for key in (f"{to}{name}.weight", f"{to}{name}.bias"):
             if key in parts:
-                state_dict[key] = parts[key]
+                state[key] = parts[key]
 
 
-def _stack_state(module, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-    """Before load_state_dict(): the branches' tensors become the stacked ones."""
-    assign = metadata.get("assign_to_params_buffers", False)
-    for parameter, pieces in _pieces(module, prefix):
-        now, found = getattr(module.layer, parameter).detach(), {}
+def stack_state(stacked, state, at, to, assign=False):
+    """The way back: the branches' tensors below `to` become the stacked ones below `at`.
+
+    assign: take dtype and device from the state, not from the layer. Returns
+    (missing keys, sentences about tensors that do not fit); what is missing or does
+    not fit stays as it is.
+    """
+    missing, errors = [], []
+    for parameter, pieces in _pieces(stacked, to):
+        now, found = getattr(stacked.layer, parameter).detach(), {}
         for key, start, end in pieces:
-            part, place = state_dict.pop(key, None), now[start:end]
+            part, place = state.pop(key, None), now[start:end]
             if key is not None and part is None:
                 missing.append(key)
             elif key is not None and getattr(part, "shape", None) != place.shape:
@@ -332,16 +365,28 @@ def _stack_state(module, state_dict, prefix, metadata, strict, missing, unexpect
                 errors.append(f"{key} was {was}; a tensor {list(place.shape)} fits")
             elif key is not None:
                 found[start] = torch.as_tensor(part)
-        if f"{prefix}layer.{parameter}" in state_dict:
-            unexpected.append(f"{prefix}layer.{parameter}")
         if len(found) == sum(key is not None for key, _, _ in pieces):
-            # `assign` takes dtype and device from the state, a plain load the module's.
             like = next(iter(found.values())) if assign else now
             whole = torch.zeros_like(now, dtype=like.dtype, device=like.device)
-        else:  # what is missing or does not fit stays as it is
+        else:
             whole = now.clone()
         for start, part in found.items():
             whole[start : start + len(part)] = part
-        state_dict[f"{prefix}layer.{parameter}"] = whole
-    if module.absent is not None:  # in no state, so after to_empty() it is still unset
-        module.absent = _mask(module, whole.device)
+        state[f"{at}layer.{parameter}"] = whole
+    if stacked.absent is not None:  # in no state, so after to_empty() it is still unset
+        stacked.absent = _mask(stacked, whole.device)
+    return missing, errors
+
+
+def _after_state_dict(module, state_dict, prefix, metadata):
+    split_state(module, state_dict, prefix, prefix)
+
+
+def _before_load(module, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+    branches = {key for _, pieces in _pieces(module, prefix) for key, _, _ in pieces}
+    own = {f"{prefix}layer.weight", f"{prefix}layer.bias"} - branches
+    unexpected += sorted(own & set(state_dict))
+    assign = metadata.get("assign_to_params_buffers", False)
+    lacking, unfitting = stack_state(module, state_dict, prefix, prefix, assign)
+    missing += lacking
+    errors += unfitting

@@ -1,0 +1,289 @@
+"""Plan, fuse and undo: siblings in a whole network. torch.fx.
+
+    model ──trace──► graph ──find──► groups ──judge──► plan ──apply──► fused network
+                                                        │
+                                          print(plan): each group, fused
+                                          or refused, and the reason
+
+A plan changes nothing and can be printed; `apply` builds a new network beside the
+model. Which layers are siblings, and what speaks against fusing them, is decided
+in `siblings`.
+"""
+
+import copy
+import dataclasses
+import itertools
+import operator
+import textwrap
+from collections import Counter
+
+from torch import nn
+
+from . import layers, siblings
+from .layers import FusionError
+from .tracing import Network, Trace, put, trace
+
+
+def plan(model, min_siblings=2, accept=None):
+    """Find every group of siblings in a model, and decide about each: a FusionPlan.
+
+    model: an nn.Module that torch.fx can trace, or a GraphModule; it is left as it
+    was. min_siblings: smaller groups are refused. accept: is asked about every
+    group that could be fused, and returns True or a reason, a string. Raises
+    FusionError for arguments that do not fit and for models that cannot be traced.
+
+    >>> from hfusion import models
+    >>> print(plan(models.Inception.from_table("3a")))
+    members                      c_out   then saved   B/px
+    {b1,b3_reduce,b5_reduce}.conv 64+96+16  2  1,408
+    1 of 1 groups fused; Conv2d 6 -> 4 calls
+    """
+    if type(min_siblings) is not int or min_siblings < 2:
+        raise FusionError(f"min_siblings was {min_siblings!r}; a whole number from 2 fits")
+    if accept is not None and not callable(accept):
+        raise FusionError(f"accept was {accept!r}; a function of a group fits")
+    traced = trace(model)
+    groups = siblings.find(siblings.Scene(model, traced), min_siblings)
+    if accept is not None:
+        groups = [_asked(group, accept) for group in groups]
+    return FusionPlan(tuple(groups), model, traced)
+
+
+def _asked(group, accept):
+    answer = accept(group) if group.fused else True
+    if answer is True:
+        return group
+    if not isinstance(answer, str) or not answer:
+        raise FusionError(f"accept returned {answer!r}; True or a reason, a string, fits")
+    return dataclasses.replace(group, fused=False, reason=answer)
+
+
+def fuse(model):
+    """`plan(model).apply()`: the fused network, beside the model."""
+    return plan(model).apply()
+
+
+@dataclasses.dataclass(frozen=True)
+class FusionPlan:
+    """What will be fused, what will not, and why. Print it; `apply` it.
+
+    In the table, `then` is the activation that all members have, applied once;
+    `saved` counts the operators that are launched less than before; `B/px` is what
+    consumers move if they make all branches contiguous, bytes read and written for
+    each pixel (for a Linear: each row). The split itself moves nothing.
+    """
+
+    groups: tuple
+    model: nn.Module = dataclasses.field(repr=False)
+    trace: Trace = dataclasses.field(repr=False)
+
+    @property
+    def calls(self):
+        """How often layers of each kind are called: {kind: (before, after)}."""
+        modules = self.trace.modules
+        called = [
+            modules[n.target] for n in self.trace.graph.nodes if n.op == "call_module"
+        ]
+        kinds = Counter(k.__name__ for m in called if (k := siblings.kind_of(m)))
+        saved = Counter()
+        for group in self.groups:
+            saved[group.kind] += (len(group.members) - 1) * group.fused
+        return {kind: (count, count - saved[kind]) for kind, count in sorted(kinds.items())}
+
+    def __str__(self):
+        lines = [line for group in self.groups for line in _rows(group)]
+        if lines:
+            lines.insert(0, _ROW.format("members", "c_out", "then", "saved", "B/px"))
+        fused = sum(group.fused for group in self.groups)
+        groups = f"{fused} of {len(self.groups)} groups fused" if lines else "no siblings"
+        calls = [f"{kind} {old} -> {new} calls" for kind, (old, new) in self.calls.items()]
+        return "\n".join([*lines, "; ".join([groups, *calls])])
+
+    def apply(self):
+        """The fused network: a torch.fx.GraphModule with the model's outputs.
+
+        Exactly equal it is not promised to be: a matrix product of another size may
+        add in another order. Each output then differs by rounding, for one layer by
+        at most `algebra.rounding_bound`; that error travels on through the network.
+        The keys of its state_dict() are the model's. The weights are copied, those
+        of the model are left alone; the model may be deleted.
+        """
+        fused = [group for group in self.groups if group.fused]
+        # Members are not copied here, since stacking copies their weights.
+        memo = {id(m): m for group in fused for m in group.layers.values()}
+        try:
+            double = copy.deepcopy(self.model, memo)
+        except Exception as error:
+            raise FusionError(f"model cannot be copied: {error}") from error
+        graph = copy.deepcopy(self.trace.graph)
+        where = dict(zip(self.trace.graph.nodes, graph.nodes, strict=True))
+        for group in fused:
+            _stack_calls(double, graph, group, where)
+        keys = tuple(self.model.state_dict())
+        return Fused(double, graph, self.trace.constants, self.trace.mode, keys)
+
+
+class Siblings(layers.Stacked):
+    """A stacked layer in a network; its names are the members' paths there."""
+
+    def __init__(self, members, activation, followers):
+        super().__init__(members)
+        self.activation = activation
+        self.followers = followers  # what each member's follower was: (op, target, args, …)
+
+    def _keep_keys(self):
+        """The network does, which knows where the members were."""
+
+    def forward(self, x):
+        if self.activation is None:
+            return super().forward(x)
+        # Not unsafe_split: an activation may keep its result for the gradient, and must
+        # learn of it when a branch is changed in place.
+        return layers.split(self.activation(self.product(x)), self.sizes, self.dim)
+
+
+class Fused(Network):
+    """A network whose siblings are stacked; its states are the original's."""
+
+    _kept = (*Network._kept, "keys")
+
+    def __init__(self, model, graph, constants, traced_in, keys):
+        super().__init__(model, graph, constants, traced_in)
+        self.keys = keys
+        if differ := set(keys) ^ set(self.state_dict()):
+            raise FusionError(
+                f"model has a state_dict() of its own making, with {sorted(differ)[0]}; "
+                "keys that are the paths of its tensors fit"
+            )
+
+    def stacked(self):
+        """The stacked layers, by path."""
+        return {path: m for path, m in self._modules.items() if isinstance(m, Siblings)}
+
+    def state_dict(self, *args, prefix="", **kwargs):
+        state = super().state_dict(*args, prefix=prefix, **kwargs)
+        for path, stacked in self.stacked().items():
+            layers.split_state(stacked, state, f"{prefix}{path}.", prefix)
+        for key in self.keys:  # in the original's order
+            state[prefix + key] = state.pop(prefix + key)
+        return state
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, *rest):
+        assign = metadata.get("assign_to_params_buffers", False)
+        for path, stacked in self.stacked().items():
+            at = f"{prefix}{path}."
+            lacking, errors = layers.stack_state(stacked, state, at, prefix, assign)
+            missing += lacking
+            rest[-1].extend(errors)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *rest)
+
+
+def _stack_calls(model, graph, group, where):
+    """In `model` and its `graph`: one call of a stacked layer in place of a group's."""
+    nodes, ends = ([where[n] for n in each] for each in (group.nodes, group.ends))
+    members = group.layers
+    reason = layers.refusal(members)
+    if reason:
+        raise FusionError(f"model has changed since it was planned: {reason}")
+    path = _free_path(model, group.members)
+    followers = [(end.op, end.target, end.args[1:], end.kwargs) for end in ends]
+    activation = copy.deepcopy(group.activation)
+    stacked = Siblings(members, activation, followers if activation else [])
+    setattr(model, path, stacked)
+    for member in members:  # None keeps the place, so that the order of the keys stays
+        put(model, member, None)
+    with graph.inserting_before(nodes[0]):
+        whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
+        parts = [
+            graph.call_function(operator.getitem, (whole, i)) for i in range(len(nodes))
+        ]
+    for view in group.views:  # a branch may be strided, and then only reshape can copy
+        where[view].target = "reshape"
+    for node, end, part in zip(nodes, ends, parts, strict=True):
+        end.replace_all_uses_with(part)
+        for old in dict.fromkeys((end, node)):
+            graph.erase_node(old)
+
+
+def _free_path(model, members):
+    """A name for the stacked layer, after what its members have in common."""
+    common = _common_start([member.split(".") for member in members])
+    name = wanted = "_".join([*common, "stacked"])
+    count = 0
+    while hasattr(model, name):
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def unfuse(fused):
+    """Separate layers again, with the current weights: a network beside `fused`.
+
+    fused: what `fuse` or `FusionPlan.apply` made. The layers get their old paths
+    back, and the weights are copied bit for bit. Raises FusionError for anything
+    else.
+    """
+    if not isinstance(fused, Fused):
+        raise FusionError(f"fused was a {type(fused).__name__}; what fuse() returned fits")
+    stacked = fused.stacked()
+    double = copy.deepcopy(fused, {id(module): module for module in stacked.values()})
+    graph = double.graph
+    for node in list(graph.nodes):
+        if node.op == "call_module" and node.target in stacked:
+            _separate_call(double, graph, node, stacked[node.target])
+    for path in stacked:
+        del double._modules[path]
+    return Network(double, graph, {}, fused.traced_in)
+
+
+def _separate_call(model, graph, node, stacked):
+    """The way back from `_stack_calls`, for one call."""
+    for path, layer in stacked.unstack().items():
+        put(model, path, layer)
+    parts = {user.args[1]: user for user in node.users}
+    with graph.inserting_before(node):
+        for index, path in enumerate(stacked.names):
+            value = graph.call_module(path, node.args)
+            if stacked.followers:
+                op, target, args, kwargs = stacked.followers[index]
+                value = graph.create_node(op, target, (value, *args), kwargs)
+            if index in parts:
+                parts[index].replace_all_uses_with(value)
+                graph.erase_node(parts[index])
+    graph.erase_node(node)
+
+
+_ROW = "{:<42} {:>13} {:>6} {:>5} {:>6}"
+
+
+def _rows(group):
+    """The lines of a table for one group."""
+    sizes = "+".join(str(size) for size in group.c_out)
+    then = type(group.activation).__name__ if group.activation else ""
+    saved, moved = (
+        ("0", "") if not group.fused else (group.launches_saved, f"{group.split_bytes:,}")
+    )
+    yield _ROW.format(_short(group.members), sizes, then, saved, moved)
+    if group.reason:
+        reason = f"    refused: {group.reason}"
+        yield from textwrap.wrap(reason, 76, subsequent_indent="    ")
+
+
+def _short(members):
+    """Several paths as one: a.{b,c}.conv.
+
+    >>> _short(["inception.3a.b1.conv", "inception.3a.b3.conv"])
+    'inception.3a.{b1,b3}.conv'
+    """
+    steps = [member.split(".") for member in members]
+    if len(steps) == 1:
+        return members[0]
+    head = _common_start(steps)
+    tail = _common_start([step[len(head) :][::-1] for step in steps])
+    middle = [".".join(step[len(head) : len(step) - len(tail)]) for step in steps]
+    return ".".join([*head, "{" + ",".join(middle) + "}", *tail[::-1]])
+
+
+def _common_start(lists):
+    columns = zip(*lists, strict=False)
+    return [c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns)]

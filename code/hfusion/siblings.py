@@ -1,0 +1,285 @@
+"""Find the siblings in a graph, and judge them. torch.fx; changes nothing.
+
+Siblings are layers of one kind and geometry that read the same numbers. That two
+calls read the same node of a graph is not enough: somebody may have written to it
+in between, one of them may be called again elsewhere, or have hooks. Each such
+condition is a function here; it returns "" or the reason, and the reason is what
+the user reads. What cannot be shown to be safe is refused.
+"""
+
+import copy
+import dataclasses
+from collections import Counter, defaultdict
+
+from torch import fx, nn
+
+from . import effects, layers
+from .layers import FusionError
+
+# Activations that treat each number alone, so that they commute with the split:
+# the module, and what functions and methods with the same result are called.
+POINTWISE = {
+    nn.ReLU: "relu", nn.ReLU6: "relu6", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu",
+    nn.GELU: "gelu", nn.SiLU: "silu", nn.Mish: "mish", nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Siblings that were found, and what was decided about them."""
+
+    members: tuple  # paths of the layers in the model, in graph order
+    kind: str  # "Conv2d", "Linear", …
+    c_out: tuple  # output channels of each member; 0 where they are not known yet
+    fused: bool
+    reason: str = ""  # why it was refused, in words
+    activation: nn.Module | None = None  # follows every member, and is applied once
+    launches_saved: int = 0  # operators less, in eager PyTorch
+    split_bytes: int = 0  # for each pixel (row), if a consumer copies all branches
+    model: nn.Module | None = dataclasses.field(default=None, repr=False)
+    nodes: tuple = dataclasses.field(default=(), repr=False)  # the calls
+    ends: tuple = dataclasses.field(default=(), repr=False)  # the calls, or what follows
+    views: tuple = dataclasses.field(default=(), repr=False)  # `.view` of a branch
+
+    @property
+    def layers(self):
+        """The members themselves: {path: layer}, as they are in the model now."""
+        try:
+            return {path: self.model.get_submodule(path) for path in self.members}
+        except AttributeError as error:
+            raise FusionError(f"model has changed since it was planned: {error}") from error
+
+
+def kind_of(module):
+    """Which of `layers.KINDS` a module is, or claims to be; None for all others.
+
+    Quantised layers have the names of those that they replace.
+    """
+    named = {kind.__name__: kind for kind in layers.KINDS}
+    kinds = (kind for kind in layers.KINDS if isinstance(module, kind))
+    return next(kinds, named.get(type(module).__name__))
+
+
+class Scene:
+    """A traced model, and what the rules ask about it."""
+
+    def __init__(self, model, trace):
+        self.model, self.graph, self.modules = model, trace.graph, trace.modules
+        self.memory = effects.Memory(trace.graph, trace.modules)
+        called = [node.target for node in self.graph.nodes if node.op == "call_module"]
+        self.calls = Counter(id(self.modules[path]) for path in called)
+        self.called = set(called)
+        self.read = {node.target for node in self.graph.nodes if node.op == "get_attr"}
+        self.paths, self.owners = defaultdict(list), defaultdict(dict)
+        for path, module in self.modules.items():
+            self.paths[id(module)].append(path)
+            for tensor in _own_tensors(module):
+                self.owners[_storage(tensor)][id(tensor), id(module)] = path
+
+
+def _own_tensors(module):
+    tensors = [*module._parameters.values(), *module._buffers.values()]
+    return [t for t in tensors if t is not None and not nn.parameter.is_lazy(t)]
+
+
+def _storage(tensor):
+    """What two tensors have in common that share memory, be they views or the same."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return id(tensor)
+
+
+# Why a call cannot be fused, whatever its siblings. Each rule: (scene, node) -> reason.
+
+
+def unfit(scene, node):
+    """Layers that only look like one of KINDS, or carry something that would be lost."""
+    return layers.unfit(node.target, scene.modules[node.target])
+
+
+def called_again(scene, node):
+    """A layer with two inputs: its weights would have to stay where they are."""
+    calls = scene.calls[id(scene.modules[node.target])]
+    return f"{node.target} is called {calls} times; 1 fits" if calls > 1 else ""
+
+
+def known_elsewhere(scene, node):
+    """A layer with two names, or one that a module calls which torch.fx cannot see into."""
+    module = scene.modules[node.target]
+    others = [path for path in scene.paths[id(module)] if path != node.target]
+    if others:
+        return f"{node.target} is also {others[0]}; a layer of its own fits"
+    steps = node.target.split(".")
+    for end in range(1, len(steps)):
+        path = ".".join(steps[:end])
+        if path in scene.called:
+            return f"{node.target} may be called by {path}, which the graph calls whole"
+    return ""
+
+
+def shared_tensors(scene, node):
+    """Weights that are, or overlap, somebody else's, or that the graph reads itself."""
+    module = scene.modules[node.target]
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if f"{node.target}.{name}" in scene.read:
+            return f"{name} of {node.target} is read by the graph; a layer only called fits"
+        owners = scene.owners[_storage(tensor)]
+        if len(owners) > 1:
+            where = sorted({path or "the model" for path in owners.values()})
+            return f"{name} of {node.target} shares memory: {', '.join(where)}"
+    return ""
+
+
+def layout_matters(scene, node):
+    """A branch whose consumer would notice that it is a part of a larger tensor."""
+    for value in dict.fromkeys((node, follower(scene, node)[0] or node)):
+        reader = scene.memory.counts_on_layout(value)
+        if reader is not None:
+            called = effects.name(reader, scene.modules)
+            return (
+                f"the output of {node.target} goes to `{called}` ({reader}), which may "
+                "count on its memory layout"
+            )
+    return ""
+
+
+RULES = (unfit, called_again, known_elsewhere, shared_tensors, layout_matters)
+
+
+def follower(scene, node):
+    """(the pointwise activation's node, its module) if it alone reads `node`.
+
+    Else (None, None). The module is a new one, not in place.
+    """
+    if len(node.users) != 1:
+        return None, None
+    (user,) = node.users
+    inputs = user.all_input_nodes
+    if user.op == "output" or inputs != [node] or not effects.known(user, scene.modules):
+        return None, None
+    if scene.memory.mode(user) != scene.memory.mode(node):
+        return None, None
+    called = effects.name(user, scene.modules).rstrip("_")
+    for kind, name in POINTWISE.items():
+        if user.op == "call_module" and type(scene.modules[user.target]) is kind:
+            activation = copy.deepcopy(scene.modules[user.target])
+        elif user.op != "call_module" and called == name and user.args[:1] == (node,):
+            try:
+                activation = kind(*user.args[1:], **user.kwargs)
+            except TypeError:  # arguments that the module does not have
+                return None, None
+        else:
+            continue
+        if hasattr(activation, "inplace"):
+            activation.inplace = False
+        return user, activation
+    return None, None
+
+
+def find(scene, min_siblings):
+    """All groups in a scene, fusable or refused, in graph order."""
+    families = defaultdict(list)
+    for node in scene.graph.nodes:
+        given = [*node.args, *node.kwargs.values()]
+        module = scene.modules.get(node.target) if node.op == "call_module" else None
+        kind = kind_of(module)
+        if kind and len(given) == 1 and isinstance(given[0], fx.Node):
+            geometry = [str(getattr(module, name, None)) for name in layers.GEOMETRY]
+            families[given[0], kind, *geometry].append(node)
+    groups = [
+        group
+        for key, family in families.items()
+        if len(family) > 1
+        for group in judge(scene, key[0], family, min_siblings)
+    ]
+    return sorted(groups, key=lambda group: scene.memory.place[group.nodes[0]])
+
+
+def judge(scene, source, family, min_siblings):
+    """The groups of one family: calls of layers of one geometry, all reading `source`."""
+    fit = []
+    for node in family:
+        reason = next(filter(None, (rule(scene, node) for rule in RULES)), "")
+        if reason:
+            yield refused(scene, [node], reason)
+        else:
+            fit.append(node)
+    parts = defaultdict(list)
+    for node in fit:
+        weight = scene.modules[node.target].weight
+        settings = (weight.dtype, weight.device, weight.requires_grad)
+        parts[scene.memory.version(source, node), settings].append(node)
+    alone = []
+    for part in parts.values():
+        if len(part) < min_siblings:
+            alone += part
+        elif reason := layers.unlike(_labelled(scene, part)):
+            yield refused(scene, part, reason)
+        else:
+            yield fusable(scene, part)
+    if alone:
+        yield refused(scene, alone, _why_alone(scene, source, fit, alone, min_siblings))
+
+
+def _labelled(scene, nodes):
+    return {node.target: scene.modules[node.target] for node in nodes}
+
+
+def _why_alone(scene, source, fit, alone, min_siblings):
+    """Why members that could be fused have nobody to be fused with."""
+    if len(fit) == 1:
+        return "no other layer that reads its input can be fused"
+    if len({scene.memory.version(source, node) for node in fit}) > 1:
+        change = scene.memory.between(source, fit[0], fit[-1])
+        called = effects.name(change, scene.modules)
+        first, last = fit[0].target, fit[-1].target
+        return f"`{called}` ({change}) may change their input between {first} and {last}"
+    if len(fit) > len(alone) or len(fit) >= min_siblings:
+        return layers.unlike(_labelled(scene, fit))
+    return f"{len(alone)} siblings; min_siblings is {min_siblings}"
+
+
+def refused(scene, nodes, reason):
+    """A group that stays as it is."""
+    return Group(reason=reason, fused=False, **_about(scene, nodes))
+
+
+def fusable(scene, nodes):
+    """A group that can be fused, with the activation that all of its members have."""
+    found = [follower(scene, node) for node in nodes]
+    same = len({repr(activation) for _, activation in found}) == 1
+    activation = found[0][1] if same else None
+    biases = {scene.modules[node.target].bias is None for node in nodes}
+    about = _about(scene, nodes)
+    ends = [
+        n if activation is None else user for n, (user, _) in zip(nodes, found, strict=True)
+    ]
+    views = [view for n in (*nodes, *ends) for view in scene.memory.views(n)]
+    item_bytes = scene.modules[nodes[0].target].weight.element_size()
+    return Group(
+        fused=True,
+        activation=activation,
+        # Where only some have a bias, the others' zeros are kept zero by an operator.
+        launches_saved=(len(nodes) - 1) * (1 if activation is None else 2)
+        - (len(biases) - 1),
+        split_bytes=2 * sum(about["c_out"]) * item_bytes,
+        ends=tuple(ends),
+        views=tuple(dict.fromkeys(views)),
+        **about,
+    )
+
+
+def _about(scene, nodes):
+    """What a group is, fused or not."""
+    members = [scene.modules[node.target] for node in nodes]
+    sizes = [getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members]
+    return {
+        "members": tuple(node.target for node in nodes),
+        "kind": kind_of(members[0]).__name__,
+        "c_out": tuple(sizes),
+        "model": scene.model,
+        "nodes": tuple(nodes),
+    }
