@@ -4,11 +4,12 @@ BIN    := .venv/bin
 JOBS   ?= 2
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
 
-.PHONY: help book test nbval lab run lint lock clean
+.PHONY: help book test nbval bench lab run lint lock clean
 
 help:
 	@echo "make book   build the book into _build/html/index.html"
 	@echo "make test   unit tests, property tests, and nbval over every chapter"
+	@echo "make bench  how long planning takes, beside torch.compile"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make run    execute every chapter anew, in place"
 	@echo "make lint   ruff over the code and the notebooks"
@@ -41,6 +42,9 @@ nbval: .venv/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300 chapters
 
+bench: .venv/test.stamp
+	$(BIN)/python benchmarks/planning.py
+
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab chapters
 
@@ -48,8 +52,8 @@ run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
 
 lint: .venv/test.stamp
-	$(BIN)/ruff check code tests weights chapters
-	$(BIN)/ruff format --check code tests weights
+	$(BIN)/ruff check benchmarks code tests weights chapters
+	$(BIN)/ruff format --check benchmarks code tests weights
 	$(BIN)/ruff format --check --line-length 76 chapters
 
 # The local package is not a version, and torch's "+cpu" is a build, not a release.

@@ -1,0 +1,72 @@
+"""How long planning and fusing take: make bench.
+
+First on GoogLeNet, beside the first call of torch.compile on the same module; then on
+chains of generated modules of growing length, where the time for each node shows
+whether the pass is linear in the graph.
+"""
+
+import statistics
+import sys
+import time
+
+import torch
+from torch import nn
+
+import hfusion
+from hfusion.models import GoogLeNet
+
+
+class Block(nn.Module):
+    """Three sibling convolutions, one that is none, and their sum: 10 nodes of a graph."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(width, width, 1) for _ in range(3))
+        self.d = nn.Conv2d(width, width, 3, padding=1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(self.a(x)) + self.relu(self.b(x)) + self.relu(self.c(x)) + self.d(x)
+
+
+def seconds(call):
+    """(what the call returns, how long it took)."""
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+def measure(model, rounds):
+    """Median seconds of plan and of apply, and the number of nodes and groups."""
+    plans, applies = [], []
+    for _ in range(rounds):
+        plan, plan_s = seconds(lambda: hfusion.plan(model))
+        fused, apply_s = seconds(plan.apply)
+        plans.append(plan_s)
+        applies.append(apply_s)
+        del fused
+    nodes = len(plan.trace.graph.nodes)
+    return statistics.median(plans), statistics.median(applies), nodes, len(plan.groups)
+
+
+def main(lengths=(1_000, 3_000, 10_000, 30_000)):
+    model, x = GoogLeNet().eval(), torch.zeros(1, 3, 224, 224)
+    hfusion.fuse(model)  # what is imported on first use is not counted
+    plan_s, apply_s, nodes, groups = measure(model, rounds=5)
+    torch.compiler.reset()
+    with torch.no_grad():
+        _, compile_s = seconds(lambda: torch.compile(model)(x))
+    print(f"GoogLeNet, {nodes} nodes, {groups} groups, on a CPU")
+    print(f"  plan {plan_s:.2f} s, apply {apply_s:.2f} s")
+    print(f"  torch.compile, first call: {compile_s:.1f} s,", end=" ")
+    print(f"{compile_s / (plan_s + apply_s):.0f} times as long")
+    print(f"\n{'nodes':>7} {'groups':>7} {'plan s':>7} {'apply s':>8} {'µs a node':>10}")
+    for length in lengths:
+        model = nn.Sequential(*(Block() for _ in range(length // 10)))
+        plan_s, apply_s, nodes, groups = measure(model, rounds=3 if length < 10_000 else 1)
+        each_us = (plan_s + apply_s) / nodes * 1e6
+        print(f"{nodes:7,} {groups:7,} {plan_s:7.2f} {apply_s:8.2f} {each_us:10.0f}")
+
+
+if __name__ == "__main__":
+    main(*(tuple(map(int, sys.argv[1:])),) if sys.argv[1:] else ())
