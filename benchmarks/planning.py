@@ -26,7 +26,8 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x):
-        return self.relu(self.a(x)) + self.relu(self.b(x)) + self.relu(self.c(x)) + self.d(x)
+        branches = [self.relu(layer(x)) for layer in (self.a, self.b, self.c)]
+        return branches[0] + branches[1] + branches[2] + self.d(x)
 
 
 def seconds(call):

@@ -118,6 +118,71 @@ def inception(fused=False):
     return figure
 
 
+def graph(nodes, together=()):
+    """A graph, inputs on the left: {name: (label, lane, colour, names of its inputs)}.
+
+    A node stands to the right of all its inputs, in its lane. together: names to
+    draw a frame around.
+    """
+    column, place = {}, {}
+    for name, (_, lane, _, inputs) in nodes.items():
+        column[name] = 1 + max((column[source] for source in inputs), default=-1)
+        place[name] = (column[name] * 2.4, lane * 1.1)
+    right = max(x for x, _ in place.values()) + 1
+    bottom = max(y for _, y in place.values()) + 0.6
+    figure, axes = _canvas(
+        7.4, 7.4 * (bottom + 0.7) / (right + 1), (-1, right), (-0.7, bottom)
+    )
+    for name, (label, _, colour, inputs) in nodes.items():
+        x, y = place[name]
+        _node(axes, x, y, 1.8, label, colour)
+        for source in inputs:
+            x_0, y_0 = place[source]
+            ink = nodes[source][2] if nodes[source][2] != INPUT else colour
+            bend = x - 1.5  # past other columns along its own lane
+            axes.plot([x_0 + 0.9, bend], [y_0, y_0], color=ink, linewidth=1.1, zorder=0)
+            _arrow(axes, (bend, y_0), (x - 0.9, y), ink)
+    if together:
+        xs, ys = zip(*(place[name] for name in together), strict=True)
+        corner, size = (min(xs) - 1.05, min(ys) - 0.5), (2.1, max(ys) - min(ys) + 1)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=1,
+                                 linestyle=(0, (4, 3))))  # fmt: skip
+    return figure
+
+
+def margins(margin, difference):
+    """For each answer: how far ahead it was, and how far rounding moved a score.
+
+    Both arrays [answers], on logarithmic scales. Below the line no answer can change:
+    two scores would have to move by half the margin towards each other.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 3.3))
+    axis.plot(margin, difference, "o", markersize=3.5, color=OTHERS[1], alpha=0.6)
+    span = [min(margin) / 2, max(margin) * 2]
+    line = [x / 2 for x in span]
+    axis.plot(span, line, color=INK, linewidth=1)
+    axis.fill_between(span, line, [10 * span[1]] * 2, color=FAINT, alpha=0.6, linewidth=0)
+    axis.text(0.02, 0.93, "here an answer might change", transform=axis.transAxes,
+              va="top", fontsize=9)  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlim=span, ylim=(None, 10 * span[1]))
+    axis.set(xlabel="margin: the best score less the second best")
+    axis.set(ylabel="largest difference\nof a score")
+    figure.tight_layout()
+    return figure
+
+
+def curves(lines, xlabel, ylabel):
+    """Lines over 1, 2, 3, …: {label: (values, style)}; a style is plot's keywords."""
+    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    for label, (values, style) in lines.items():
+        axis.plot(range(1, len(values) + 1), values, label=label, **style)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
 def fusion_kinds():
     """Three branches of three operators: what each kind of fusion makes one launch."""
     figure, axes = _canvas(7.4, 2.3, (-0.3, 16.3), (-1.1, 3.9))

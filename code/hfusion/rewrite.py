@@ -145,32 +145,26 @@ class Siblings(layers.Stacked):
 class Fused(Network):
     """A network whose siblings are stacked; its states are the original's."""
 
-    _kept = (*Network._kept, "keys")
-
     def __init__(self, model, graph, constants, traced_in, keys):
         super().__init__(model, graph, constants, traced_in)
-        self.keys = keys
+        self._hfusion["keys"] = keys
         if differ := set(keys) ^ set(self.state_dict()):
             raise FusionError(
                 f"model has a state_dict() of its own making, with {sorted(differ)[0]}; "
                 "keys that are the paths of its tensors fit"
             )
 
-    def stacked(self):
-        """The stacked layers, by path."""
-        return {path: m for path, m in self._modules.items() if isinstance(m, Siblings)}
-
     def state_dict(self, *args, prefix="", **kwargs):
         state = super().state_dict(*args, prefix=prefix, **kwargs)
-        for path, stacked in self.stacked().items():
+        for path, stacked in _stacked_of(self).items():
             layers.split_state(stacked, state, f"{prefix}{path}.", prefix)
-        for key in self.keys:  # in the original's order
+        for key in self._hfusion["keys"]:  # in the original's order
             state[prefix + key] = state.pop(prefix + key)
         return state
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, *rest):
         assign = metadata.get("assign_to_params_buffers", False)
-        for path, stacked in self.stacked().items():
+        for path, stacked in _stacked_of(self).items():
             at = f"{prefix}{path}."
             lacking, errors = layers.stack_state(stacked, state, at, prefix, assign)
             missing += lacking
@@ -210,10 +204,15 @@ def _free_path(model, members):
     common = _common_start([member.split(".") for member in members])
     name = wanted = "_".join([*common, "stacked"])
     count = 0
-    while hasattr(model, name):
+    while hasattr(model, name) or hasattr(Fused, name):
         count += 1
         name = f"{wanted}_{count}"
     return name
+
+
+def _stacked_of(network):
+    """The stacked layers of a fused network, by path."""
+    return {path: m for path, m in network._modules.items() if isinstance(m, Siblings)}
 
 
 def unfuse(fused):
@@ -225,7 +224,7 @@ def unfuse(fused):
     """
     if not isinstance(fused, Fused):
         raise FusionError(f"fused was a {type(fused).__name__}; what fuse() returned fits")
-    stacked = fused.stacked()
+    stacked = _stacked_of(fused)
     double = copy.deepcopy(fused, {id(module): module for module in stacked.values()})
     graph = double.graph
     for node in list(graph.nodes):
@@ -233,7 +232,7 @@ def unfuse(fused):
             _separate_call(double, graph, node, stacked[node.target])
     for path in stacked:
         del double._modules[path]
-    return Network(double, graph, {}, fused.traced_in)
+    return Network(double, graph, {}, fused._hfusion["traced_in"])
 
 
 def _separate_call(model, graph, node, stacked):
@@ -263,7 +262,7 @@ def _rows(group):
     saved, moved = (
         ("0", "") if not group.fused else (group.launches_saved, f"{group.split_bytes:,}")
     )
-    yield _ROW.format(_short(group.members), sizes, then, saved, moved)
+    yield _ROW.format(_short(group.members), sizes, then, saved, moved).rstrip()
     if group.reason:
         reason = f"    refused: {group.reason}"
         yield from textwrap.wrap(reason, 76, subsequent_indent="    ")

@@ -128,8 +128,9 @@ def shared_tensors(scene, node):
             return f"{name} of {node.target} is read by the graph; a layer only called fits"
         owners = scene.owners[_storage(tensor)]
         if len(owners) > 1:
-            where = sorted({path or "the model" for path in owners.values()})
-            return f"{name} of {node.target} shares memory: {', '.join(where)}"
+            others = {path or "the model" for path in owners.values()} - {node.target}
+            where = ", ".join(sorted(others)) or "another tensor of it"
+            return f"{name} of {node.target} shares memory with {where}; its own fits"
     return ""
 
 

@@ -92,7 +92,9 @@ def trace(model):
         if not path or not (is_graph or tracer.is_leaf_module(module, path)):
             _refuse_hooks(path, module)
     if is_graph:
-        return Trace(model.graph, modules, {}, getattr(model, "traced_in", None))
+        return Trace(
+            model.graph, modules, {}, getattr(model, "_hfusion", {}).get("traced_in")
+        )
     graph, constants = _follow(model)
     mode = None if _same_either_way(model, graph) else model.training
     return Trace(graph, modules, constants, mode)
@@ -165,7 +167,9 @@ def _explain(error):
     where = ""
     if frames:
         last = frames[-1]
-        where = f" at {Path(last.filename).name}:{last.lineno}, `{last.line}`"
+        in_notebook = "ipykernel" in last.filename  # its cells have numbers for names
+        file = "the cell" if in_notebook else Path(last.filename).name
+        where = f" at {file}:{last.lineno}, `{last.line}`"
     return f"model cannot be traced: it stops{where} ({message}); {advice}"
 
 
@@ -186,14 +190,13 @@ class Network(fx.GraphModule):
     answer.
     """
 
-    _kept = ("traced_in",)
-
+    # All that is our own has one name, which no model's module is likely to have.
     def __init__(self, model, graph, constants, traced_in):
         for key, tensor in constants.items():
             model.register_buffer(key, tensor, persistent=False)
         super().__init__(model, graph, type(model).__name__.removesuffix("Impl"))
-        self.traced_in = traced_in
         self._adopt(vars(model))
+        self._hfusion = {"traced_in": traced_in}
 
     def _adopt(self, theirs):
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -202,8 +205,7 @@ class Network(fx.GraphModule):
     def __deepcopy__(self, memo):
         double = super().__deepcopy__(memo)
         double._adopt(copy.deepcopy(vars(self), memo))
-        for name in self._kept:
-            setattr(double, name, copy.deepcopy(getattr(self, name), memo))
+        double._hfusion = copy.deepcopy(self._hfusion, memo)
         return double
 
     def __reduce__(self):
@@ -211,8 +213,9 @@ class Network(fx.GraphModule):
         return _revive, (type(self).__mro__[1], make, state, imports)
 
     def train(self, mode=True):
-        if self.traced_in is not None and mode != self.traced_in:
-            was = "training" if self.traced_in else "eval"
+        traced_in = self._hfusion["traced_in"]
+        if traced_in is not None and mode != traced_in:
+            was = "training" if traced_in else "eval"
             raise FusionError(
                 f"mode was {mode}; the forward of this model does something else in "
                 f"{was} mode, in which it was traced: switch the original, fuse it again"
@@ -226,6 +229,5 @@ def _revive(kind, make, state, imports):
     network = kind.__new__(kind)
     fx.GraphModule.__init__(network, plain, plain.graph, plain._get_name())
     network._adopt(state)
-    for name in kind._kept:
-        setattr(network, name, state[name])
+    network._hfusion = state["_hfusion"]
     return network.train(state["training"])
