@@ -4,11 +4,12 @@ BIN    := .venv/bin
 JOBS   ?= 2
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
 
-.PHONY: help book test nbval bench lab run lint lock clean
+.PHONY: help book test nbval zoo bench lab run lint lock clean
 
 help:
 	@echo "make book   build the book into _build/html/index.html"
 	@echo "make test   unit tests, property tests, and nbval over every chapter"
+	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
 	@echo "make bench  how long planning takes, beside torch.compile"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make run    execute every chapter anew, in place"
@@ -41,6 +42,9 @@ test: .venv/test.stamp .venv/book.stamp
 nbval: .venv/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300 chapters
+
+zoo: .venv/zoo.stamp
+	$(BIN)/python -m pytest tests/test_zoo.py tests/test_rewrite.py
 
 bench: .venv/test.stamp
 	$(BIN)/python benchmarks/planning.py

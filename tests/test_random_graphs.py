@@ -273,11 +273,13 @@ def draw_siblings(draw):
     if source is None:
         return
     new, follow = geometry(draw, draw.of(source)), draw.chance(0.6)
+    odd = draw.chance(0.4)
     kind, branches = draw.rng.choice(list(ACTIVATIONS)), []
     for _ in range(draw.rng.randint(2, 4)):
-        if draw.chance(0.1):
+        if odd and draw.chance(0.2):
             new = geometry(draw, draw.of(source))
-        y = draw.do("module", draw.add(unusual(draw, new())), source)
+        layer = unusual(draw, new()) if odd else new()
+        y = draw.do("module", draw.add(layer), source)
         if y is not None and follow and draw.chance(0.7):
             branches.append(activate(draw, y, kind) or y)
         elif y is not None:
@@ -307,17 +309,17 @@ def geometry(draw, x):
 
 def unusual(draw, layer):
     """A layer as it is, or with what siblings seldom have."""
-    if draw.chance(0.06):
+    if draw.chance(0.15):
         layer.weight.requires_grad_(False)
-    if layer.bias is not None and draw.chance(0.06):
+    if layer.bias is not None and draw.chance(0.15):
         layer.bias.requires_grad_(False)
     if draw.chance(0.05):
         layer.eval()
-    if draw.chance(0.03):
+    if draw.chance(0.05):
         layer.register_forward_hook(lambda module, args, y: y * 1.5)
-    if layer.weight.ndim == 4 and draw.chance(0.05):
+    if layer.weight.ndim == 4 and draw.chance(0.2):
         layer.to(memory_format=torch.channels_last)
-    if draw.wraps and draw.chance(0.04):
+    if draw.wraps and draw.chance(0.1):
         return Leaf(layer)
     return layer
 
@@ -550,7 +552,12 @@ def run(network, inputs):
     """(outputs, inputs and state after the call) without gradients."""
     with torch.no_grad():
         outputs = network(*inputs)
-    return outputs, (*inputs, *network.state_dict().values())
+    state = network.state_dict()  # a copied GraphModule has another order
+    return outputs, (*inputs, *(state[key] for key in sorted(state)))
+
+
+def stacked_of(network):
+    return {n: m for n, m in network.named_children() if isinstance(m, rewrite.Siblings)}
 
 
 def gradients(network, base, inputs):
@@ -567,7 +574,7 @@ def gradients(network, base, inputs):
     }
     tensors = {"": base, **dict(network.named_parameters(remove_duplicate=False))}
     grads = {n: torch.zeros_like(tensors[n]) if g is None else g for n, g in grads.items()}
-    for path, stacked in network.stacked().items() if hasattr(network, "stacked") else ():
+    for path, stacked in stacked_of(network).items():
         layers.split_state(stacked, grads, f"{path}.", "")
     return grads, require
 
@@ -628,7 +635,7 @@ def check_structure(plan, fused):
     called = [node.target for node in fused.graph.nodes if node.op == "call_module"]
     groups = [group for group in plan.groups if group.fused]
     left = [path for group in groups for path in group.members if path in called]
-    if left or len(set(called) & set(fused.stacked())) != len(groups):
+    if left or len(set(called) & set(stacked_of(fused))) != len(groups):
         raise Mismatch(f"{left} are still called; {fused.graph}")
 
 

@@ -115,8 +115,9 @@ def written(node, modules):
         return inputs
     called = name(node, modules)
     if node.op == "call_module":
-        return inputs[:1] if getattr(modules[node.target], "inplace", False) else []
-    if called in WRITE_THE_REST:  # batch_norm(x, mean, variance) leaves x alone
+        in_place = getattr(modules[node.target], "inplace", False)
+        return inputs[:1] if in_place else []
+    if called in WRITE_THE_REST:  # batch_norm(x, mean, var) leaves x alone
         return [source for source in inputs if source not in node.args[:1]]
     if node.kwargs.get("out") is not None:
         return inputs

@@ -67,7 +67,7 @@ def _box(axes, x, y, width, height, colour, label="", strength=0.3, linewidth=1,
     axes.text(x + width / 2, y + height / 2, label, **style)
 
 
-def _node(axes, x, y, width, label, colour):
+def _node(axes, x, y, width, label, colour, fontsize=9):
     """A rounded box centred at (x, y)."""
     axes.add_patch(
         FancyBboxPatch(
@@ -75,7 +75,7 @@ def _node(axes, x, y, width, label, colour):
             facecolor=tint(colour), boxstyle="round,pad=0,rounding_size=0.12",
         )
     )  # fmt: skip
-    axes.text(x, y, label, ha="center", va="center", fontsize=9)
+    axes.text(x, y, label, ha="center", va="center", fontsize=fontsize)
 
 
 def _arrow(axes, start, end, colour=INK):
@@ -127,7 +127,7 @@ def graph(nodes, together=()):
     column, place = {}, {}
     for name, (_, lane, _, inputs) in nodes.items():
         column[name] = 1 + max((column[source] for source in inputs), default=-1)
-        place[name] = (column[name] * 2.4, lane * 1.1)
+        place[name] = (column[name] * 2.55, lane * 1.1)
     right = max(x for x, _ in place.values()) + 1
     bottom = max(y for _, y in place.values()) + 0.6
     figure, axes = _canvas(
@@ -135,16 +135,16 @@ def graph(nodes, together=()):
     )
     for name, (label, _, colour, inputs) in nodes.items():
         x, y = place[name]
-        _node(axes, x, y, 1.8, label, colour)
+        _node(axes, x, y, 1.95, label, colour, fontsize=8)
         for source in inputs:
             x_0, y_0 = place[source]
             ink = nodes[source][2] if nodes[source][2] != INPUT else colour
-            bend = x - 1.5  # past other columns along its own lane
-            axes.plot([x_0 + 0.9, bend], [y_0, y_0], color=ink, linewidth=1.1, zorder=0)
-            _arrow(axes, (bend, y_0), (x - 0.9, y), ink)
+            bend = x - 1.6  # past other columns along its own lane
+            axes.plot([x_0 + 0.98, bend], [y_0, y_0], color=ink, linewidth=1.1, zorder=0)
+            _arrow(axes, (bend, y_0), (x - 0.98, y), ink)
     if together:
         xs, ys = zip(*(place[name] for name in together), strict=True)
-        corner, size = (min(xs) - 1.05, min(ys) - 0.5), (2.1, max(ys) - min(ys) + 1)
+        corner, size = (min(xs) - 1.15, min(ys) - 0.5), (2.3, max(ys) - min(ys) + 1)
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=1,
                                  linestyle=(0, (4, 3))))  # fmt: skip
     return figure

@@ -339,8 +339,10 @@ def split_state(stacked, state, at, to):
     parts = {}
     for parameter, pieces in _pieces(stacked, to):
         whole = state.pop(f"{at}layer.{parameter}")
-        parts.update({key: whole[start:end] for key, start, end in pieces if key})
-    for name in stacked.names:  # the order of separate layers: a weight, then its bias
+        for key, start, end in pieces:
+            if key is not None:
+                parts[key] = whole[start:end]
+    for name in stacked.names:  # in the order of separate layers
         for key in (f"{to}{name}.weight", f"{to}{name}.bias"):
             if key in parts:
                 state[key] = parts[key]

@@ -103,7 +103,9 @@ def unfit(scene, node):
 def called_again(scene, node):
     """A layer with two inputs: its weights would have to stay where they are."""
     calls = scene.calls[id(scene.modules[node.target])]
-    return f"{node.target} is called {calls} times; 1 fits" if calls > 1 else ""
+    if calls > 1:
+        return f"{node.target} is called {calls} times; 1 fits"
+    return ""
 
 
 def known_elsewhere(scene, node):
