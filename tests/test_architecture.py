@@ -14,16 +14,18 @@ ALLOWED = {
     "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
     "__main__": {"hfusion", "torch"},
     "algebra": {"numpy"},
+    "cost": set(),
     "effects": {"layers", "torch"},
     "figures": {"matplotlib"},
     "folding": {"layers", "siblings", "torch", "tracing"},
     "layers": {"torch"},
     "measure": {"numpy", "torch"},
     "models": {"numpy", "torch"},
+    "records": set(),
     "rewrite": {"layers", "siblings", "torch", "tracing"},
     "show": {"figures", "IPython", "matplotlib"},
     "siblings": {"effects", "layers", "torch"},
-    "tracing": {"layers", "torch"},
+    "tracing": {"layers", "numpy", "torch"},
 }
 
 

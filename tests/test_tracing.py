@@ -363,6 +363,53 @@ def test_an_argument_left_out_means_its_default_or_is_refused(forward):
     assert same(fused(X), model(X))
 
 
+@pytest.mark.parametrize("forward", [by_default_double, by_default_plain])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_an_argument_that_was_left_out_is_not_ignored_when_it_is_given(forward, by_name):
+    model, scale = net(forward), torch.tensor(3.0)
+    given = ((X,), {"scale": scale}) if by_name else ((X, scale), {})
+    try:
+        actual = fuse(model)(*given[0], **given[1])
+    except (FusionError, AssertionError, RuntimeError, TypeError) as error:
+        assert "scale" in str(error)  # noqa: PT017
+        return
+    assert same(actual, model(*given[0], **given[1]))
+
+
+def clips_its_weights(self, x):
+    for parameter in self.parameters():
+        parameter.data.clamp_(-0.1, 0.1)
+    return self.q(x), self.k(x)
+
+
+def test_weights_that_forward_changes_behind_autograds_back():
+    """Through .data the version of a tensor does not tell; the values do."""
+    model = net(clips_its_weights)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(
+        FusionError, match="model cannot be traced: forward changes q.weight"
+    ):
+        plan(model)
+    assert same(dict(model.state_dict()), dict(before))
+
+
+def counts_in_a_plain_tensor(self, x):
+    self.count.add_(1)
+    return self.q(x) * self.count, self.k(x)
+
+
+def test_a_plain_tensor_that_forward_changes_is_changed_or_refused():
+    model = net(counts_in_a_plain_tensor)
+    model.count = torch.zeros(1)
+    try:
+        fused = fuse(model)
+    except FusionError as error:
+        assert "count" in str(error)  # noqa: PT017
+        return
+    for _ in range(2):
+        assert same(fused(X), model(X))
+
+
 # What is kept.
 
 

@@ -37,9 +37,7 @@ def _parser():
     plan.add_argument(
         "--fold", action="store_true", help="fold batch norms first (eval mode)"
     )
-    plan.add_argument(
-        "--min-siblings", type=int, default=2, metavar="N", help="at least N (2)"
-    )
+    plan.add_argument("--min-siblings", type=_from_two, default=2, metavar="N")
     return parser
 
 

@@ -47,7 +47,7 @@ NEW_MODULES = tuple(
 """)
 )
 # Given tuples, these put them together, and the parts are the old ones.
-PUT_TOGETHER = _words("add mul")
+PUT_TOGETHER = _words("add mul concat")
 TUPLES = _words(
     "chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split"
 )
@@ -78,6 +78,8 @@ def name(node, modules):
         return type(modules[node.target]).__name__
     if node.op == "call_function" and node.target is getattr:
         return str(node.args[1])
+    if isinstance(node.target, torch._ops.OpOverload):  # aten::view.dtype is a view
+        return node.target.overloadpacket.__name__
     return getattr(node.target, "__name__", str(node.target))
 
 
@@ -119,7 +121,7 @@ def written(node, modules):
         return inputs[:1] if in_place else []
     if called in WRITE_THE_REST:  # batch_norm(x, mean, var) leaves x alone
         return [source for source in inputs if source not in node.args[:1]]
-    if node.kwargs.get("out") is not None:
+    if node.kwargs.get("out") is not None or called.startswith("_foreach"):
         return inputs
     underscore = called.endswith("_") and not called.endswith("__")
     if underscore or called in IN_PLACE or called.startswith("__i"):
@@ -131,9 +133,11 @@ def _written_by_schema(node):
     """What an operator that has a schema writes to: the schema says so."""
     arguments = node.target._schema.arguments
     given = dict(zip((a.name for a in arguments), node.args, strict=False)) | node.kwargs
-    writes = [a.name for a in arguments if a.alias_info and a.alias_info.is_write]
-    changed = [given.get(key) for key in writes]
-    return [source for source in changed if isinstance(source, torch.fx.Node)]
+    changed = []
+    for argument in arguments:
+        if argument.alias_info and argument.alias_info.is_write:
+            torch.fx.map_arg(given.get(argument.name), changed.append)
+    return changed
 
 
 def _asks_for_inplace(node):
@@ -194,13 +198,15 @@ class Memory:
     def _note_reader(self, memory, node):
         """What a node that reads some memory expects of its layout."""
         called = name(node, self._modules)
-        as_dtype = any(isinstance(argument, torch.dtype) for argument in node.args)
-        strict = called in LAYOUT or (called == "view" and as_dtype)
+        given = [*node.args, *node.kwargs.values()]
+        as_dtype = any(isinstance(argument, torch.dtype) for argument in given)
+        method = node.op == "call_method"
+        strict = called in LAYOUT or (called == "view" and (as_dtype or not method))
         if node.op != "output" and (strict or not known(node, self._modules)):
             self._strict.setdefault(memory, node)
         elif called in MAY_COPY:
             self._copying.setdefault(memory, node)
-        if node.op == "call_method" and called == "view":
+        if method and called == "view":
             self._views[memory].append(node)
 
     def _find(self, node):

@@ -57,7 +57,9 @@ def fold_batchnorm(model):
         # torch leaves a bias that was missing without a gradient.
         folded.bias.requires_grad_(folded.weight.requires_grad)
         put(double, conv.target, folded)
-        put(double, norm.target, None)
+        del double.get_submodule(norm.target.rpartition(".")[0])._modules[
+            norm.target.rpartition(".")[2]
+        ]
         norm.replace_all_uses_with(conv)
         graph.erase_node(norm)
     return Network(double, graph, traced.constants, traced.mode)

@@ -253,13 +253,15 @@ class Stacked(nn.Module):
         if self.absent is None:
             return self.layer(x)
         bias = self.layer.bias.masked_fill(self.absent, 0)
-        return torch.func.functional_call(self.layer, {"bias": bias}, (x,))
+        if isinstance(self.layer, nn.Linear):
+            return nn.functional.linear(x, self.layer.weight, bias)
+        return self.layer._conv_forward(x, self.layer.weight, bias)
 
     def forward(self, x):
         y = self.product(x)
         # Not split: autograd forbids to change its views in place, as nn.ReLU(True) does.
         # It is safe: the parts do not overlap, and nobody else has seen y.
-        return tuple(y.unsafe_split_with_sizes(self.sizes, self.dim))
+        return y.unsafe_split_with_sizes(self.sizes, self.dim)
 
     def unstack(self):
         """See `hfusion.layers.unstack`."""

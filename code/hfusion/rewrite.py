@@ -110,7 +110,7 @@ class FusionPlan:
         """
         fused = [group for group in self.groups if group.fused]
         # Members are not copied here, since stacking copies their weights.
-        memo = {id(m): m for group in fused for m in group.layers.values()}
+        memo = {id(m): Moved() for group in fused for m in group.layers.values()}
         try:
             double = copy.deepcopy(self.model, memo)
         except Exception as error:
@@ -139,7 +139,19 @@ class Siblings(layers.Stacked):
             return super().forward(x)
         # Not unsafe_split: an activation may keep its result for the gradient, and must
         # learn of it when a branch is changed in place.
-        return layers.split(self.activation(self.product(x)), self.sizes, self.dim)
+        y = self.activation(self.product(x))
+        ends = itertools.accumulate(self.sizes)
+        return tuple(
+            y.narrow(self.dim, end - size, size)
+            for size, end in zip(self.sizes, ends, strict=True)
+        )
+
+
+class Moved(nn.Module):
+    """What stands where a fused layer stood: its weights are in a stacked layer."""
+
+    def forward(self, *args):
+        raise FusionError("this layer was fused with its siblings; call unfuse() first")
 
 
 class Fused(Network):
@@ -159,17 +171,22 @@ class Fused(Network):
         for path, stacked in _stacked_of(self).items():
             layers.split_state(stacked, state, f"{prefix}{path}.", prefix)
         for key in self._hfusion["keys"]:  # in the original's order
-            state[prefix + key] = state.pop(prefix + key)
+            if prefix + key in state:
+                state[prefix + key] = state.pop(prefix + key)
         return state
 
-    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, *rest):
+    def _load_from_state_dict(
+        self, state, prefix, metadata, strict, missing, unexpected, errors
+    ):
         assign = metadata.get("assign_to_params_buffers", False)
         for path, stacked in _stacked_of(self).items():
             at = f"{prefix}{path}."
-            lacking, errors = layers.stack_state(stacked, state, at, prefix, assign)
+            lacking, unfitting = layers.stack_state(stacked, state, at, prefix, assign)
             missing += lacking
-            rest[-1].extend(errors)
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, *rest)
+            errors += unfitting
+        super()._load_from_state_dict(
+            state, prefix, metadata, strict, missing, unexpected, errors
+        )
 
 
 def _stack_calls(model, graph, group, where):
@@ -180,12 +197,12 @@ def _stack_calls(model, graph, group, where):
     if reason:
         raise FusionError(f"model has changed since it was planned: {reason}")
     path = _free_path(model, group.members)
-    followers = [(end.op, end.target, end.args[1:], end.kwargs) for end in ends]
+    followers = [
+        (end.op, end.target, end.args[1:], siblings.settings_of(end)) for end in ends
+    ]
     activation = copy.deepcopy(group.activation)
     stacked = Siblings(members, activation, followers if activation else [])
     setattr(model, path, stacked)
-    for member in members:  # None keeps the place, so that the order of the keys stays
-        put(model, member, None)
     with graph.inserting_before(nodes[0]):
         whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
         parts = [
@@ -193,6 +210,8 @@ def _stack_calls(model, graph, group, where):
         ]
     for view in group.views:  # a branch may be strided, and then only reshape can copy
         where[view].target = "reshape"
+        if "size" in view.kwargs:
+            where[view].kwargs = {"shape": where[view].kwargs["size"]}
     for node, end, part in zip(nodes, ends, parts, strict=True):
         end.replace_all_uses_with(part)
         for old in dict.fromkeys((end, node)):

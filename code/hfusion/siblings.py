@@ -152,6 +152,11 @@ def layout_matters(scene, node):
 RULES = (unfit, called_again, known_elsewhere, shared_tensors, layout_matters)
 
 
+def settings_of(call):
+    """The keywords of a call, less its input."""
+    return {k: v for k, v in call.kwargs.items() if not isinstance(v, fx.Node)}
+
+
 def follower(scene, node):
     """(the pointwise activation's node, its module) if it alone reads `node`.
 
@@ -161,17 +166,21 @@ def follower(scene, node):
         return None, None
     (user,) = node.users
     inputs = user.all_input_nodes
-    if user.op == "output" or inputs != [node] or not effects.known(user, scene.modules):
+    given = [*user.args[:1], *user.kwargs.values()]
+    if inputs != [node] or given.count(node) != 1 or user.op == "output":
+        return None, None
+    if not effects.known(user, scene.modules):
         return None, None
     if scene.memory.mode(user) != scene.memory.mode(node):
         return None, None
     called = effects.name(user, scene.modules).rstrip("_")
     for kind, name in POINTWISE.items():
-        if user.op == "call_module" and type(scene.modules[user.target]) is kind:
-            activation = copy.deepcopy(scene.modules[user.target])
-        elif user.op != "call_module" and called == name and user.args[:1] == (node,):
+        module = scene.modules[user.target] if user.op == "call_module" else None
+        if type(module) is kind and not layers.hooks(module):
+            activation = copy.deepcopy(module)
+        elif module is None and called == name:
             try:
-                activation = kind(*user.args[1:], **user.kwargs)
+                activation = kind(*user.args[1:], **settings_of(user))
             except TypeError:  # arguments that the module does not have
                 return None, None
         else:

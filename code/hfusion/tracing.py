@@ -8,9 +8,13 @@ not called, hooks of modules that it looks into, what `forward` does on the side
 
 import copy
 import dataclasses
+import inspect
+import pickle
+import random
 import traceback
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -19,10 +23,12 @@ from .layers import FusionError
 
 # What stops a trace, by a part of torch's message, and what to do about it.
 ADVICE = (
-    ("control flow", "let torch.where decide, or decide in __init__"),
     ("cannot be iterated", "take the parts by index: part = x[0]"),
+    ("control flow", "let torch.where decide, or decide in __init__"),
     ("'len' is not supported", "use x.shape[0] or x.size(0)"),
     ("interpreted as an integer", "keep sizes as they are, without int() or range()"),
+    ("a mode is on", "switch it outside of forward, around the call of the model"),
+    ("float() argument", "keep the value a tensor, without float() or math"),
     ("must be real number", "keep the value a tensor, without float() or math"),
 )  # fmt: skip
 OTHERWISE = (
@@ -42,7 +48,7 @@ class Trace:
     graph: fx.Graph
     modules: dict  # by path, the model itself as ""
     constants: dict  # tensors that forward makes, by the name that the graph reads
-    mode: bool | None  # the training flag that the graph depends on, None if on neither
+    mode: bool | str | None  # the training flag it depends on; "mixed"; None if on none
 
 
 class _Tracer(fx.Tracer):
@@ -55,14 +61,29 @@ class _Tracer(fx.Tracer):
     def trace(self, root):
         named = [*root.named_buffers(), *root.named_parameters()]
         self._paths = {id(tensor): path for path, tensor in named}
-        return super().trace(root)
+        self._modes = _modes()
+        # A stand-in is neither None nor True nor False. What forward decides by such an
+        # argument is decided by its default, and the graph asserts that it has it.
+        arguments = inspect.signature(root.forward).parameters.values()
+        fixed = {a.name: a.default for a in arguments if _is_switch(a.default)}
+        graph = super().trace(root, fixed or None)
+        for node in graph.find_nodes(op="placeholder"):
+            name, _, number = node.target.rpartition("_")
+            if name in fixed and number == "1":  # torch.fx has numbered it
+                node.target = name
+        return graph
+
+    def create_node(self, kind, *args, **kwargs):
+        if kind.startswith("call_") and _modes() != self._modes:
+            raise ValueError("a mode is on, such as no_grad or autocast")
+        return super().create_node(kind, *args, **kwargs)
 
     def is_leaf_module(self, module, path):
         ours = isinstance(module, (layers.Stacked, *layers.KINDS))
         return ours or super().is_leaf_module(module, path)
 
     def getattr(self, name, value, proxies):
-        path = self._paths.get(id(value)) if isinstance(value, nn.Parameter) else None
+        path = self._paths.get(id(value)) if isinstance(value, torch.Tensor) else None
         if path is None:
             return value
         if path not in proxies:
@@ -74,6 +95,16 @@ class _Tracer(fx.Tracer):
         if path is None:
             return super().create_arg(value)
         return self.create_node("get_attr", path, (), {})
+
+
+def _is_switch(value):
+    return value is None or isinstance(value, bool)
+
+
+def _modes():
+    """What a graph does not remember: is it recording gradients, is it autocasting?"""
+    cast = [torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), cast
 
 
 def trace(model):
@@ -95,9 +126,12 @@ def trace(model):
         return Trace(
             model.graph, modules, {}, getattr(model, "_hfusion", {}).get("traced_in")
         )
-    graph, constants = _follow(model)
-    mode = None if _same_either_way(model, graph) else model.training
-    return Trace(graph, modules, constants, mode)
+    found = _follow(model)
+    flags = {module.training for module in modules.values()}
+    mode = None
+    if not _same_either_way(model, found):
+        mode = model.training if len(flags) == 1 else "mixed"
+    return Trace(*found[:1], modules, found[1], mode)
 
 
 def _refuse_hooks(path, module):
@@ -117,40 +151,57 @@ def _follow(model, other_mode=False):
         raise FusionError(f"model cannot be copied: {error}") from error
     for module in double.modules() if other_mode else ():
         module.training = not module.training
-    before = _tensors(double)
-    own = set(vars(double))
+    before, chance, own = _tensors(double), _chance(), set(vars(double))
     try:
         graph = _Tracer().trace(double)
     except Exception as error:
         raise FusionError(_explain(error)) from error
-    for name, seen in _tensors(double).items():
-        if before.get(name) != seen:
-            raise FusionError(
-                f"model cannot be traced: forward changes {name} on the side, and torch.fx "
-                "does not write that down; call eval() first, if it does so in training "
-                "only, or change it outside of forward"
-            )
-    return graph, {
-        k: v for k, v in vars(double).items() if k not in own and torch.is_tensor(v)
-    }
+    finally:
+        drawn = pickle.dumps(_chance()) != pickle.dumps(chance)
+        torch.set_rng_state(torch.from_numpy(chance[0]))
+        random.setstate(chance[1])
+        np.random.set_state(chance[2])
+    changed = [name for name, seen in _tensors(double).items() if before.get(name) != seen]
+    if changed or drawn:
+        what = f"changes {changed[0]}" if changed else "draws random numbers"
+        raise FusionError(
+            f"model cannot be traced: forward {what} on the side, and torch.fx does not "
+            "write that down; do it outside of forward"
+        )
+    made = {k: v for k, v in vars(double).items() if k not in own and torch.is_tensor(v)}
+    return graph, made
+
+
+def _chance():
+    """Where the generators of random numbers stand."""
+    return torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()
 
 
 def _tensors(model):
     """Which tensors a model has, and how often they have been written to."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {n: (id(t), None if t.is_inference() else t._version) for n, t in named}
+    seen = {name: [id(tensor)] for name, tensor in named}
+    for name, tensor in named:
+        proper = isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor)
+        if proper and not tensor.is_inference():
+            seen[name].append(tensor._version)
+    return seen
 
 
-def _same_either_way(model, graph):
-    """Whether the graph is the same with every training flag turned over."""
+def _same_either_way(model, found):
+    """Whether the trace is the same with every training flag turned over."""
     try:
-        other, _ = _follow(model, other_mode=True)
+        other = _follow(model, other_mode=True)
     except FusionError:
         return False
-    return _signature(graph) == _signature(other)
+    (graph, constants), (other_graph, others) = found, other
+    same = len(constants) == len(others) and all(
+        torch.equal(constants[key], others[key]) for key in constants if key in others
+    )
+    return same and _calls(graph) == _calls(other_graph)
 
 
-def _signature(graph):
+def _calls(graph):
     return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
 
 
@@ -174,7 +225,7 @@ def _explain(error):
 
 
 def put(model, path, module):
-    """Set the module at a path of a model; None leaves the place empty."""
+    """Set the module at a path of a model."""
     parent, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, module)
 
@@ -192,8 +243,11 @@ class Network(fx.GraphModule):
 
     # All that is our own has one name, which no model's module is likely to have.
     def __init__(self, model, graph, constants, traced_in):
-        for key, tensor in constants.items():
-            model.register_buffer(key, tensor, persistent=False)
+        for node in graph.find_nodes(op="get_attr"):
+            found = constants.get(node.target, vars(model).get(node.target))
+            if torch.is_tensor(found):  # made by forward, or no buffer: to() moves it now
+                vars(model).pop(node.target, None)
+                model.register_buffer(node.target, found.clone(), persistent=False)
         super().__init__(model, graph, type(model).__name__.removesuffix("Impl"))
         self._adopt(vars(model))
         self._hfusion = {"traced_in": traced_in}
@@ -206,6 +260,7 @@ class Network(fx.GraphModule):
         double = super().__deepcopy__(memo)
         double._adopt(copy.deepcopy(vars(self), memo))
         double._hfusion = copy.deepcopy(self._hfusion, memo)
+        type(double).__name__ = type(self).__name__
         return double
 
     def __reduce__(self):
@@ -215,10 +270,10 @@ class Network(fx.GraphModule):
     def train(self, mode=True):
         traced_in = self._hfusion["traced_in"]
         if traced_in is not None and mode != traced_in:
-            was = "training" if traced_in else "eval"
+            was = {True: "training", False: "eval"}.get(traced_in, "a mixed")
             raise FusionError(
-                f"mode was {mode}; the forward of this model does something else in "
-                f"{was} mode, in which it was traced: switch the original, fuse it again"
+                f"mode was {mode}; this graph was traced in {was} mode, and forward does "
+                "something else in another: switch the original, and fuse it again"
             )
         return super().train(mode)
 
@@ -230,4 +285,5 @@ def _revive(kind, make, state, imports):
     fx.GraphModule.__init__(network, plain, plain.graph, plain._get_name())
     network._adopt(state)
     network._hfusion = state["_hfusion"]
-    return network.train(state["training"])
+    network.training = state["training"]
+    return network
