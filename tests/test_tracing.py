@@ -386,9 +386,7 @@ def test_weights_that_forward_changes_behind_autograds_back():
     """Through .data the version of a tensor does not tell; the values do."""
     model = net(clips_its_weights)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(
-        FusionError, match="model cannot be traced: forward changes q.weight"
-    ):
+    with pytest.raises(FusionError, match=r"forward changes q\.weight"):
         plan(model)
     assert same(dict(model.state_dict()), dict(before))
 

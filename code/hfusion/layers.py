@@ -129,13 +129,14 @@ def unlike(labelled):
     return ""
 
 
-def stack(layers):
+def stack(layers, activation=None):
     """One layer that computes what several siblings compute.
 
     layers: a list (or a dict, or nn.ModuleList / ModuleDict) of Conv1d, Conv2d,
     Conv3d or Linear that agree in everything but their number of outputs, some
     biases possibly missing. They are left as they were; the weights are copied.
     Values are not looked at: a NaN stays in the rows of its own branch.
+    activation: a module that treats each number alone, as ReLU does; applied once.
     Raises FusionError where they do not fit together.
     Source: Lei Mao, "Neural Network 1x1 Convolution Horizontal Fusion".
 
@@ -147,7 +148,7 @@ def stack(layers):
     reason = _refusal(named)
     if reason:
         raise FusionError(reason)
-    return Stacked(named)
+    return Stacked(named, activation)
 
 
 def unstack(stacked):
@@ -225,8 +226,9 @@ class Stacked(nn.Module):
     of the others are kept zero by a mask, at the price of one small operator.
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers, activation=None):
         super().__init__()
+        self.activation = activation
         first = next(iter(layers.values()))
         self.names = tuple(layers)
         self.sizes = tuple(m.weight.shape[0] for m in layers.values())
@@ -259,6 +261,14 @@ class Stacked(nn.Module):
 
     def forward(self, x):
         y = self.product(x)
+        if self.activation is not None:
+            # It may keep its result for the gradient, which has to learn of it when a
+            # branch is changed in place: proper views.
+            ends = list(itertools.accumulate(self.sizes))
+            y = self.activation(y)
+            return tuple(
+                y.narrow(self.dim, e - s, s) for s, e in zip(self.sizes, ends, strict=True)
+            )
         # Not split: autograd forbids to change its views in place, as nn.ReLU(True) does.
         # It is safe: the parts do not overlap, and nobody else has seen y.
         return y.unsafe_split_with_sizes(self.sizes, self.dim)

@@ -127,24 +127,11 @@ class Siblings(layers.Stacked):
     """A stacked layer in a network; its names are the members' paths there."""
 
     def __init__(self, members, activation, followers):
-        super().__init__(members)
-        self.activation = activation
-        self.followers = followers  # what each member's follower was: (op, target, args, …)
+        super().__init__(members, activation)
+        self.followers = followers  # what followed each member: (op, target, args, …)
 
     def _keep_keys(self):
         """The network does, which knows where the members were."""
-
-    def forward(self, x):
-        if self.activation is None:
-            return super().forward(x)
-        # Not unsafe_split: an activation may keep its result for the gradient, and must
-        # learn of it when a branch is changed in place.
-        y = self.activation(self.product(x))
-        ends = itertools.accumulate(self.sizes)
-        return tuple(
-            y.narrow(self.dim, end - size, size)
-            for size, end in zip(self.sizes, ends, strict=True)
-        )
 
 
 class Moved(nn.Module):

@@ -9,6 +9,7 @@ not called, hooks of modules that it looks into, what `forward` does on the side
 import copy
 import dataclasses
 import inspect
+import operator
 import pickle
 import random
 import traceback
@@ -51,6 +52,41 @@ class Trace:
     mode: bool | str | None  # the training flag it depends on; "mixed"; None if on none
 
 
+class _InPlace:
+    """What Python's x += 1 and x[0] = 1 are for a stand-in: changes of x.
+
+    torch.fx takes the first for an addition, whose result is another tensor, and
+    refuses the second.
+    """
+
+    def __setitem__(self, key, value):
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __getattr__(self, attribute):
+        return _Attribute(self, attribute)
+
+
+def _augmented(function):
+    def record(self, other):
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+AUGMENTED = ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow")
+AUGMENTED += ("rshift", "sub", "truediv", "xor")
+for _name in AUGMENTED:
+    setattr(_InPlace, f"__i{_name}__", _augmented(getattr(operator, f"i{_name}")))
+
+
+class _Proxy(_InPlace, fx.Proxy):
+    """A stand-in for a value."""
+
+
+class _Attribute(_InPlace, fx.proxy.Attribute):
+    """A stand-in for an attribute of a value, such as its shape."""
+
+
 class _Tracer(fx.Tracer):
     """Looks into everything but torch's own modules and those that we stack.
 
@@ -77,6 +113,9 @@ class _Tracer(fx.Tracer):
         if kind.startswith("call_") and _modes() != self._modes:
             raise ValueError("a mode is on, such as no_grad or autocast")
         return super().create_node(kind, *args, **kwargs)
+
+    def proxy(self, node):
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module, path):
         ours = isinstance(module, (layers.Stacked, *layers.KINDS))
