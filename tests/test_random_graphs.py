@@ -529,7 +529,8 @@ def draw_reuse(draw):
     named = [(n, m) for n, m in draw.root.named_modules() if type(m) in layers.KINDS]
     if not named:
         return
-    path, module = draw.rng.choice(named)
+    inner = [one for one in named if one[0].endswith(".inner")]
+    path, module = draw.rng.choice([*named, *inner * 4])
     how = draw.rng.choice(["again", "named", "block", "weight", "bias", "memory"])
     if how == "block" and "block" in draw.root._modules:
         draw.root.add_module("twin", draw.root.block)

@@ -352,6 +352,15 @@ FORMS = {
         ["ab"],
     ),
     "views": (lambda: net(views, a=conv(4), b=conv(3)), (2, 3, 4, 5), ["ab"]),
+    "views of activations": (
+        lambda: net(
+            lambda self, x: [y.relu().view(2, -1) for y in ab(self, x)],
+            a=conv(4),
+            b=conv(3),
+        ),
+        (2, 3, 4, 5),
+        ["ab"],
+    ),
     "lists of modules": (
         lambda: net(
             of_containers,
@@ -441,6 +450,16 @@ def test_forms_copied_pickled_and_loaded(make, shape, groups):
 @pytest.mark.parametrize("forward", [views_by_keyword])
 def test_a_view_by_keyword(forward):
     model, x = net(forward, a=conv(4), b=conv(3)), image()
+    check_same(run(fuse(model), x), run(model, x))
+
+
+@pytest.mark.parametrize("flat", [torch.flatten, lambda y: y.view(2, -1)])
+def test_a_view_of_an_activation_in_place(flat):
+    """Fused or refused, the answer is the same."""
+    model = net(
+        lambda self, x: [flat(y.relu_()) for y in ab(self, x)], a=conv(4), b=conv(3)
+    )
+    x = image()
     check_same(run(fuse(model), x), run(model, x))
 
 
@@ -832,6 +851,14 @@ def consumed(consume):
     )
 
 
+def strided(y):
+    return y * y.stride(0)
+
+
+def bc(self, x):
+    return self.b(x), self.c(x)
+
+
 def reshaped_and_written(y):
     y.reshape(-1).add_(1)
     return y
@@ -974,6 +1001,17 @@ RULE_CASES = {
     ),
     "stride": (
         consumed(lambda y: y * y.stride(0)),
+        "layout_matters",
+        "the output of a goes to `stride`",
+        "outputs",
+    ),
+    "stride of the activation": (
+        lambda: net(
+            lambda self, x: [strided(self.a(x).relu()), *(y.relu() for y in bc(self, x))],
+            a=conv(4),
+            b=conv(4),
+            c=conv(2),
+        ),
         "layout_matters",
         "the output of a goes to `stride`",
         "outputs",

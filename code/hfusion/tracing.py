@@ -200,7 +200,8 @@ def _follow(model, other_mode=False):
         torch.set_rng_state(torch.from_numpy(chance[0]))
         random.setstate(chance[1])
         np.random.set_state(chance[2])
-    changed = [name for name, seen in _tensors(double).items() if before.get(name) != seen]
+    after = _tensors(double)
+    changed = [name for name, seen in before.items() if after.get(name) != seen]
     if changed or drawn:
         what = f"changes {changed[0]}" if changed else "draws random numbers"
         raise FusionError(
@@ -217,14 +218,22 @@ def _chance():
 
 
 def _tensors(model):
-    """Which tensors a model has, and how often they have been written to."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    seen = {name: [id(tensor)] for name, tensor in named}
-    for name, tensor in named:
-        proper = isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor)
-        if proper and not tensor.is_inference():
-            seen[name].append(tensor._version)
-    return seen
+    """Which tensors a model has, and what tells whether somebody writes to them."""
+    named = dict([*model.named_parameters(), *model.named_buffers()])
+    for path, module in model.named_modules():
+        plain = {f"{path}.{key}".strip("."): value for key, value in vars(module).items()}
+        named |= {key: value for key, value in plain.items() if torch.is_tensor(value)}
+    return {name: (id(tensor), _fingerprint(tensor)) for name, tensor in named.items()}
+
+
+def _fingerprint(tensor):
+    """Autograd's count of changes; and a sum, since it counts no change of .data."""
+    if not torch.is_tensor(tensor) or nn.parameter.is_lazy(tensor) or tensor.is_inference():
+        return None
+    dense = tensor.is_floating_point() and tensor.layout == torch.strided
+    if not dense or tensor.is_meta:
+        return tensor._version
+    return tensor._version, str(tensor.detach().sum(dtype=torch.float64).item())
 
 
 def _same_either_way(model, found):
