@@ -638,7 +638,10 @@ class Outcome:
 
 def check(seed):
     """Draw a network, fuse it, compare: an Outcome. Raises Mismatch."""
-    draw = Draw(seed)
+    return compare(Draw(seed), with_gradients=seed % 2 == 0, with_loading=seed % 5 == 1)
+
+
+def compare(draw, with_gradients, with_loading):
     model = as_graph(draw.root) if draw.is_graph else draw.root
     try:
         expected = run(copy.deepcopy(model), draw)
@@ -652,8 +655,8 @@ def check(seed):
     check_structure(plan, fused)
     same_state("fused", fused.state_dict(), model.state_dict())
     check_unfused(draw, model, fused, expected)
-    learned = seed % 2 == 0 and check_gradients(draw, model, fused)
-    if seed % 5 == 1:
+    learned = with_gradients and check_gradients(draw, model, fused)
+    if with_loading:
         check_loading(draw, model, fused)
     close("fused: tensor", attempt("fused", run, fused, draw), expected, bound_of(draw))
     return Outcome(groups=plan.groups, learned=learned)

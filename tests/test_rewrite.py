@@ -1567,6 +1567,17 @@ def test_weights_that_changed_since_are_the_ones_that_are_fused():
     check_same(run(second, x), run(model, x))
 
 
+def test_networks_of_one_plan_share_nothing():
+    model = net(lambda self, x: [y.relu() for y in ab(self, x)], a=conv(4), b=conv(5))
+    found = plan(model)
+    first, second = found.apply(), found.apply()
+    assert {*map(id, first.modules())}.isdisjoint(map(id, second.modules()))
+    assert of_model(first) + of_model(second) == storages(
+        [*first.parameters(), *second.parameters()]
+    )
+    assert first.graph is not second.graph
+
+
 class OwnState(nn.Module):
     """A model with a state_dict() of its own."""
 

@@ -162,37 +162,39 @@ def settings_of(call):
 
 
 def follower(scene, node):
-    """(the pointwise activation's node, its module) if it alone reads `node`.
+    """(the call of a pointwise activation, its module) if it alone reads `node`.
 
     Else (None, None). The module is a new one, not in place.
     """
-    if len(node.users) != 1:
+    user = next(iter(node.users), None)
+    if len(node.users) != 1 or not user.op.startswith("call_"):
         return None, None
-    (user,) = node.users
-    inputs = user.all_input_nodes
     given = [*user.args[:1], *user.kwargs.values()]
-    if inputs != [node] or given.count(node) != 1 or user.op == "output":
+    alone = user.all_input_nodes == [node] and given.count(node) == 1
+    one_mode = scene.memory.mode(user) == scene.memory.mode(node)
+    if not (alone and one_mode and effects.known(user, scene.modules)):
         return None, None
-    if not effects.known(user, scene.modules):
-        return None, None
-    if scene.memory.mode(user) != scene.memory.mode(node):
-        return None, None
-    called = effects.name(user, scene.modules).rstrip("_")
-    for kind, name in POINTWISE.items():
-        module = scene.modules[user.target] if user.op == "call_module" else None
-        if type(module) is kind and not layers.hooks(module):
+    activation = _activation(scene, user)
+    return (user, activation) if activation else (None, None)
+
+
+def _activation(scene, call):
+    """The module of POINTWISE that does what a call does; None if there is none."""
+    activation = None
+    if call.op == "call_module":
+        module = scene.modules[call.target]
+        if type(module) in POINTWISE and not layers.hooks(module):
             activation = copy.deepcopy(module)
-        elif module is None and called == name:
-            try:
-                activation = kind(*user.args[1:], **settings_of(user))
-            except TypeError:  # arguments that the module does not have
-                return None, None
-        else:
-            continue
-        if hasattr(activation, "inplace"):
-            activation.inplace = False
-        return user, activation
-    return None, None
+    else:
+        named = {name: kind for kind, name in POINTWISE.items()}
+        kind = named.get(effects.name(call, scene.modules).rstrip("_"))
+        try:
+            activation = kind(*call.args[1:], **settings_of(call)) if kind else None
+        except TypeError:  # arguments that the module does not have
+            return None
+    if hasattr(activation, "inplace"):
+        activation.inplace = False
+    return activation
 
 
 def find(scene, min_siblings):
