@@ -354,7 +354,7 @@ FORMS = {
     "views": (lambda: net(views, a=conv(4), b=conv(3)), (2, 3, 4, 5), ["ab"]),
     "views of activations": (
         lambda: net(
-            lambda self, x: [y.relu().view(2, -1) for y in ab(self, x)],
+            lambda self, x: [y.relu().view(-1) for y in ab(self, x)],
             a=conv(4),
             b=conv(3),
         ),

@@ -265,7 +265,15 @@ def _tensors_read(graph, modules):
             reads[id(getattr(modules.get(path), attribute, None))] = node
     owned = {}
     for node in graph.nodes if reads else ():
-        if node.op == "call_module":
+        if node.op == "call_module" and _writes_own(node, modules):
             tensors = [*modules[node.target].parameters(), *modules[node.target].buffers()]
             owned[node] = [reads[id(t)] for t in tensors if id(t) in reads]
     return owned
+
+
+def _writes_own(node, modules):
+    """Whether a module may write to its own tensors: statistics, a table, who knows."""
+    module = modules[node.target]
+    statistics = module.training and getattr(module, "track_running_stats", False)
+    table = getattr(module, "max_norm", None) is not None
+    return statistics or table or not known(node, modules)

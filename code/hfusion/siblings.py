@@ -11,6 +11,7 @@ import copy
 import dataclasses
 from collections import Counter, defaultdict
 
+import torch
 from torch import fx, nn
 
 from . import effects, layers
@@ -85,6 +86,7 @@ class Scene:
 
 def _own_tensors(module):
     tensors = [*module._parameters.values(), *module._buffers.values()]
+    tensors += [value for value in vars(module).values() if torch.is_tensor(value)]
     return [t for t in tensors if t is not None and not nn.parameter.is_lazy(t)]
 
 
@@ -275,7 +277,7 @@ def fusable(scene, nodes):
     ends = [
         n if activation is None else user for n, (user, _) in zip(nodes, found, strict=True)
     ]
-    views = [view for n in (*nodes, *ends) for view in scene.memory.views(n)]
+    views = [view for end in ends for view in scene.memory.views(end)]
     item_bytes = scene.modules[nodes[0].target].weight.element_size()
     return Group(
         fused=True,

@@ -40,6 +40,7 @@ OTHERWISE = (
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 _STATE_HOOKS += ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +153,18 @@ def trace(model):
     model: an nn.Module, or a GraphModule, whose graph is taken as it is. Control
     flow in Python is followed once, as torch.fx does it. Raises FusionError where
     the trace stops, with the line of the model that stops it, and where a graph
-    would forget something: hooks, or tensors that forward changes on its own.
+    would forget something: hooks, or what forward changes on the side. (A forward
+    that writes to the .data of its parameters does so here too: they are not copied.)
     """
     if not isinstance(model, nn.Module):
         raise FusionError(f"model was a {type(model).__name__}; an nn.Module fits")
     modules = dict(model.named_modules(remove_duplicate=False))
     is_graph, tracer = isinstance(model, fx.GraphModule), _Tracer()
+    if not is_graph and type(model).train is not nn.Module.train:
+        raise FusionError(
+            "model has a train() of its own, which the graph would not have; a module "
+            "that holds the model fits, such as nn.Sequential(model)"
+        )
     for path, module in modules.items():
         if not path or not (is_graph or tracer.is_leaf_module(module, path)):
             _refuse_hooks(path, module)
@@ -190,7 +197,7 @@ def _follow(model, other_mode=False):
         raise FusionError(f"model cannot be copied: {error}") from error
     for module in double.modules() if other_mode else ():
         module.training = not module.training
-    before, chance, own = _tensors(double), _chance(), set(vars(double))
+    before, chance, own = _state(double), _chance(), set(vars(double))
     try:
         graph = _Tracer().trace(double)
     except Exception as error:
@@ -200,7 +207,7 @@ def _follow(model, other_mode=False):
         torch.set_rng_state(torch.from_numpy(chance[0]))
         random.setstate(chance[1])
         np.random.set_state(chance[2])
-    after = _tensors(double)
+    after = _state(double)
     changed = [name for name, seen in before.items() if after.get(name) != seen]
     if changed or drawn:
         what = f"changes {changed[0]}" if changed else "draws random numbers"
@@ -217,13 +224,16 @@ def _chance():
     return torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()
 
 
-def _tensors(model):
-    """Which tensors a model has, and what tells whether somebody writes to them."""
+def _state(model):
+    """What forward could change on the side: tensors, and numbers, words and flags."""
     named = dict([*model.named_parameters(), *model.named_buffers()])
     for path, module in model.named_modules():
         plain = {f"{path}.{key}".strip("."): value for key, value in vars(module).items()}
-        named |= {key: value for key, value in plain.items() if torch.is_tensor(value)}
-    return {name: (id(tensor), _fingerprint(tensor)) for name, tensor in named.items()}
+        named |= {k: v for k, v in plain.items() if isinstance(v, (torch.Tensor, *PLAIN))}
+    return {
+        name: value if isinstance(value, PLAIN) else (id(value), _fingerprint(value))
+        for name, value in named.items()
+    }
 
 
 def _fingerprint(tensor):
@@ -278,6 +288,11 @@ def put(model, path, module):
     setattr(model.get_submodule(parent), attribute, module)
 
 
+# What makes a module, apart from its class: tensors, modules, hooks.
+_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_TABLES += tuple(key for key in vars(nn.Module()) if "hooks" in key)
+
+
 class Network(fx.GraphModule):
     """A module that runs a graph and has everything that the traced model has.
 
@@ -301,7 +316,7 @@ class Network(fx.GraphModule):
         self._hfusion = {"traced_in": traced_in}
 
     def _adopt(self, theirs):
-        for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        for table in _TABLES:
             self.__dict__[table] = theirs[table]
 
     def __deepcopy__(self, memo):
@@ -310,6 +325,9 @@ class Network(fx.GraphModule):
         double._hfusion = copy.deepcopy(self._hfusion, memo)
         type(double).__name__ = type(self).__name__
         return double
+
+    def __copy__(self):
+        return _again(type(self).__mro__[1], self, self.graph, vars(self))
 
     def __reduce__(self):
         make, (state, imports) = super().__reduce__()
@@ -329,8 +347,13 @@ class Network(fx.GraphModule):
 def _revive(kind, make, state, imports):
     """A pickled Network again: torch.fx rebuilds its graph from source code."""
     plain = make(dict(state), imports)
+    return _again(kind, plain, plain.graph, state)
+
+
+def _again(kind, plain, graph, state):
+    """A Network of some kind that runs a graph, with the state of another."""
     network = kind.__new__(kind)
-    fx.GraphModule.__init__(network, plain, plain.graph, plain._get_name())
+    fx.GraphModule.__init__(network, plain, graph, plain._get_name())
     network._adopt(state)
     network._hfusion = state["_hfusion"]
     network.training = state["training"]
