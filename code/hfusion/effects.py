@@ -86,17 +86,20 @@ def name(node, modules):
 def known(node, modules):
     """Whether a node calls torch's own code, so that its name says what it does."""
     if node.op == "call_module":
-        module = modules[node.target]
-        own = type(module).__module__.startswith("torch.nn.modules.")
-        hooks = module._forward_hooks or module._forward_pre_hooks
-        changed = hooks or "forward" in vars(module)
-        return (own or isinstance(module, layers.Stacked)) and not changed
+        return all(_known_module(part) for part in modules[node.target].modules())
     if node.op == "call_function":
         home = getattr(node.target, "__module__", None) or ""
         if home.startswith("torch._ops."):  # operators that others may have registered
             return home == "torch._ops.aten"
         return home.split(".")[0] in ("torch", "_operator", "builtins", "math")
     return True
+
+
+def _known_module(module):
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    changed = hooks or "forward" in vars(module)
+    return (own or isinstance(module, layers.Stacked)) and not changed
 
 
 def written(node, modules):
@@ -117,7 +120,8 @@ def written(node, modules):
         return inputs
     called = name(node, modules)
     if node.op == "call_module":
-        in_place = getattr(modules[node.target], "inplace", False)
+        parts = modules[node.target].modules()
+        in_place = any(getattr(part, "inplace", False) for part in parts)
         return inputs[:1] if in_place else []
     if called in WRITE_THE_REST:  # batch_norm(x, mean, var) leaves x alone
         return [source for source in inputs if source not in node.args[:1]]
@@ -204,7 +208,7 @@ class Memory:
         strict = called in LAYOUT or (called == "view" and (as_dtype or not method))
         if node.op != "output" and (strict or not known(node, self._modules)):
             self._strict.setdefault(memory, node)
-        elif called in MAY_COPY:
+        elif called in MAY_COPY or called == "Sequential":
             self._copying.setdefault(memory, node)
         if method and called == "view":
             self._views[memory].append(node)
