@@ -559,7 +559,10 @@ def draw_reuse(draw):
         setattr(other, tensor, shared)
         path = draw.name(other)
     calls = [s for s in draw.root.steps if s.op == "module" and s.args]
-    earlier = [s.args[0] for s in calls if draw.root.get_submodule(s.target) is module]
+    called_so = {id(module), id(draw.root.get_submodule(path.removesuffix(".inner")))}
+    earlier = [
+        s.args[0] for s in calls if id(draw.root.get_submodule(s.target)) in called_so
+    ]
     if draw.chance(0.8):
         called(draw, path, draw.rng.choice(earlier) if earlier else draw.tensor())
 

@@ -68,6 +68,9 @@ LAYOUT = _words("""
     resize_ resize_as_ view_as view_as_complex numpy is_set_to
 """)
 
+# Whose functions do what their names say: torch's, and what Python's operators are.
+_TORCH = ("torch", "_operator", "builtins", "math")
+
 
 def name(node, modules):
     """What a node calls: the name of a function, a method or a module's type.
@@ -86,12 +89,13 @@ def name(node, modules):
 def known(node, modules):
     """Whether a node calls torch's own code, so that its name says what it does."""
     if node.op == "call_module":
-        return all(_known_module(part) for part in modules[node.target].modules())
+        parts = modules[node.target].modules()
+        return all(_known_module(part) for part in parts)
     if node.op == "call_function":
         home = getattr(node.target, "__module__", None) or ""
-        if home.startswith("torch._ops."):  # operators that others may have registered
+        if home.startswith("torch._ops."):  # where others may add operators
             return home == "torch._ops.aten"
-        return home.split(".")[0] in ("torch", "_operator", "builtins", "math")
+        return home.split(".")[0] in _TORCH
     return True
 
 
