@@ -180,21 +180,22 @@ class Memory:
     """Which nodes of a graph may share memory, and what happens to it.
 
     graph: a torch.fx.Graph. modules: the modules that it calls, by path, the
-    model itself as "". Nodes that may share memory are put into one class
-    (union-find), so that all questions together cost about one walk over the
-    graph. What comes from outside, inputs and the model's own tensors, counts as
-    one memory: a caller may pass one tensor twice.
+    model itself as "". constants: names of tensors that forward makes. Nodes that
+    may share memory are put into one class (union-find), so that all questions
+    together cost about one walk over the graph. What comes from outside, inputs
+    and the model's own tensors, counts as one memory: a caller may pass one twice.
     """
 
-    def __init__(self, graph, modules):
+    def __init__(self, graph, modules, constants=()):
         self._parent, self._modules = {}, modules
         self.place = {node: place for place, node in enumerate(graph.nodes)}
         for node in graph.nodes:
-            for source in _sources(node, modules):
+            made = node.op == "get_attr" and node.target in constants
+            for source in [node.target] if made else _sources(node, modules):
                 self._parent[self._find(node)] = self._find(source)
         self._modes = [node for node in graph.nodes if name(node, modules) in MODES]
         self._writes, self._views = defaultdict(list), defaultdict(list)
-        self._strict, self._copying = {}, {}
+        self._strict, self._copying = {}, defaultdict(list)
         owned = _tensors_read(graph, modules)
         for node in graph.nodes:
             changed = [*written(node, modules), *owned.get(node, ())]
@@ -202,6 +203,9 @@ class Memory:
                 self._writes[memory].append(node)
             for memory in {self._find(source) for source in node.all_input_nodes}:
                 self._note_reader(memory, node)
+        self._splits = {memory for memory in self._copying if self._writes[memory]}
+        splits = [n for m in self._splits for n in self._copying[m] if n.target != "view"]
+        self._last_split = max(splits, key=self.place.get, default=None)
 
     def _note_reader(self, memory, node):
         """What a node that reads some memory expects of its layout."""
@@ -213,7 +217,7 @@ class Memory:
         if node.op != "output" and (strict or not known(node, self._modules)):
             self._strict.setdefault(memory, node)
         elif called in MAY_COPY or called == "Sequential":
-            self._copying.setdefault(memory, node)
+            self._copying[memory].append(node)
         if method and called == "view":
             self._views[memory].append(node)
 
@@ -253,8 +257,16 @@ class Memory:
         """Who may fail or answer otherwise if `node` becomes strided: a node, or None."""
         memory = self._find(node)
         # A copy in place of a view is the same, until somebody writes to one of them.
-        copying = self._copying.get(memory) if self._writes[memory] else None
+        copying = self._copying[memory][0] if memory in self._splits else None
         return self._strict.get(memory, copying)
+
+    def split_after(self, node):
+        """A call behind `node` whose result is a view or a copy, and is written to.
+
+        Which one it is depends on a layout, and layouts pass from call to call.
+        """
+        last = self._last_split
+        return last if last is not None and self.place[last] > self.place[node] else None
 
     def views(self, node):
         """The calls of `.view` that read the memory of `node`: they refuse to copy."""

@@ -208,13 +208,27 @@ def stack_parameters(weights, biases):
             raise ValueError(
                 f"biases[{i}] was {b.dtype} {list(b.shape)}; {w.dtype} {[len(w)]} fits"
             )
-    weight = torch.cat(weights).detach().requires_grad_(weights[0].requires_grad)
+    weight = _one_below_the_other(weights).requires_grad_(weights[0].requires_grad)
     present = [b for b in biases if b is not None]
     if not present:
         return weight, None
     pairs = zip(weights, biases, strict=True)
     full = [w.new_zeros(len(w)) if b is None else b for w, b in pairs]
     return weight, torch.cat(full).detach().requires_grad_(present[0].requires_grad)
+
+
+def _one_below_the_other(weights):
+    """torch.cat that keeps the strides, by which convolutions choose a layout."""
+    first, rows = weights[0].detach(), sum(len(w) for w in weights)
+    if first.stride(0) != first[:1].numel():  # rows do not lie one after the other
+        return torch.cat(weights).detach()
+    whole = first.new_empty_strided((rows, *first.shape[1:]), first.stride())
+    return torch.cat([w.detach() for w in weights], out=whole)
+
+
+def _copy(weight, stride):
+    """The same numbers, laid out as they were before they were stacked."""
+    return weight.new_empty_strided(weight.shape, stride).copy_(weight)
 
 
 class Stacked(nn.Module):
@@ -233,6 +247,7 @@ class Stacked(nn.Module):
         self.names = tuple(layers)
         self.sizes = tuple(m.weight.shape[0] for m in layers.values())
         self.has_bias = tuple(m.bias is not None for m in layers.values())
+        self.strides = tuple(m.weight.stride() for m in layers.values())
         # Channels lie in front of the pixels, a Linear's features behind all else.
         self.dim = 1 - first.weight.ndim
         weight, bias = stack_parameters(
@@ -280,9 +295,9 @@ class Stacked(nn.Module):
         if self.layer.bias is not None:
             biases = self.layer.bias.split(self.sizes)
         return {
-            name: _like(self.layer, weight.clone(), bias.clone() if has else None)
-            for name, weight, bias, has in zip(
-                self.names, weights, biases, self.has_bias, strict=True
+            name: _like(self.layer, _copy(weight, stride), bias.clone() if has else None)
+            for name, weight, stride, bias, has in zip(
+                self.names, weights, self.strides, biases, self.has_bias, strict=True
             )
         }
 

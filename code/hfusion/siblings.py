@@ -72,7 +72,15 @@ class Scene:
 
     def __init__(self, model, trace):
         self.model, self.graph, self.modules = model, trace.graph, trace.modules
-        self.memory = effects.Memory(trace.graph, trace.modules)
+        self.memory = effects.Memory(trace.graph, trace.modules, trace.constants)
+        for node in self.graph.find_nodes(op="get_attr"):
+            if node.target in trace.constants and self.memory.writes(node):
+                write = self.memory.writes(node)[0]
+                raise FusionError(
+                    "model cannot be traced: forward makes a tensor and writes to it "
+                    f"({write}), and a graph would keep it from call to call; make it "
+                    "from the input, as x.new_zeros(...) does"
+                )
         called = [node.target for node in self.graph.nodes if node.op == "call_module"]
         self.calls = Counter(id(self.modules[path]) for path in called)
         self.called = set(called)
@@ -152,6 +160,13 @@ def layout_matters(scene, node):
                 f"the output of {node.target} goes to `{called}` ({reader}), which may "
                 "count on its memory layout"
             )
+    split = scene.memory.split_after(node)
+    if split is not None:
+        called = effects.name(split, scene.modules)
+        return (
+            f"`{called}` ({split}) behind {node.target} is a view or a copy, depending on "
+            "the layout, and something writes to it"
+        )
     return ""
 
 
@@ -271,7 +286,10 @@ def fusable(scene, nodes):
     """A group that can be fused, with the activation that all of its members have."""
     found = [follower(scene, node) for node in nodes]
     same = len({repr(activation) for _, activation in found}) == 1
-    activation = found[0][1] if same else None
+    # Parts of one tensor share autograd's count of changes: who changes one of them would
+    # be taken to have changed what the activation keeps for the gradients of all.
+    changed = any(set(scene.memory.writes(user)) - {user} for user, _ in found if user)
+    activation = found[0][1] if same and not changed else None
     biases = {scene.modules[node.target].bias is None for node in nodes}
     about = _about(scene, nodes)
     ends = [
