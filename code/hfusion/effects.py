@@ -13,6 +13,7 @@ write to everything it reads, and to return a part of it.
 
 import bisect
 import inspect
+import types
 from collections import defaultdict
 
 import torch
@@ -47,7 +48,7 @@ NEW_MODULES = tuple(
 """)
 )
 # Given tuples, these put them together, and the parts are the old ones.
-PUT_TOGETHER = _words("add mul concat")
+PUT_TOGETHER = _words("add mul concat iadd imul iconcat")
 TUPLES = _words(
     "chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split"
 )
@@ -67,6 +68,9 @@ LAYOUT = _words("""
     as_strided stride storage_offset is_contiguous data_ptr storage untyped_storage set_
     resize_ resize_as_ view_as view_as_complex numpy is_set_to
 """)
+# Not a torch.jit.ScriptFunction, whose home is torch though somebody has written it.
+PLAIN = (types.FunctionType, types.BuiltinFunctionType, type)
+PLAIN += (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 # Whose functions do what their names say: torch's, and what Python's operators are.
 _TORCH = ("torch", "_operator", "builtins", "math")
@@ -95,8 +99,9 @@ def known(node, modules):
         home = getattr(node.target, "__module__", None) or ""
         if home.startswith("torch._ops."):  # where others may add operators
             return home == "torch._ops.aten"
-        return home.split(".")[0] in _TORCH
-    return True
+        return home.split(".")[0] in _TORCH and isinstance(node.target, PLAIN)
+    # A method of somebody's object, such as a cache, may do anything.
+    return node.op != "call_method" or hasattr(torch.Tensor, node.target)
 
 
 def _known_module(module):
@@ -167,13 +172,31 @@ def _sources(node, modules):
     if not known(node, modules):
         return inputs
     to_inputs = written(node, modules)
+    together = node.op == "call_function" and called in PUT_TOGETHER
+    if together and not any(_is_tensor(source, modules) for source in inputs):
+        return inputs  # they may be tuples, and the parts are the old ones
     if to_inputs and called not in WRITE_THE_REST:
         return to_inputs
     if node.op == "call_module":
         return [] if called.startswith(NEW_MODULES) else inputs
-    if node.op == "call_function" and called in PUT_TOGETHER:
-        return [n for n in inputs if n.op == "placeholder" or name(n, modules) in TUPLES]
     return [] if called in NEW or called in FACTS else inputs
+
+
+def _is_tensor(node, modules):
+    """Whether a node is surely a tensor, and no tuple of tensors."""
+    called, inputs = name(node, modules), node.all_input_nodes
+    if node.op == "get_attr" or called in FACTS:
+        return True
+    if not node.op.startswith("call_") or not known(node, modules):
+        return False
+    if node.op == "call_module":
+        return called.startswith(NEW_MODULES)
+    if called in PUT_TOGETHER:
+        return any(_is_tensor(source, modules) for source in inputs)
+    if called == "getitem" and isinstance(node.args[1], int):
+        whole = node.args[0]
+        return isinstance(whole, torch.fx.Node) and name(whole, modules) in TUPLES
+    return called in NEW
 
 
 class Memory:
@@ -195,7 +218,7 @@ class Memory:
                 self._parent[self._find(node)] = self._find(source)
         self._modes = [node for node in graph.nodes if name(node, modules) in MODES]
         self._writes, self._views = defaultdict(list), defaultdict(list)
-        self._strict, self._copying = {}, defaultdict(list)
+        self._strict, self._copying = {}, {}
         owned = _tensors_read(graph, modules)
         for node in graph.nodes:
             changed = [*written(node, modules), *owned.get(node, ())]
@@ -203,9 +226,6 @@ class Memory:
                 self._writes[memory].append(node)
             for memory in {self._find(source) for source in node.all_input_nodes}:
                 self._note_reader(memory, node)
-        self._splits = {memory for memory in self._copying if self._writes[memory]}
-        splits = [n for m in self._splits for n in self._copying[m] if n.target != "view"]
-        self._last_split = max(splits, key=self.place.get, default=None)
 
     def _note_reader(self, memory, node):
         """What a node that reads some memory expects of its layout."""
@@ -217,7 +237,7 @@ class Memory:
         if node.op != "output" and (strict or not known(node, self._modules)):
             self._strict.setdefault(memory, node)
         elif called in MAY_COPY or called == "Sequential":
-            self._copying[memory].append(node)
+            self._copying.setdefault(memory, node)
         if method and called == "view":
             self._views[memory].append(node)
 
@@ -257,16 +277,8 @@ class Memory:
         """Who may fail or answer otherwise if `node` becomes strided: a node, or None."""
         memory = self._find(node)
         # A copy in place of a view is the same, until somebody writes to one of them.
-        copying = self._copying[memory][0] if memory in self._splits else None
+        copying = self._copying.get(memory) if self._writes[memory] else None
         return self._strict.get(memory, copying)
-
-    def split_after(self, node):
-        """A call behind `node` whose result is a view or a copy, and is written to.
-
-        Which one it is depends on a layout, and layouts pass from call to call.
-        """
-        last = self._last_split
-        return last if last is not None and self.place[last] > self.place[node] else None
 
     def views(self, node):
         """The calls of `.view` that read the memory of `node`: they refuse to copy."""

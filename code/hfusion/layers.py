@@ -44,7 +44,8 @@ def hooks(layer):
 def _extras(layer):
     """What somebody has added to a layer: methods of its own, buffers, modules."""
     methods = [name for name in ("forward", "_conv_forward") if name in vars(layer)]
-    return [*methods, *layer._buffers, *layer._modules]
+    parameters = [name for name in layer._parameters if name not in ("weight", "bias")]
+    return [*methods, *parameters, *layer._buffers, *layer._modules]
 
 
 # Why one layer cannot be stacked: (name, what it is, does it fit, what fits).
@@ -70,8 +71,11 @@ TOGETHER = (
     *((name, lambda m, name=name: getattr(m, name, None)) for name in GEOMETRY),
     ("dtype", lambda m: str(m.weight.dtype)),
     ("device", lambda m: str(m.weight.device)),
+    ("size of weight", lambda m: tuple(m.weight.shape[1:])),
+    ("strides of weight", lambda m: m.weight.stride()[1:]),
     ("requires_grad of weight", lambda m: m.weight.requires_grad),
     ("requires_grad of bias", lambda m: None if m.bias is None else m.bias.requires_grad),
+    ("requires_grad of output", lambda m: any(p.requires_grad for p in m.parameters())),
     ("training", lambda m: m.training),
 )
 
@@ -226,11 +230,6 @@ def _one_below_the_other(weights):
     return torch.cat([w.detach() for w in weights], out=whole)
 
 
-def _copy(weight, stride):
-    """The same numbers, laid out as they were before they were stacked."""
-    return weight.new_empty_strided(weight.shape, stride).copy_(weight)
-
-
 class Stacked(nn.Module):
     """Siblings as one layer; use `stack` to make one.
 
@@ -247,7 +246,6 @@ class Stacked(nn.Module):
         self.names = tuple(layers)
         self.sizes = tuple(m.weight.shape[0] for m in layers.values())
         self.has_bias = tuple(m.bias is not None for m in layers.values())
-        self.strides = tuple(m.weight.stride() for m in layers.values())
         # Channels lie in front of the pixels, a Linear's features behind all else.
         self.dim = 1 - first.weight.ndim
         weight, bias = stack_parameters(
@@ -295,9 +293,9 @@ class Stacked(nn.Module):
         if self.layer.bias is not None:
             biases = self.layer.bias.split(self.sizes)
         return {
-            name: _like(self.layer, _copy(weight, stride), bias.clone() if has else None)
-            for name, weight, stride, bias, has in zip(
-                self.names, weights, self.strides, biases, self.has_bias, strict=True
+            name: _like(self.layer, weight.clone(), bias.clone() if has else None)
+            for name, weight, bias, has in zip(
+                self.names, weights, biases, self.has_bias, strict=True
             )
         }
 

@@ -197,7 +197,7 @@ def _stack_calls(model, graph, group, where):
         ]
     for view in group.views:  # a branch may be strided, and then only reshape can copy
         where[view].target = "reshape"
-        if "size" in view.kwargs:
+        if "size" in where[view].kwargs:  # else another group has done it
             where[view].kwargs = {"shape": where[view].kwargs["size"]}
     for node, end, part in zip(nodes, ends, parts, strict=True):
         end.replace_all_uses_with(part)

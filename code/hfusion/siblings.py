@@ -160,13 +160,6 @@ def layout_matters(scene, node):
                 f"the output of {node.target} goes to `{called}` ({reader}), which may "
                 "count on its memory layout"
             )
-    split = scene.memory.split_after(node)
-    if split is not None:
-        called = effects.name(split, scene.modules)
-        return (
-            f"`{called}` ({split}) behind {node.target} is a view or a copy, depending on "
-            "the layout, and something writes to it"
-        )
     return ""
 
 
@@ -209,6 +202,8 @@ def _activation(scene, call):
             activation = kind(*call.args[1:], **settings_of(call)) if kind else None
         except TypeError:  # arguments that the module does not have
             return None
+    if not isinstance(getattr(activation, "inplace", False), bool):
+        return None  # elu_(y, alpha, scale) has other arguments than its module
     if hasattr(activation, "inplace"):
         activation.inplace = False
     return activation

@@ -66,6 +66,11 @@ class _InPlace:
     def __getattr__(self, attribute):
         return _Attribute(self, attribute)
 
+    def __setattr__(self, attribute, value):
+        if hasattr(torch.Tensor, attribute):  # such as x.data = y
+            raise ValueError(f"forward sets {attribute} of a tensor")
+        super().__setattr__(attribute, value)
+
 
 def _augmented(function):
     def record(self, other):
@@ -98,7 +103,7 @@ class _Tracer(fx.Tracer):
     def trace(self, root):
         named = [*root.named_buffers(), *root.named_parameters()]
         self._paths = {id(tensor): path for path, tensor in named}
-        self._modes = _modes()
+        self._modes, self.used = _modes(), []
         # A stand-in is neither None nor True nor False. What forward decides by such an
         # argument is decided by its default, and the graph asserts that it has it.
         arguments = inspect.signature(root.forward).parameters.values()
@@ -133,6 +138,8 @@ class _Tracer(fx.Tracer):
     def create_arg(self, value):
         path = self._paths.get(id(value)) if isinstance(value, torch.Tensor) else None
         if path is None:
+            if isinstance(value, torch.Tensor):
+                self.used.append((value, _fingerprint(value)))
             return super().create_arg(value)
         return self.create_node("get_attr", path, (), {})
 
@@ -199,7 +206,8 @@ def _follow(model, other_mode=False):
         module.training = not module.training
     before, chance, own = _state(double), _chance(), set(vars(double))
     try:
-        graph = _Tracer().trace(double)
+        tracer = _Tracer()
+        graph = tracer.trace(double)
     except Exception as error:
         raise FusionError(_explain(error)) from error
     finally:
@@ -209,6 +217,8 @@ def _follow(model, other_mode=False):
         np.random.set_state(chance[2])
     after = _state(double)
     changed = [name for name, seen in before.items() if after.get(name) != seen]
+    if any(_fingerprint(tensor) != seen for tensor, seen in tracer.used):
+        changed.append("a tensor that it has used")
     if changed or drawn:
         what = f"changes {changed[0]}" if changed else "draws random numbers"
         raise FusionError(
