@@ -9,7 +9,10 @@ must agree in their outputs, in what two calls leave in inputs and state, also w
 other weights loaded, and for some cases in gradients; states have the same keys and
 bits. What unfuse gives agrees bit for bit. Below, deliberate mistakes are noticed.
 
-HFUSION_CASES says how many networks are drawn, 300 if nothing does.
+HFUSION_CASES says how many networks are drawn, 300 if nothing does. Seeds 0 to 9999
+were run on 2026-11-22: 9945 networks compared, of which 7707 had a fused group and 6698 a
+refused one, gradients compared for 3152; no disagreement. 36 of the originals raise an
+error when they run, 19 are refused by the trace.
 """
 
 import collections

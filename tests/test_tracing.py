@@ -859,3 +859,84 @@ def test_a_shallow_copy_has_the_same_keys_and_weights():
     assert list(shallow.state_dict()) == list(fused.state_dict())
     assert next(shallow.parameters()) is next(fused.parameters())
     assert same(shallow(X), fused(X))
+
+
+def replaces_data(self, x):
+    x = x * 1
+    q = self.q(x)
+    x.data = x * 2
+    return q, self.k(x)
+
+
+def adds_to_what_it_made(self, x):
+    total = torch.zeros(2, 4)
+    total += self.q(x)
+    return total, self.k(x)
+
+
+def changes_what_it_has_used(self, x):
+    scale = torch.ones(1)
+    q = self.q(x * scale)
+    scale.mul_(2)
+    return q, self.k(x * scale)
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (replaces_data, "forward sets data of a tensor"),
+        (adds_to_what_it_made, r"forward makes a tensor and writes to it"),
+        (changes_what_it_has_used, "forward changes a tensor that it has used"),
+    ],
+)
+def test_what_a_graph_would_forget_is_refused(forward, reason):
+    """Found by random networks, 2026-11-22: the second call, or the first, was wrong."""
+    with pytest.raises(FusionError, match=reason):
+        plan(net(forward))
+
+
+class Cache:
+    """Somebody's object, whose method has a harmless name."""
+
+    def update(self, x):
+        x.mul_(2)
+
+
+def test_a_method_of_somebodys_object_may_write():
+    graph = torch.fx.Graph()
+    x, cache = graph.placeholder("x"), graph.placeholder("cache")
+    doubled = graph.call_function(torch.mul, (x, 1))
+    q = graph.call_module("q", (doubled,))
+    graph.call_method("update", (cache, doubled))
+    graph.output((q, graph.call_module("k", (doubled,))))
+    model = torch.fx.GraphModule(net(both), graph)
+    (group,) = plan(model).groups
+    assert group.reason.startswith("`update`")
+    assert same(fuse(model)(X, Cache()), model(X, Cache()))
+
+
+def test_siblings_that_differ_in_what_is_not_geometry():
+    """Each would change something that the outputs alone do not show."""
+    frozen = net(both)
+    frozen.q = nn.Linear(3, 4, bias=False)
+    frozen.q.weight.requires_grad_(False)
+    frozen.k.weight.requires_grad_(False)
+    (group,) = plan(frozen).groups
+    assert group.reason.startswith("requires_grad of output differs: q False, k True")
+    extra = net(both)
+    extra.q.register_parameter("gain", nn.Parameter(torch.ones(1)))
+    assert plan(extra).groups[0].reason.startswith("extras of q was ['gain']")
+    assert not any(group.fused for group in plan(extra).groups)
+
+
+def scaled_elu(self, x):
+    return F.elu_(self.q(x), 1.0, 3.0), F.elu_(self.k(x), 1.0, 3.0)
+
+
+def test_a_function_with_other_arguments_than_its_module():
+    """The third is a scale, and nn.ELU's third is `inplace`."""
+    model = net(scaled_elu)
+    (group,) = plan(model).groups
+    assert group.fused
+    assert group.activation is None
+    assert same(fuse(model)(X), model(X))

@@ -99,7 +99,8 @@ def known(node, modules):
         home = getattr(node.target, "__module__", None) or ""
         if home.startswith("torch._ops."):  # where others may add operators
             return home == "torch._ops.aten"
-        return home.split(".")[0] in _TORCH and isinstance(node.target, PLAIN)
+        ours = home.split(".")[0] in _TORCH
+        return ours and isinstance(node.target, PLAIN)
     # A method of somebody's object, such as a cache, may do anything.
     return node.op != "call_method" or hasattr(torch.Tensor, node.target)
 
