@@ -23,13 +23,7 @@ import hfusion
 from hfusion import FusionError, effects, fuse, layers, models, plan, siblings, unfuse
 from hfusion.measure import Disagreement, agree, count_launches, differ
 
-
-@pytest.fixture(autouse=True)
-def _in_float64():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 # Networks, and how they are compared.

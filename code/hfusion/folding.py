@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import layers, siblings
 from .layers import FusionError
-from .tracing import Network, put, trace
+from .tracing import Network, copied, put, trace
 
 PAIRS = {nn.BatchNorm1d: nn.Conv1d, nn.BatchNorm2d: nn.Conv2d, nn.BatchNorm3d: nn.Conv3d}
 
@@ -48,8 +48,7 @@ def fold_batchnorm(model):
     scene = siblings.Scene(model, traced)
     norms = [node for node in scene.graph.nodes if _folds(scene, node)]
     double = copy.deepcopy(model)
-    graph = copy.deepcopy(scene.graph)
-    where = dict(zip(scene.graph.nodes, graph.nodes, strict=True))
+    graph, where = copied(scene.graph)
     for norm in map(where.get, norms):
         (conv,) = norm.all_input_nodes
         pair = [double.get_submodule(node.target) for node in (conv, norm)]
@@ -57,9 +56,8 @@ def fold_batchnorm(model):
         # torch leaves a bias that was missing without a gradient.
         folded.bias.requires_grad_(folded.weight.requires_grad)
         put(double, conv.target, folded)
-        del double.get_submodule(norm.target.rpartition(".")[0])._modules[
-            norm.target.rpartition(".")[2]
-        ]
+        parent, _, name = norm.target.rpartition(".")
+        del double.get_submodule(parent)._modules[name]
         norm.replace_all_uses_with(conv)
         graph.erase_node(norm)
     return Network(double, graph, traced.constants, traced.mode)

@@ -21,7 +21,7 @@ from torch import nn
 
 from . import layers, siblings
 from .layers import FusionError
-from .tracing import Network, Trace, put, trace
+from .tracing import Network, Trace, copied, put, trace
 
 
 def plan(model, min_siblings=2, accept=None):
@@ -115,8 +115,7 @@ class FusionPlan:
             double = copy.deepcopy(self.model, memo)
         except Exception as error:
             raise FusionError(f"model cannot be copied: {error}") from error
-        graph = copy.deepcopy(self.trace.graph)
-        where = dict(zip(self.trace.graph.nodes, graph.nodes, strict=True))
+        graph, where = copied(self.trace.graph)
         for group in fused:
             _stack_calls(double, graph, group, where)
         keys = tuple(self.model.state_dict())

@@ -52,10 +52,6 @@ class Group:
         except AttributeError as error:
             raise FusionError(f"model has changed since it was planned: {error}") from error
 
-    def stacked(self):
-        """The group as one layer, with copies of the weights."""
-        return layers.stack(self.layers, copy.deepcopy(self.activation))
-
 
 def kind_of(module):
     """Which of `layers.KINDS` a module is, or claims to be; None for all others.

@@ -128,7 +128,7 @@ class _Tracer(fx.Tracer):
         return ours or super().is_leaf_module(module, path)
 
     def getattr(self, name, value, proxies):
-        path = self._paths.get(id(value)) if isinstance(value, torch.Tensor) else None
+        path = self._paths.get(id(value))
         if path is None:
             return value
         if path not in proxies:
@@ -136,12 +136,12 @@ class _Tracer(fx.Tracer):
         return proxies[path]
 
     def create_arg(self, value):
-        path = self._paths.get(id(value)) if isinstance(value, torch.Tensor) else None
-        if path is None:
-            if isinstance(value, torch.Tensor):
-                self.used.append((value, _fingerprint(value)))
-            return super().create_arg(value)
-        return self.create_node("get_attr", path, (), {})
+        path = self._paths.get(id(value))
+        if path is not None:
+            return self.create_node("get_attr", path, (), {})
+        if isinstance(value, torch.Tensor):
+            self.used.append((value, _fingerprint(value)))
+        return super().create_arg(value)
 
 
 def _is_switch(value):
@@ -179,12 +179,12 @@ def trace(model):
         return Trace(
             model.graph, modules, {}, getattr(model, "_hfusion", {}).get("traced_in")
         )
-    found = _follow(model)
-    flags = {module.training for module in modules.values()}
+    graph, constants = _follow(model)
     mode = None
-    if not _same_either_way(model, found):
+    if not _same_either_way(model, graph, constants):
+        flags = {module.training for module in modules.values()}
         mode = model.training if len(flags) == 1 else "mixed"
-    return Trace(*found[:1], modules, found[1], mode)
+    return Trace(graph, modules, constants, mode)
 
 
 def _refuse_hooks(path, module):
@@ -256,13 +256,12 @@ def _fingerprint(tensor):
     return tensor._version, str(tensor.detach().sum(dtype=torch.float64).item())
 
 
-def _same_either_way(model, found):
+def _same_either_way(model, graph, constants):
     """Whether the trace is the same with every training flag turned over."""
     try:
-        other = _follow(model, other_mode=True)
+        other_graph, others = _follow(model, other_mode=True)
     except FusionError:
         return False
-    (graph, constants), (other_graph, others) = found, other
     same = len(constants) == len(others) and all(
         torch.equal(constants[key], others[key]) for key in constants if key in others
     )
@@ -292,6 +291,12 @@ def _explain(error):
     return f"model cannot be traced: it stops{where} ({message}); {advice}"
 
 
+def copied(graph):
+    """(a copy of a graph, {node: its copy})."""
+    double = copy.deepcopy(graph)
+    return double, dict(zip(graph.nodes, double.nodes, strict=True))
+
+
 def put(model, path, module):
     """Set the module at a path of a model."""
     parent, _, attribute = path.rpartition(".")
@@ -314,7 +319,6 @@ class Network(fx.GraphModule):
     answer.
     """
 
-    # All that is our own has one name, which no model's module is likely to have.
     def __init__(self, model, graph, constants, traced_in):
         for node in graph.find_nodes(op="get_attr"):
             found = constants.get(node.target, vars(model).get(node.target))
@@ -323,6 +327,7 @@ class Network(fx.GraphModule):
                 model.register_buffer(node.target, found.clone(), persistent=False)
         super().__init__(model, graph, type(model).__name__.removesuffix("Impl"))
         self._adopt(vars(model))
+        # All that is our own has one name, which no model's module is likely to have.
         self._hfusion = {"traced_in": traced_in}
 
     def _adopt(self, theirs):
