@@ -4,13 +4,14 @@ BIN    := .venv/bin
 JOBS   ?= 2
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
 
-.PHONY: help book test nbval zoo bench lab run lint lock clean
+.PHONY: help book test nbval zoo bench record lab run lint lock clean
 
 help:
 	@echo "make book   build the book into _build/html/index.html"
 	@echo "make test   unit tests, property tests, and nbval over every chapter"
 	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
 	@echo "make bench  how long planning takes, beside torch.compile"
+	@echo "make record run the experiments on this machine, into records/ (8 minutes)"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make run    execute every chapter anew, in place"
 	@echo "make lint   ruff over the code and the notebooks"
@@ -48,6 +49,10 @@ zoo: .venv/zoo.stamp
 
 bench: .venv/test.stamp
 	$(BIN)/python benchmarks/planning.py
+
+# With EXTRAS=peers beside ONNX Runtime, OpenVINO and torchvision's GoogLeNet.
+record: .venv/$(or $(EXTRAS),record).stamp
+	$(BIN)/python -m hfusion record $(EXPERIMENTS)
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab chapters

@@ -1,16 +1,22 @@
-"""The command line: python -m hfusion plan package.module:factory
+"""The command line.
 
-Prints which layers of a model can be fused, which cannot, and why. Exit status 2:
-the arguments do not fit; 1: the model cannot be planned. Both say so in one line.
+    python -m hfusion plan package.module:factory    what can be fused, what not, and why
+    python -m hfusion record                         run the book's experiments here
+
+Exit status 2: the arguments do not fit; 1: it could not be done; 130: interrupted. Each
+says why in one line.
 """
 
 import argparse
 import importlib
 import sys
+from functools import partial
 
+import torch
 from torch import nn
 
 import hfusion
+from hfusion import experiments, measure, records
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,9 +30,19 @@ def _from_two(text):
     return int(text)
 
 
+def _above_zero(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"was {text}; a number above 0 fits")
+    return number
+
+
 def _parser():
     parser = _Parser(prog="python -m hfusion", description="Horizontal fusion of layers.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="plan")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="plan|record")
     plan = commands.add_parser(
         "plan", help="print what can be fused in a model, and why not"
     )
@@ -38,6 +54,11 @@ def _parser():
         "--fold", action="store_true", help="fold batch norms first (eval mode)"
     )
     plan.add_argument("--min-siblings", type=_from_two, default=2, metavar="N")
+    measured = commands.add_parser("record", help="run the experiments on this machine")
+    measured.add_argument("experiments", nargs="*", metavar="experiment")
+    measured.add_argument("--folder", default="records", help="where records are kept")
+    measured.add_argument("--device", choices=("cuda", "cpu"))
+    measured.add_argument("--minutes", type=_above_zero, default=8, help="for all of them")
     return parser
 
 
@@ -66,8 +87,11 @@ def load(name):
 
 def main(arguments=None):
     """Returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    return {"plan": _plan, "record": _record}[options.command](options)
+
+
+def _plan(options):
     sys.path.insert(0, "")  # as for python -m: what lies in the current folder is found
     try:
         model = load(options.model)
@@ -81,6 +105,33 @@ def main(arguments=None):
         print(hfusion.plan(model, min_siblings=options.min_siblings))
     except hfusion.FusionError as error:
         return _fail(1, error)
+    return 0
+
+
+def _record(options):
+    """Run experiments, one record after the other; each is saved when it is complete."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _fail(1, 'the progress bar is missing; pip install "hfusion[record]"')
+    known = experiments.SHARES
+    names = options.experiments or list(known)
+    if strange := [name for name in names if name not in known]:
+        return _fail(2, f"experiment was {strange[0]!r}; one of {', '.join(known)} fits")
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        return _fail(2, "--device was cuda, and torch finds none; cpu fits")
+    device = options.device or ("cuda" if has_gpu else "cpu")
+    try:
+        for name in names:
+            share = known[name] / sum(known[name] for name in names)
+            bar = partial(tqdm, desc=name, unit="case")
+            found = experiments.run(name, device, 60 * options.minutes * share, bar)
+            print(records.save(found, options.folder))
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted; the records that were complete are saved")
+    except (measure.Disagreement, OSError) as error:
+        return _fail(1, f"{name}: {error}")
     return 0
 
 

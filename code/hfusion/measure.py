@@ -6,15 +6,17 @@ only then raced (`time_arms`), taking turns so that a machine which slows down
 slows them all.
 """
 
+import copy
 import dataclasses
 import platform
-import statistics
 import time
 from collections import Counter
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .records import gains
 
 
 class Disagreement(AssertionError):
@@ -84,6 +86,24 @@ def agree(actual, expected, bound=0.0):
             f"at {where} it is {was}, not {wanted}"
         )
     return Agreement(a.size, float(np.max(limit)))
+
+
+def near(actual, expected, share):
+    """`agree` for large results: compared on the device that they lie on.
+
+    actual, expected: tensors of one shape. share: how far apart two entries may be, as
+    a share of the largest expected one. NaN and infinity never pass.
+
+    >>> print(near(torch.tensor([1.0, 99.9]), torch.tensor([1.0, 100.0]), 1e-2))
+    equal within rounding: 2 entries, bound 1.0e+00
+    """
+    wanted = expected.detach().double()
+    bound = share * wanted.abs().max().item() if wanted.numel() else 0.0
+    if actual.shape == wanted.shape and wanted.numel() and bound < float("inf"):
+        apart = (actual.detach().double() - wanted).abs()
+        if bool((apart <= bound).all()):  # NaN is not below anything
+            return Agreement(wanted.numel(), bound)
+    return agree(actual, expected, bound)  # which says what is wrong
 
 
 def refusal(call, *args, **kwargs):
@@ -193,13 +213,39 @@ def synchronise(device):
         torch.cuda.synchronize(device)
 
 
-def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10):
+def wall(call, calls, device):
+    """A stopwatch: µs a call until the work is done, the mean of `calls` in a row."""
+    synchronise(device)
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        call()
+    synchronise(device)
+    return (time.perf_counter_ns() - start) / 1000 / calls
+
+
+def host(call, calls, device):
+    """A stopwatch: µs until a call returns, its work done or not.
+
+    The device is waited for between calls, so that its queue never fills up. On a GPU
+    this is what the host needs to launch; on a CPU it is no other time than `wall`'s.
+    """
+    elapsed_ns = 0
+    for _ in range(calls):
+        synchronise(device)
+        start = time.perf_counter_ns()
+        call()
+        elapsed_ns += time.perf_counter_ns() - start
+    synchronise(device)
+    return elapsed_ns / 1000 / calls
+
+
+def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None):
     """Race functions against each other: raw samples in µs a call.
 
     arms: dict from names to functions without arguments. Each is warmed up;
-    then in every round each arm has one turn of `calls` calls between two
-    synchronisations, and every round starts with another arm. Check that the
-    arms agree before you race them. Returns {name: [µs of round 0, …]}.
+    then in every round each arm has one turn of `calls` calls, and every round
+    starts with another arm. watches: for some arms another stopwatch than `wall`.
+    Check that the arms agree before you race them. Returns {name: [µs of round 0, …]}.
 
     >>> sorted(time_arms({"a": lambda: 1, "b": lambda: 2}, rounds=3))
     ['a', 'b']
@@ -211,6 +257,9 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10):
     ):  # fmt: skip
         if type(value) is not int or value < least:
             raise ValueError(f"{name} was {value!r}; a whole number from {least} fits")
+    watches = dict.fromkeys(arms, wall) | (watches or {})
+    if strange := set(watches) - set(arms):
+        raise ValueError(f"watches has {sorted(strange)}; names of arms fit")
     names = list(arms)
     samples = {name: [] for name in names}
     with torch.no_grad():
@@ -220,48 +269,168 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10):
         for turn in range(rounds):
             for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
-                synchronise(device)
-                start = time.perf_counter_ns()
-                for _ in range(calls):
-                    arms[name]()
-                synchronise(device)
-                elapsed_us = (time.perf_counter_ns() - start) / 1000
-                samples[name].append(elapsed_us / calls)
+                samples[name].append(watches[name](arms[name], calls, device))
     return samples
 
 
-def gains(samples, base):
-    """How many times faster than `base` each arm is: quartiles of the ratio per round.
+def graphed(fn):
+    """A function that replays what `fn` launched, as one CUDA graph.
 
-    Returns {name: (lower quartile, median, upper quartile)}; above 1 the arm wins.
-
-    >>> gains({"old": [4.0, 4.0, 4.0], "new": [2.0, 2.0, 1.0]}, "old")["new"]
-    (2.0, 2.0, 3.0)
+    fn: without arguments; it must launch the same each time and return tensors. They
+    are the replay's outputs too, and hold NaN until it has run for the first time.
     """
-    if base not in samples:
-        raise ValueError(f"base was {base!r}; one of {', '.join(samples)} fits")
-    rounds = {name: len(times) for name, times in samples.items()}
-    if len(set(rounds.values())) > 1 or not rounds[base]:
-        raise ValueError(f"samples have {rounds} rounds; one number above 0 for all fits")
-    if any(not time > 0 for times in samples.values() for time in times):
-        raise ValueError("samples have a time that is not above 0; times in µs fit")
-    result = {}
-    for name, times in samples.items():
-        ratios = [b / t for b, t in zip(samples[base], times, strict=True)]
-        if len(ratios) == 1:
-            ratios *= 2
-        result[name] = tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
-    return result
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(side):
+        for _ in range(3):  # whatever is chosen or set aside at first use
+            fn()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        outputs = fn()
+    for tensor in tensors(outputs):
+        tensor.fill_(float("nan"))
+
+    def replay():
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def tensors(outputs):
+    """What a function returned, a tensor or several, as a list.
+
+    >>> tensors((torch.ones(1), torch.zeros(1)))
+    [tensor([1.]), tensor([0.])]
+    """
+    return [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+
+
+def timeline(fn, device="cpu"):
+    """When host and device worked in one call of `fn`: [(lane, name, begin, end), …].
+
+    In µs since the first event, by PyTorch's profiler, which slows the host down a
+    little. lane: "host" for the operators that the call came upon, from the outside;
+    "device" for kernels on a GPU. Time of the host between two events is Python's.
+    """
+    activity = torch.profiler.ProfilerActivity
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.no_grad():
+        for _ in range(3):
+            fn()
+        synchronise(device)
+        activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
+        with torch.profiler.profile(activities=activities) as profile:
+            fn()
+            synchronise(device)
+    events = []
+    for event in profile.events():
+        times = (event.time_range.start, event.time_range.end)
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            events.append(("device", event.name, *times))
+        elif event.cpu_parent is None and event.name.startswith("aten::"):
+            events.append(("host", event.name.removeprefix("aten::"), *times))
+    first = min(begin for _, _, begin, _ in events)
+    events.sort(key=lambda event: event[2])
+    return [
+        (lane, name, round(begin - first, 3), round(end - first, 3))
+        for lane, name, begin, end in events
+    ]
+
+
+def faster(example_inputs, margin=0.02, rounds=20, calls=10):
+    """A judge for `hfusion.plan(…, accept=…)`: is the stacked layer faster here?
+
+    example_inputs: a tuple, what the model is called with. For each group it races, on
+    the device of the model and with an input of the size that the group gets, the
+    members one by one, each with the activation that all have, against the stacked
+    layer and a copy of each branch that is not contiguous, as consumers may need it.
+    It accepts a median gain above 1 + margin, and otherwise says what the gain was.
+
+    >>> from hfusion import models, plan
+    >>> judge = faster((torch.zeros(1, 192, 28, 28),), margin=1e6, rounds=3, calls=1)
+    >>> plan(models.Inception.from_table("3a"), accept=judge).groups[0].fused
+    False
+    """
+    if not isinstance(example_inputs, tuple):
+        kind = type(example_inputs).__name__
+        raise ValueError(f"example_inputs was a {kind}; a tuple fits")
+    seen = {}  # of each model that groups come from, what its layers get
+
+    def accept(group):
+        if id(group.model) not in seen:
+            seen[id(group.model)] = group.model, _inputs(group.model, example_inputs)
+        like = seen[id(group.model)][1].get(group.members[0])
+        if like is None:
+            return f"{group.members[0]} is not reached from example_inputs"
+        x = torch.empty_strided(**like).normal_()
+        samples = _race(group, x, rounds, calls)
+        low, gain, high = gains(samples, "separate")["stacked"]
+        if gain > 1 + margin:
+            return True
+        return (
+            f"stacked and copied it is {gain:.2f} times as fast (quartiles {low:.2f} to "
+            f"{high:.2f}); more than {1 + margin:g} fits"
+        )
+
+    return accept
+
+
+def _inputs(model, example_inputs):
+    """{path: what the tensor is like that the layer at this path gets}.
+
+    A copy of the model is called, since in training mode a call changes batch norms.
+    """
+    double, seen = copy.deepcopy(model), {}
+
+    def keep(path, given):
+        if len(given) == 1 and isinstance(given[0], torch.Tensor):
+            x = given[0]
+            seen[path] = {"size": x.shape, "stride": x.stride(), "dtype": x.dtype,
+                          "device": x.device}  # fmt: skip
+
+    for path, layer in double.named_modules():
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, path=path: keep(path, [*args, *kwargs.values()]),
+            with_kwargs=True,
+        )
+    devices = range(torch.cuda.device_count())
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        double(*example_inputs)
+    return seen
+
+
+def _race(group, x, rounds, calls):
+    """Samples of a group's members against their stacked layer, agreed before."""
+    dense = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    if dense is None or x.is_contiguous() or not x.is_contiguous(memory_format=dense):
+        dense = torch.contiguous_format
+    stacked, activation = group.stacked(), group.activation or torch.nn.Identity()
+    arms = {
+        "separate": lambda: [activation(layer(x)) for layer in group.layers.values()],
+        "stacked": lambda: [part.contiguous(memory_format=dense) for part in stacked(x)],
+    }
+    share = 16 * torch.finfo(x.dtype).eps
+    with torch.no_grad():
+        pairs = zip(arms["stacked"](), arms["separate"](), strict=True)
+        for part, output in pairs:
+            near(part, output, share)
+    return time_arms(arms, x.device, rounds=rounds, calls=calls)
 
 
 def device_name(device="cpu"):
     """What the device calls itself, for labels."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
+    return f"{processor_name()}, {torch.get_num_threads()} threads"
+
+
+def processor_name():
+    """What the processor calls itself; where it does not, its architecture."""
     try:
         with open("/proc/cpuinfo") as lines:
             models = [line for line in lines if line.startswith("model name")]
     except OSError:  # not Linux
         models = []
-    name = models[0].split(":")[1].strip() if models else platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return models[0].split(":")[1].strip() if models else platform.machine()

@@ -52,6 +52,10 @@ class Group:
         except AttributeError as error:
             raise FusionError(f"model has changed since it was planned: {error}") from error
 
+    def stacked(self):
+        """The members as one layer with their activation, beside the model: a Stacked."""
+        return layers.stack(self.layers, copy.deepcopy(self.activation))
+
 
 def kind_of(module):
     """Which of `layers.KINDS` a module is, or claims to be; None for all others.

@@ -1,0 +1,116 @@
+"""What a program costs before anybody runs it: launches, FLOPs, bytes. Pure functions.
+
+A kernel can be no faster than its arithmetic at the machine's rate, its data at the
+machine's bandwidth, and a kernel that does nothing: the roofline of Williams, Waterman
+and Patterson (2009), with a floor. A program can be no faster than the host launches its
+kernels. No device is asked here; a machine's ceilings come from its record.
+"""
+
+import dataclasses
+
+PARTS = ("input", "weight", "output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One launch: how many FLOPs it computes, how many bytes it reads and writes."""
+
+    flops: int
+    bytes: int
+
+    @property
+    def intensity(self):
+        """FLOPs for each byte."""
+        return self.flops / self.bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """What one machine can do at most, in one dtype.
+
+    overlaps: whether launching, moving data and arithmetic go on at the same time, so
+    that the slowest decides, as on a GPU; or one after the other, so that times add up.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    launch_s: float  # what the host needs for one launch
+    kernel_s: float  # what the device needs for a kernel that does nothing
+    overlaps: bool
+
+
+def product(c_out, c_in, positions, item_bytes, relaid=()):
+    """A 1×1 convolution with bias: [c_out, c_in] times [c_in, positions].
+
+    positions: pixels of all images together. Each number is read or written once; what
+    `relaid` names of PARTS is copied into another order on the way.
+
+    >>> product(64, 192, 28 * 28, item_bytes=4)
+    Kernel(flops=19317760, bytes=852224)
+    """
+    if strange := set(relaid) - set(PARTS):
+        raise ValueError(f"relaid has {sorted(strange)}; some of {PARTS} fit")
+    flops = 2 * c_out * c_in * positions + c_out * positions
+    numbers = {
+        "input": c_in * positions,
+        "weight": c_out * c_in,
+        "output": c_out * positions,
+    }
+    moved = sum(numbers.values()) + c_out + 2 * sum(numbers[part] for part in relaid)
+    return Kernel(flops, moved * item_bytes)
+
+
+def copy(channels, positions, item_bytes):
+    """A branch copied to a place of its own: each number is read and written.
+
+    >>> copy(64, 28 * 28, item_bytes=4)
+    Kernel(flops=0, bytes=401408)
+    """
+    return Kernel(0, 2 * channels * positions * item_bytes)
+
+
+def stage(sizes, c_in, positions, item_bytes, relaid=(), copied=()):
+    """Siblings three ways: {way: kernels}.
+
+    sizes: output channels of each sibling. copied: the sizes of those that a consumer
+    copies out of the stacked product.
+
+    >>> {way: len(kernels) for way, kernels in stage((64, 96, 16), 192, 784, 4).items()}
+    {'separate': 3, 'stacked': 1, 'copied': 1}
+    """
+    shape = (c_in, positions, item_bytes, relaid)
+    stacked = [product(sum(sizes), *shape)]
+    return {
+        "separate": [product(size, *shape) for size in sizes],
+        "stacked": stacked,
+        "copied": stacked + [copy(size, positions, item_bytes) for size in copied],
+    }
+
+
+def seconds(kernels, ceilings, graph=False):
+    """How long a program takes at least, called again and again.
+
+    Where things overlap, the host launches while the device works, and the slower of
+    the two decides; as a CUDA graph (graph=True) all is launched at once, and the device
+    decides. Where they do not, everything adds up.
+    """
+    both = max if ceilings.overlaps else lambda *times: sum(times)
+    device_s = sum(
+        max(
+            ceilings.kernel_s,
+            both(kernel.flops / ceilings.flops_per_s, kernel.bytes / ceilings.bytes_per_s),
+        )
+        for kernel in kernels
+    )
+    return device_s if graph else both(device_s, len(kernels) * ceilings.launch_s)
+
+
+def gain(before, after, ceilings, graph=False):
+    """How many times faster `after` is than `before`; above 1 it wins.
+
+    >>> launches_only = Ceilings(1e15, 1e15, 4e-6, 0, overlaps=False)
+    >>> ways = stage((64, 96, 16), 192, 784, 2)
+    >>> round(gain(ways["separate"], ways["stacked"], launches_only), 2)
+    2.97
+    """
+    return seconds(before, ceilings, graph) / seconds(after, ceilings, graph)

@@ -1,0 +1,47 @@
+"""The experiments: one question a file, one record a machine.
+
+>>> list(SHARES)  # doctest: +ELLIPSIS
+['ceilings', 'stopwatches', 'launch_overhead', 'timeline', 'stage', 'module_ladder', ...]
+"""
+
+import importlib
+import os
+
+from .. import records
+from ..recording import record
+
+# Of the time for all of them, what each may have.
+SHARES = {
+    "ceilings": 0.05,
+    "stopwatches": 0.03,
+    "launch_overhead": 0.03,
+    "timeline": 0.02,
+    "stage": 0.37,
+    "module_ladder": 0.3,
+    "network": 0.2,
+}
+
+
+def run(name, device, limit_s=float("inf"), progress=iter):
+    """The Record of one experiment, measured now; see `recording.record`."""
+    experiment = importlib.import_module(f".{name}", __package__)
+    return record(experiment, device, limit_s, progress)
+
+
+def results(name, folder, live=False):
+    """What is known about an experiment: {machine: Record}, GPUs first.
+
+    From the records in `folder`; or, if `live` or the environment's HFUSION_LIVE=1 says
+    so, measured now on the device at hand, and not saved.
+    """
+    if live or os.environ.get("HFUSION_LIVE") == "1":
+        import torch
+
+        measured = run(name, "cuda" if torch.cuda.is_available() else "cpu")
+        return {measured.machine.name: measured}
+    found = records.load_all(folder, name)
+    if not found:
+        raise records.RecordError(
+            f"{folder} has no record of {name}; `make record` makes one"
+        )
+    return found

@@ -1,0 +1,83 @@
+"""How fast is this machine at its best: copying, multiplying, doing nothing?
+
+The other experiments are held against these. A copy reads and writes every byte once.
+What does next to nothing is the absolute value of a single number, and a 1×1 convolution
+of one: n in a row show what one more costs, launched by the host or replayed as a CUDA
+graph.
+"""
+
+from functools import partial
+
+import torch
+
+from ..cost import Ceilings
+from ..measure import graphed
+from ..recording import Race
+from . import rungs
+
+QUESTION = (
+    "How fast can this machine copy, multiply, and launch a kernel that does nothing?"
+)
+ROUNDS = 60
+
+
+def cases(device):
+    side, largest = (8192, 30) if device == "cuda" else (1024, 28)
+    dtypes = rungs.DTYPES if device == "cuda" else ("float32", "bfloat16")
+    return [
+        *({"what": "copy", "bytes": 2**power} for power in range(16, largest + 1, 2)),
+        *({"what": "matmul", "dtype": dtype, "side": side} for dtype in dtypes),
+        *(
+            {"what": "empty", "operator": operator, "n": n}
+            for operator in rungs.EMPTY
+            for n in (1, 2, 10, 100)
+        ),
+    ]
+
+
+def race(device, what, **parameters):
+    return RACES[what](device, **parameters)
+
+
+def copy(device, bytes):
+    # Half of the bytes are read and half are written; random, since zeros may be faster.
+    x = torch.randn(bytes // 8, device=device)
+    y = torch.empty_like(x)
+    return Race({"copy": lambda: lambda: y.copy_(x)}, (x.double(),), 0)
+
+
+def matmul(device, dtype, side):
+    a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
+    expected = (a.double() @ b.double(),)
+    return Race({"matmul": lambda: lambda: a @ b}, expected, rungs.SHARE[dtype])
+
+
+def empty(device, operator, n):
+    chain, result = rungs.chain(operator, n, device)
+    graph = partial(rungs.on_cuda, device, graphed, chain)
+    return Race({"eager": lambda: chain, "graph": graph}, (result,), 0)
+
+
+RACES = {"copy": copy, "matmul": matmul, "empty": empty}
+
+
+def limits(record, dtype):
+    """A record of this experiment as cost.Ceilings for one dtype."""
+    (multiplied,) = record.select(what="matmul", dtype=dtype)
+    flops = 2 * multiplied.parameters["side"] ** 3
+    copied = max(record.select(what="copy"), key=lambda case: case.parameters["bytes"])
+    on_gpu = record.machine.kind == "cuda"
+    return Ceilings(
+        flops_per_s=flops / multiplied.median("matmul") * 1e6,
+        bytes_per_s=copied.parameters["bytes"] / copied.median("copy") * 1e6,
+        launch_s=_one_more(record, "conv", "eager"),
+        kernel_s=_one_more(record, "abs", "graph") if on_gpu else 0,
+        overlaps=on_gpu,
+    )
+
+
+def _one_more(record, operator, arm):
+    """What one more link of a chain costs, in seconds."""
+    first, *_, last = record.select(what="empty", operator=operator)
+    more = last.parameters["n"] - first.parameters["n"]
+    return (last.median(arm) - first.median(arm)) / more / 1e6

@@ -1,0 +1,37 @@
+"""What is each step of fusion worth, in a whole Inception module?
+
+Rung by rung, from the module as written to convolution, bias and ReLU in one call;
+beside CUDA graphs, branches on streams of their own, and torch.compile.
+"""
+
+import torch
+
+from .. import models
+from ..recording import Race
+from . import rungs
+
+QUESTION = "What is each step of fusion worth, in a whole Inception module?"
+
+
+def cases(device):
+    small = [
+        {"module": module, "batch": 1, "dtype": dtype}
+        for dtype in (("float16", "float32") if device == "cuda" else ("float32",))
+        for module in models.TABLE
+    ]
+    large = 32 if device == "cuda" else 8
+    return [*small, *(case | {"batch": large} for case in small if case["module"] == "3a")]
+
+
+def race(device, module, batch, dtype):
+    kind = getattr(torch, dtype)
+    model = models.randomise(models.Inception.from_table(module)).eval()
+    model = model.to(device, kind)
+    c_in, size, *_ = models.TABLE[module]
+    x = torch.randn(batch, c_in, size, size).to(device, kind)
+    nets = rungs.eager(model)
+    arms = rungs.arms(nets, x, device)
+    arms["streams"] = lambda: rungs.on_cuda(device, rungs.on_streams, nets[rungs.FOLDED], x)
+    return Race(
+        arms, rungs.exact(model, x), 2 * rungs.SHARE[dtype], opaque=rungs.opaque(arms)
+    )

@@ -1,0 +1,63 @@
+"""What is fusion worth in a whole network?
+
+GoogLeNet of this book, and that of torchvision where it is installed: rung by rung, as a
+CUDA graph, under torch.compile, and on a CPU under ONNX Runtime and OpenVINO where they
+are installed.
+"""
+
+import torch
+
+from .. import models
+from ..recording import Race, Unavailable
+from . import peers, rungs
+
+QUESTION = "What is horizontal fusion worth in a whole network?"
+
+
+def ours():
+    return models.GoogLeNet()
+
+
+def torchvisions():
+    try:
+        from torchvision.models import googlenet
+    except (ImportError, RuntimeError) as error:  # a build for another torch, for one
+        raise Unavailable(f"torchvision cannot be imported: {error}") from error
+    return googlenet(weights=None, init_weights=False, aux_logits=False)
+
+
+NETWORKS = {"GoogLeNet": ours, "torchvision": torchvisions}
+
+
+def cases(device):
+    gpu = device == "cuda"
+    return [
+        {"network": network, "batch": batch, "dtype": dtype}
+        for network in NETWORKS
+        for batch in ((1, 8, 64) if gpu else (1, 4))
+        for dtype in (("float16", "float32") if gpu else ("float32",))
+    ]
+
+
+def race(device, network, batch, dtype):
+    kind = getattr(torch, dtype)
+    model = models.randomise(NETWORKS[network]()).eval().to(device, kind)
+    x = torch.randn(batch, 3, 224, 224).to(device, kind)
+    nets = rungs.eager(model)
+    modes = rungs.MODES if device == "cuda" or batch == 1 else rungs.MODES[:1]
+    arms = rungs.arms(nets, x, device, modes)
+    for name, runtime in peers.RUNTIMES.items():
+        for rung in (rungs.WRITTEN, rungs.HOISTED):
+            arms[f"{name}, {rung}"] = lambda runtime=runtime, rung=rung: on_cpu(
+                device, runtime, nets[rung], x
+            )
+    return Race(
+        arms, rungs.exact(model, x), 20 * rungs.SHARE[dtype], opaque=rungs.opaque(arms)
+    )
+
+
+def on_cpu(device, runtime, net, x):
+    """An arm of another runtime, which is compared on CPUs only."""
+    if device != "cpu":
+        raise Unavailable("compared on CPUs only")
+    return runtime(net, x)

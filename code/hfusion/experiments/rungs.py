@@ -1,0 +1,179 @@
+"""What the experiments race: a model on its way down, rung by rung, and its rivals.
+
+No experiment itself. Every function here makes something that computes the same as the
+model it is given, within rounding; `recording` checks that before it times it.
+"""
+
+import copy
+import dataclasses
+from functools import partial
+
+import torch
+from torch import nn
+
+from .. import measure
+from ..folding import fold_batchnorm
+from ..recording import Unavailable
+from ..rewrite import Siblings, plan
+
+DTYPES = ("float32", "float16", "bfloat16")
+# How far from float64 one layer may be, as a share of its largest output.
+SHARE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+
+EMPTY = ("abs", "conv")  # operators of which `chain` can make a chain
+
+WRITTEN, FOLDED = "as written", "folded"
+STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
+ONE_CALL = "folded, stacked, one call"
+MODES = ("default", "max-autotune")  # of torch.compile
+
+
+def chain(operator, n, device):
+    """(n times next to nothing, in a row, as a function; what it returns, in float64)."""
+    x = torch.ones(1, 1, 1, 1, device=device)
+    conv = nn.Conv2d(1, 1, 1, bias=False).to(device)
+    nn.init.ones_(conv.weight)
+    abs_of_x = partial(torch.abs, x, out=torch.empty_like(x))
+    step = {"abs": abs_of_x, "conv": partial(conv, x)}[operator]
+
+    def run():
+        for _ in range(n):
+            y = step()
+        return y
+
+    return run, x.double()
+
+
+def doubled(model):
+    """A copy of a model in float64."""
+    return copy.deepcopy(model).double()
+
+
+def exact(model, x):
+    """What a model computes, in float64: a tuple of one tensor."""
+    with torch.no_grad():
+        return (doubled(model)(x.double()),)
+
+
+def eager(model):
+    """{rung: network}, from the model as written to one call for conv, bias and ReLU."""
+    folded = fold_batchnorm(model)
+    planned = plan(folded)
+    apart = tuple(
+        dataclasses.replace(group, activation=None, ends=group.nodes)
+        for group in planned.groups
+        if group.fused
+    )
+    return {
+        WRITTEN: model,
+        FOLDED: folded,
+        STACKED: dataclasses.replace(planned, groups=apart).apply(),
+        HOISTED: planned.apply(),
+        ONE_CALL: one_call(planned.apply()),
+    }
+
+
+class ConvReLU(nn.Module):
+    """A convolution with its bias and ReLU, in one call of cuDNN or oneDNN."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x):
+        c = self.conv
+        if x.is_cuda:
+            return torch.cudnn_convolution_relu(
+                x, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups
+            )
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups, "relu", [], ""
+        )
+
+
+def one_call(network):
+    """In a fused network, in place: each convolution and its ReLU as a ConvReLU."""
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, Siblings) and isinstance(module.activation, nn.ReLU):
+            module.layer, module.activation = ConvReLU(module.layer), None
+        elif isinstance(module, nn.Conv2d) and len(node.users) == 1:
+            (user,) = node.users
+            if user.op == "call_module" and isinstance(modules[user.target], nn.ReLU):
+                network.set_submodule(node.target, ConvReLU(module))
+                network.set_submodule(user.target, nn.Identity())
+    return network
+
+
+def arms(nets, x, device, modes=MODES):
+    """The arms of a ladder: each rung eager and as a CUDA graph, two compiled."""
+    calls = {rung: partial(net, x) for rung, net in nets.items()}
+    made = {rung: partial(tried, call) for rung, call in calls.items()}
+    for rung, call in calls.items():
+        made[f"graph, {rung}"] = partial(on_cuda, device, measure.graphed, call)
+    for mode in modes:
+        for rung in (WRITTEN, HOISTED):
+            made[f"compile {mode}, {rung}"] = partial(compiled, nets[rung], x, mode)
+    return made
+
+
+def opaque(names):
+    """The arms in which no operator of PyTorch is called, or none that one sees."""
+    return tuple(name for name in names if name.startswith(("compile", "ONNX", "OpenV")))
+
+
+def on_cuda(device, make, *args):
+    """`make(*args)` on a CUDA device, else Unavailable."""
+    if device != "cuda":
+        raise Unavailable("needs a CUDA device")
+    return make(*args)
+
+
+def tried(call):
+    """A call that went well once; if this build of torch cannot do it, Unavailable."""
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        raise Unavailable(str(error).partition("\n")[0]) from error
+    return call
+
+
+def compiled(net, x, mode):
+    """torch.compile, for this one shape."""
+    torch.compiler.reset()
+    call = partial(torch.compile(net, mode=mode, dynamic=False), x)
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever its backends raise: no compiler, for one
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise Unavailable(reason) from error
+    return call
+
+
+def on_streams(module, x):
+    """An Inception module with each branch on a CUDA stream of its own."""
+    branches = (
+        lambda: module.b1(x),
+        lambda: module.b3(module.b3_reduce(x)),
+        lambda: module.b5(module.b5_reduce(x)),
+        lambda: module.pool_proj(module.pool(x)),
+    )
+    streams = [torch.cuda.Stream() for _ in branches]
+
+    def forward():
+        main = torch.cuda.current_stream()
+        parts = []
+        for stream, branch in zip(streams, branches, strict=True):
+            stream.wait_stream(main)
+            with torch.cuda.stream(stream):
+                parts.append(branch())
+        for stream in streams:
+            main.wait_stream(stream)
+        return torch.cat(parts, dim=1)
+
+    return forward

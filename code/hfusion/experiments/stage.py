@@ -1,0 +1,58 @@
+"""When is one stacked 1×1 convolution faster than three separate ones?
+
+The three siblings of each of GoogLeNet's nine modules, nothing else: separate, stacked,
+and stacked with the copies that the convolutions behind it make of the parts they read,
+where these are not contiguous. (The first part goes into the concatenation, which reads
+it as it lies.)
+"""
+
+from functools import partial
+
+import torch
+
+from .. import layers, models
+from ..measure import graphed
+from ..recording import Race
+from . import rungs
+
+QUESTION = "When is one stacked 1×1 convolution faster than three separate ones?"
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+
+
+def cases(device):
+    on_gpu = device == "cuda"
+    return [
+        {"module": module, "batch": batch, "dtype": dtype, "layout": layout}
+        for batch in (BATCHES if on_gpu else (*BATCHES[:6], 128))
+        for dtype in (rungs.DTYPES if on_gpu else ("float32",))
+        for layout in FORMATS
+        for module in models.TABLE
+    ]
+
+
+def race(device, module, batch, dtype, layout):
+    c_in, size, w1, r3, _, r5, *_ = models.TABLE[module]
+    kind, form = getattr(torch, dtype), FORMATS[layout]
+    convs = [torch.nn.Conv2d(c_in, width, 1) for width in (w1, r3, r5)]
+    convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
+    convs = [conv.to(device, kind, memory_format=form) for conv in convs]
+    x = torch.randn(batch, c_in, size, size).to(device, kind, memory_format=form)
+    stacked = layers.stack(convs)
+
+    def separate():
+        return [conv(x) for conv in convs]
+
+    def copied():
+        first, *others = stacked(x)
+        return [first, *(part.contiguous(memory_format=form) for part in others)]
+
+    ways = {"separate": separate, "stacked": partial(stacked, x), "copied": copied}
+    graphs = {
+        f"graph, {name}": partial(rungs.on_cuda, device, graphed, way)
+        for name, way in ways.items()
+    }
+    arms = {name: lambda way=way: way for name, way in ways.items()} | graphs
+    with torch.no_grad():
+        expected = tuple(rungs.doubled(conv)(x.double()) for conv in convs)
+    return Race(arms, expected, rungs.SHARE[dtype])

@@ -1,0 +1,31 @@
+"""Who works when in one call of an Inception module?
+
+The profiler's events of module 3a, as written and fused, one image in float32.
+"""
+
+from functools import partial
+
+import torch
+
+from .. import measure, models
+from ..recording import Race
+from . import rungs
+
+QUESTION = "Who works when, host and device, in one call of an Inception module?"
+
+
+def cases(device):
+    return [{"module": "3a", "rung": rung} for rung in (rungs.WRITTEN, rungs.HOISTED)]
+
+
+def race(device, module, rung):
+    model = models.randomise(models.Inception.from_table(module)).eval().to(device)
+    c_in, size, *_ = models.TABLE[module]
+    x = torch.randn(1, c_in, size, size, device=device)
+    call = partial(rungs.eager(model)[rung], x)
+    return Race(
+        {rung: lambda: call},
+        rungs.exact(model, x),
+        rungs.SHARE["float32"],
+        events=tuple(measure.timeline(call, device)),
+    )

@@ -1,0 +1,234 @@
+"""One experiment on one machine: agree, count, race, and a Record. Never saves.
+
+An experiment is a module with three names:
+
+    QUESTION             what its record answers, one sentence
+    cases(device)        [{parameter: value, …}, …], what is raced, one dict a race
+    race(device, **one)  a Race: the arms, and what each of them must compute
+    ROUNDS               if it wants others than this module's
+
+An arm that cannot run here (no such library, no such device) or for which there is not
+enough memory is skipped, and the record says why. A wrong result stops everything.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import math
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from . import measure
+from .records import Case, Machine, Record
+
+PACKAGE = Path(__file__).parent
+ROUNDS, WARM_UP = 20, 3
+EVERY = "every arm"  # in place of a name, where a whole case is skipped
+TURN_US = 2000  # a turn has so many calls that the fastest arm takes about this long
+
+
+class Unavailable(RuntimeError):
+    """Raised by what makes an arm: this machine lacks something for it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """What one case races."""
+
+    arms: dict  # {name: a function that makes the function to time}
+    expected: tuple  # tensors in float64, which every arm must give …
+    share: float  # … to within this share of the largest number
+    watches: dict = dataclasses.field(default_factory=dict)  # {name: stopwatch}
+    opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
+    events: tuple = ()  # a timeline, if one was taken
+
+
+def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
+    """Run an experiment, a module, and return its Record.
+
+    limit_s: cases and arms that would begin later than this are skipped. progress: is
+    given the list of cases and passes them on, as tqdm does. float32 means float32, also
+    in convolutions on a GPU. Raises measure.Disagreement where an arm is wrong.
+    """
+    rounds = getattr(experiment, "ROUNDS", ROUNDS)
+    deadline = Deadline(limit_s)
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        cases = [
+            _case(experiment, device, parameters, rounds, deadline)
+            for parameters in progress(experiment.cases(device))
+        ]
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    return Record(
+        experiment=experiment.__name__.rpartition(".")[2],
+        question=experiment.QUESTION,
+        machine=machine(device),
+        date=datetime.date.today().isoformat(),
+        commit=commit() or "unknown",
+        sources=sources(),
+        counted="kernels" if device == "cuda" else "operators",
+        protocol={
+            "order": "arms take turns, and each round begins with the next arm",
+            "rounds": rounds,
+            "warm_up": WARM_UP,
+            "turn_us": TURN_US,
+            "inputs": "random, the same for all arms of a case",
+            "checked": "each arm against float64, before any timing",
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        },
+        cases=tuple(cases),
+        missing=_missing(cases),
+    )
+
+
+class Deadline:
+    """Raises Unavailable when `limit_s` seconds have passed since it was made."""
+
+    def __init__(self, limit_s):
+        self.limit_s, self.began = limit_s, time.monotonic()
+
+    def check(self):
+        if time.monotonic() - self.began > self.limit_s:
+            raise Unavailable(f"not reached within {self.limit_s:g} s")
+
+
+def _case(experiment, device, parameters, rounds, deadline):
+    """Check, count and race the arms of one case."""
+    race, skipped = _made(deadline, lambda: experiment.race(device, **parameters))
+    if race is None:
+        return Case(parameters, {}, skipped={EVERY: skipped})
+    arms, skips = {}, {}
+    for name, make in race.arms.items():
+        arms[name], skips[name] = _made(deadline, partial(_checked, make, race, name))
+    arms = {name: arm for name, arm in arms.items() if arm is not None}
+    launches, samples, calls = {}, {}, 1
+    if arms:
+        counted = [name for name in arms if device == "cuda" or name not in race.opaque]
+        launches = {n: measure.count_launches(arms[n], device).count for n in counted}
+        watches = {name: race.watches[name] for name in arms if name in race.watches}
+        calls = _calls(arms, device)
+        samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
+    return Case(
+        parameters,
+        {name: [round(us, 3) for us in times] for name, times in samples.items()},
+        calls=calls,
+        launches=launches,
+        skipped={name: reason for name, reason in skips.items() if reason},
+        events=race.events,
+    )
+
+
+def _made(deadline, make):
+    """(what `make` makes, "") or (None, why this machine cannot, or not in time)."""
+    try:
+        deadline.check()
+        with torch.no_grad():
+            return make(), ""
+    except torch.OutOfMemoryError:
+        return None, "out of memory"
+    except Unavailable as error:
+        return None, str(error)
+
+
+def _checked(make, race, name):
+    """An arm, made, called, and found to compute what it must."""
+    arm = make()
+    _check(arm(), race, name)
+    return arm
+
+
+def _check(outputs, race, name):
+    """Raise Disagreement unless these are the expected outputs: a fast wrong answer is
+    worth nothing."""
+    outputs, expected = measure.tensors(outputs), race.expected
+    if len(outputs) != len(expected):
+        reason = f"{len(outputs)} outputs, not {len(expected)}"
+        raise measure.Disagreement(f"{name}: {reason}")
+    for output, wanted in zip(outputs, expected, strict=True):
+        try:
+            measure.near(output, wanted, race.share)
+        except measure.Disagreement as error:
+            raise measure.Disagreement(f"{name}: {error}") from error
+
+
+def _calls(arms, device):
+    """How many calls a turn has, so that the fastest arm's is about TURN_US long."""
+    with torch.no_grad():
+        fastest = min(
+            statistics.median(measure.wall(arm, 1, device) for _ in range(3))
+            for arm in arms.values()
+        )
+    return min(100, max(1, round(TURN_US / fastest)))
+
+
+def _missing(cases):
+    """{arm: reason} for arms that ran in no case."""
+    ran = set(itertools.chain.from_iterable(case.samples for case in cases))
+    reasons = itertools.chain.from_iterable(case.skipped.items() for case in cases)
+    return {name: reason for name, reason in reasons if name not in {EVERY, *ran}}
+
+
+def machine(device="cpu"):
+    """The Machine that this program runs on."""
+    name = measure.device_name(device)
+    cuda = device == "cuda"
+    return Machine(
+        name=re.sub("[^a-z0-9]+", "-", name.lower()).strip("-"),
+        kind=device,
+        device=name,
+        processor=measure.processor_name(),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda if cuda else None,
+        cudnn=torch.backends.cudnn.version() if cuda else None,
+        driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        if cuda
+        else None,
+        triton=_triton() if cuda else None,
+    )
+
+
+def _triton():
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
+
+
+def commit():
+    """The commit of the sources, with "+" if files were changed since; None if unknown."""
+    head = _output("git", "rev-parse", "HEAD")
+    changed = _output("git", "status", "--porcelain", "--", ".")
+    return head and head + ("+" if changed else "")
+
+
+def _output(*command):
+    """The first line that a command prints; None where it fails or is not installed."""
+    try:
+        done = subprocess.run(
+            command, cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.partition("\n")[0].strip() or None
+
+
+def sources():
+    """A hash of the package's files: the same for the same code."""
+    whole = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        whole.update(str(path.relative_to(PACKAGE)).replace(os.sep, "/").encode() + b"\0")
+        whole.update(path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]

@@ -1,0 +1,205 @@
+"""What was measured, where and how: dataclasses to JSON and back. No torch.
+
+A record is one experiment on one machine. It keeps raw samples and whatever is needed
+to doubt them: versions, date, commit, a hash of the sources that were timed, and how the
+competitors took turns. It is written whole or not at all. Nobody edits it: it carries a
+digest of its own content, and reading it checks that.
+
+    records/<machine>/<experiment>.json          described by records/schema.json
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+
+SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
+UNIT = "us"  # of every sample: microseconds for one call
+
+
+class RecordError(ValueError):
+    """A record that cannot be read or trusted; the message begins with its file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where a record comes from; None for what a machine does not have."""
+
+    name: str  # of its folder: "nvidia-h200"
+    kind: str  # "cuda" or "cpu"
+    device: str  # what the device calls itself
+    processor: str
+    threads: int
+    python: str
+    torch: str
+    cuda: str | None = None
+    cudnn: int | None = None
+    driver: str | None = None
+    triton: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One race: its competitors had the same inputs and gave the same outputs."""
+
+    parameters: dict  # what was raced: {"module": "3a", "batch": 1, …}
+    samples: dict  # {competitor: (one sample a round)}
+    unit: str = UNIT
+    calls: int = 1  # of which a sample is the mean
+    launches: dict = dataclasses.field(default_factory=dict)  # {competitor: how many}
+    skipped: dict = dataclasses.field(default_factory=dict)  # {competitor: why}
+    events: tuple = ()  # [lane, name, begin, end] in µs, where a timeline was taken
+
+    def median(self, name):
+        """The median of a competitor's samples, in µs."""
+        return statistics.median(self.samples[name])
+
+    def gain(self, name, base):
+        """How much faster than `base`: quartiles of the ratio per round."""
+        return gains({k: self.samples[k] for k in (base, name)}, base)[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One experiment on one machine."""
+
+    experiment: str
+    question: str
+    machine: Machine
+    date: str  # "2026-11-22"
+    commit: str  # of the sources; ends in "+" if files had been changed since
+    sources: str  # the hash of the package's files
+    counted: str  # what `launches` counts: "kernels" on a GPU, "operators" on a CPU
+    protocol: dict  # {"order": …, "rounds": …, …}
+    cases: tuple
+    missing: dict = dataclasses.field(default_factory=dict)  # {competitor: why nowhere}
+
+    @property
+    def label(self):
+        """For every figure and table: "recorded on NVIDIA H200, 2026-11-22"."""
+        return f"recorded on {self.machine.device}, {self.date}"
+
+    def select(self, **parameters):
+        """The cases with these parameters, in order.
+
+        Raises LookupError if there is none: a table of nothing would look like a result.
+        """
+        wanted = parameters.items()
+        found = [case for case in self.cases if wanted <= case.parameters.items()]
+        if not found:
+            raise LookupError(f"{self.experiment} ({self.label}) has no case {parameters}")
+        return found
+
+
+def gains(samples, base):
+    """How many times faster than `base` each arm is: quartiles of the ratio per round.
+
+    samples: {name: times}, as many for each. Returns {name: (lower quartile, median,
+    upper quartile)}; above 1 the arm wins.
+
+    >>> gains({"old": [4.0, 4.0, 4.0], "new": [2.0, 2.0, 1.0]}, "old")["new"]
+    (2.0, 2.0, 3.0)
+    """
+    if base not in samples:
+        raise ValueError(f"base was {base!r}; one of {', '.join(samples)} fits")
+    rounds = {name: len(times) for name, times in samples.items()}
+    if len(set(rounds.values())) > 1 or not rounds[base]:
+        raise ValueError(f"samples have {rounds} rounds; one number above 0 for all fits")
+    if any(not time > 0 for times in samples.values() for time in times):
+        raise ValueError("samples have a time that is not above 0; times in µs fit")
+    result = {}
+    for name, times in samples.items():
+        ratios = [b / t for b, t in zip(samples[base], times, strict=True)]
+        if len(ratios) == 1:
+            ratios *= 2
+        result[name] = tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
+    return result
+
+
+def digest(content):
+    """Of a record's content, a dict: the same for the same numbers, however laid out."""
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save(record, folder):
+    """Write a record below `folder`, whole or not at all; returns its path."""
+    content = {"schema": SCHEMA, **dataclasses.asdict(record)}
+    content = json.loads(json.dumps(content))  # as it will be read: tuples are lists
+    path = Path(folder) / record.machine.name / f"{record.experiment}.json"
+    _check(content, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    content["digest"] = digest(content)
+    unfinished.write_text(_text(content), encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
+
+
+def _text(content):
+    """JSON with one line a case, so that a page of it can be read and compared."""
+    cases = content.pop("cases")
+    head = json.dumps(content, indent=1, ensure_ascii=False)
+    lines = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in cases)
+    return f'{head[:-2]},\n "cases": [\n{lines}\n ]\n}}\n'
+
+
+def load(path):
+    """The record in a file. Raises RecordError, which names the file."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or "schema" not in content:
+        raise RecordError(f"{path} is no record: it has no schema number")
+    if content["schema"] != SCHEMA:
+        raise RecordError(
+            f"{path} has schema {content['schema']}, and this hfusion reads {SCHEMA}"
+        )
+    if content.pop("digest", None) != digest(content):
+        raise RecordError(f"{path} was edited or damaged: its digest does not fit")
+    _check(content, path)
+    del content["schema"]
+    content["machine"] = Machine(**content["machine"])
+    content["cases"] = tuple(Case(**case) for case in content["cases"])
+    return Record(**content)
+
+
+def load_all(folder, experiment):
+    """All records of one experiment: {machine: record}, machines with a GPU first."""
+    found = [load(path) for path in sorted(Path(folder).glob(f"*/{experiment}.json"))]
+    found.sort(key=lambda record: record.machine.kind != "cuda")
+    return {record.machine.name: record for record in found}
+
+
+def _check(content, path):
+    """Refuse a record whose fields, units or samples are not what they must be."""
+    _check_fields(Record, content, {"schema"}, path)
+    _check_fields(Machine, content["machine"], set(), path)
+    for case in content["cases"]:
+        _check_fields(Case, case, set(), path)
+        where = f"{path}, case {case['parameters']}"
+        if case["unit"] != UNIT:
+            raise RecordError(f"{where}: unit was {case['unit']!r}; {UNIT!r} fits")
+        if len({len(samples) for samples in case["samples"].values()}) > 1:
+            raise RecordError(f"{where}: samples differ in number; as many each fit")
+        for name, samples in case["samples"].items():
+            if not samples or not all(map(_is_time, samples)):
+                raise RecordError(f"{where}: samples of {name}; times above 0 fit")
+
+
+def _is_time(sample):
+    number = isinstance(sample, float | int) and not isinstance(sample, bool)
+    return number and math.isfinite(sample) and sample > 0
+
+
+def _check_fields(kind, given, more, path):
+    """Whether a dict has all fields of a dataclass, and no other."""
+    if not isinstance(given, dict):
+        raise RecordError(f"{path}: a {kind.__name__} was {given!r:.40}; a dict fits")
+    wanted = {field.name for field in dataclasses.fields(kind)} | more
+    if wrong := sorted(wanted ^ set(given)):
+        raise RecordError(f"{path}: a {kind.__name__} lacks or adds {', '.join(wrong)}")
