@@ -155,25 +155,33 @@ def compiled(net, x, mode):
     return call
 
 
-def on_streams(module, x):
-    """An Inception module with each branch on a CUDA stream of its own."""
-    branches = (
-        lambda: module.b1(x),
-        lambda: module.b3(module.b3_reduce(x)),
-        lambda: module.b5(module.b5_reduce(x)),
-        lambda: module.pool_proj(module.pool(x)),
-    )
-    streams = [torch.cuda.Stream() for _ in branches]
+def on_streams(folded, x):
+    """A folded Inception module with each branch on a CUDA stream of its own."""
+    streams = [torch.cuda.Stream() for _ in range(4)]
 
     def forward():
         main = torch.cuda.current_stream()
         parts = []
-        for stream, branch in zip(streams, branches, strict=True):
+        for stream, branch in zip(streams, branches(folded), strict=True):
             stream.wait_stream(main)
             with torch.cuda.stream(stream):
-                parts.append(branch())
+                parts.append(branch(x))
         for stream in streams:
             main.wait_stream(stream)
         return torch.cat(parts, dim=1)
 
     return forward
+
+
+def branches(folded):
+    """The four branches of an Inception module whose norms are gone: functions of x."""
+
+    def unit(module, x):
+        return module.relu(module.conv(x))
+
+    return (
+        lambda x: unit(folded.b1, x),
+        lambda x: unit(folded.b3, unit(folded.b3_reduce, x)),
+        lambda x: unit(folded.b5, unit(folded.b5_reduce, x)),
+        lambda x: unit(folded.pool_proj, folded.pool(x)),
+    )
