@@ -12,7 +12,7 @@ PACKAGE = ROOT / "code" / "hfusion"
 # module: what it may import, of the package and of third parties.
 ALLOWED = {
     "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
-    "__main__": {"hfusion", "torch"},
+    "__main__": {"hfusion", "torch", "tqdm"},
     "algebra": {"numpy"},
     "cost": set(),
     "effects": {"layers", "torch"},
@@ -22,11 +22,16 @@ ALLOWED = {
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},
     "records": set(),
+    "recording": {"measure", "records", "torch", "triton"},
     "rewrite": {"layers", "siblings", "torch", "tracing"},
     "show": {"figures", "IPython", "matplotlib"},
     "siblings": {"effects", "layers", "torch"},
     "tracing": {"layers", "numpy", "torch"},
 }
+
+
+# An experiment may import whatever it measures; none imports another's race, but `memory`.
+EXPERIMENTS = PACKAGE / "experiments"
 
 
 def imports(path):

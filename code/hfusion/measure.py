@@ -18,6 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .records import gains
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 
 class Disagreement(AssertionError):
     """Two results that had to be equal are not."""
@@ -207,6 +212,21 @@ def count_launches(fn, device="cpu"):
     return Launches("kernels", tuple(on_device))
 
 
+def count_faults(fn):
+    """How many pages of memory one call of `fn` has to ask the system for; None if the
+    system does not say.
+
+    Memory that was handed back after the call before and is set aside anew is slow.
+    """
+    if resource is None:
+        return None
+    with torch.no_grad():
+        fn()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        fn()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
 def synchronise(device):
     """Wait until `device` has done what it was given; a CPU always has."""
     if torch.device(device).type == "cuda":
@@ -244,8 +264,10 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None):
 
     arms: dict from names to functions without arguments. Each is warmed up;
     then in every round each arm has one turn of `calls` calls, and every round
-    starts with another arm. watches: for some arms another stopwatch than `wall`.
-    Check that the arms agree before you race them. Returns {name: [µs of round 0, …]}.
+    starts with another arm. A turn begins with one call more, which is not timed: what
+    the arm before has left in the caches is not charged to this one. watches: for some
+    arms another stopwatch than `wall`. Check that the arms agree before you race them.
+    Returns {name: [µs of round 0, …]}.
 
     >>> sorted(time_arms({"a": lambda: 1, "b": lambda: 2}, rounds=3))
     ['a', 'b']
@@ -269,6 +291,7 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None):
         for turn in range(rounds):
             for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
+                arms[name]()
                 samples[name].append(watches[name](arms[name], calls, device))
     return samples
 

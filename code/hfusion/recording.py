@@ -79,6 +79,7 @@ def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
         counted="kernels" if device == "cuda" else "operators",
         protocol={
             "order": "arms take turns, and each round begins with the next arm",
+            "turn": "one call that is not timed, then the case's calls in a row",
             "rounds": rounds,
             "warm_up": WARM_UP,
             "turn_us": TURN_US,
@@ -111,18 +112,20 @@ def _case(experiment, device, parameters, rounds, deadline):
     for name, make in race.arms.items():
         arms[name], skips[name] = _made(deadline, partial(_checked, make, race, name))
     arms = {name: arm for name, arm in arms.items() if arm is not None}
-    launches, samples, calls = {}, {}, 1
+    launches, faults, samples, calls = {}, {}, {}, 1
     if arms:
         counted = [name for name in arms if device == "cuda" or name not in race.opaque]
         launches = {n: measure.count_launches(arms[n], device).count for n in counted}
         watches = {name: race.watches[name] for name in arms if name in race.watches}
         calls = _calls(arms, device)
         samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
+        faults = {name: measure.count_faults(arm) for name, arm in arms.items()}
     return Case(
         parameters,
         {name: [round(us, 3) for us in times] for name, times in samples.items()},
         calls=calls,
         launches=launches,
+        faults={name: count for name, count in faults.items() if count is not None},
         skipped={name: reason for name, reason in skips.items() if reason},
         events=race.events,
     )

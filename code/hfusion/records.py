@@ -50,6 +50,7 @@ class Case:
     unit: str = UNIT
     calls: int = 1  # of which a sample is the mean
     launches: dict = dataclasses.field(default_factory=dict)  # {competitor: how many}
+    faults: dict = dataclasses.field(default_factory=dict)  # {competitor: page faults}
     skipped: dict = dataclasses.field(default_factory=dict)  # {competitor: why}
     events: tuple = ()  # [lane, name, begin, end] in µs, where a timeline was taken
 

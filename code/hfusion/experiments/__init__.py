@@ -17,8 +17,9 @@ SHARES = {
     "launch_overhead": 0.03,
     "timeline": 0.02,
     "stage": 0.37,
-    "module_ladder": 0.3,
-    "network": 0.2,
+    "module_ladder": 0.28,
+    "network": 0.17,
+    "memory": 0.05,  # last: it changes how this process gets its memory
 }
 
 

@@ -1,8 +1,8 @@
 """What does one more launch cost?
 
-n kernels that do next to nothing, one after the other: launched by the host, whose time until
-it has handed them over is taken too, and replayed as one CUDA graph. On a CPU nothing is
-launched, and the chain costs what dispatching an operator costs.
+n kernels that do next to nothing, one after the other: launched by the host, whose time
+until it has handed them over is taken too, and replayed as one CUDA graph. On a CPU
+nothing is launched, and the chain costs what dispatching an operator costs.
 """
 
 from ..measure import graphed, host

@@ -30,6 +30,8 @@ def onnx_runtime(net, x):
         raise Unavailable("onnxruntime is not installed") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Else its threads keep a processor busy for a while after each call, in others' turns.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         _onnx(net, x), options, providers=["CPUExecutionProvider"]
     )
