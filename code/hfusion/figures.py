@@ -5,6 +5,8 @@ stacked thing is drawn in the colours of its branches. Nothing here computes a
 result or measures a time: a figure shows what it is given.
 """
 
+import statistics
+
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -387,3 +389,120 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
     axis.legend(ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     figure.tight_layout()
     return figure
+
+
+# What records hold. Each of these takes the record's label, and prints it on the figure.
+
+
+def _labelled(figure, label):
+    """Say on a figure of times where and when they were taken."""
+    figure.tight_layout()
+    figure.text(0.995, 0.0, label, ha="right", va="top", fontsize=7.5, color=INPUT)
+    return figure
+
+
+def calls(times_us, label):
+    """One and the same call, again and again: each a dot, the median a dashed line."""
+    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    numbers = range(1, len(times_us) + 1)
+    axis.plot(numbers, times_us, "o", markersize=2, color=OTHERS[1])
+    axis.plot(1, times_us[0], "o", markersize=5, color=OTHERS[3])
+    axis.annotate("the first call", (1, times_us[0]), xytext=(12, -3),
+                  textcoords="offset points", fontsize=9)  # fmt: skip
+    axis.axhline(
+        statistics.median(times_us), color=INK, linewidth=0.9, linestyle=(0, (3, 3))
+    )
+    axis.set(yscale="log", xlabel="call", ylabel="time, µs")
+    return _labelled(figure, label)
+
+
+def fitted(ns, points, lines, label):
+    """Chains of n: {way: medians in µs} and {way: (a, b)}; below, their distance in %."""
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(7.4, 4.4), sharex=True, height_ratios=(3, 1)
+    )
+    for colour, (way, times_us) in zip(OTHERS[::2], points.items(), strict=False):
+        a, b = lines[way]
+        line = [a + b * n for n in ns]
+        name = f"{way}: {a:.2f} + {b:.3f} n"
+        axis.plot(ns, line, color=colour, linewidth=1, label=name)
+        axis.plot(ns, times_us, "o", color=colour, markersize=5)
+        off = [100 * (t / fit - 1) for t, fit in zip(times_us, line, strict=True)]
+        below.plot(ns, off, "o-", color=colour, markersize=4, linewidth=0.8)
+    below.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    axis.set(xscale="log", yscale="log", ylabel="time, µs")
+    axis.legend(fontsize=9)
+    below.set(xlabel="operators in the chain, n", ylabel="off the\nline, %")
+    return _labelled(figure, label)
+
+
+def lanes(panels, kinds, label):
+    """Timelines: {title: [(lane, name, begin, end), …]}, on one axis in µs.
+
+    kinds: {name: which of OTHERS is its colour}; what is not in it is drawn faint.
+    """
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(7.4, 1.2 * len(panels) + 0.8), sharex=True, squeeze=False
+    )
+    for axis, (title, events) in zip(axes[:, 0], panels.items(), strict=True):
+        rows = sorted({lane for lane, *_ in events}, reverse=True)
+        for lane, name, begin, end in events:
+            colour = OTHERS[kinds[name]] if name in kinds else FAINT
+            axis.barh(rows.index(lane), end - begin, left=begin, height=0.6, color=colour)
+        axis.set_title(title)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    axes[-1, 0].set_xlabel("time, µs")
+    handles = [Rectangle((0, 0), 1, 1, color=OTHERS[place]) for place in kinds.values()]
+    axes[0, 0].legend(handles, list(kinds), ncols=len(kinds), loc="lower right",
+                      bbox_to_anchor=(1, 1), fontsize=8.5)  # fmt: skip
+    return _labelled(figure, label)
+
+
+def predicted(groups, label):
+    """Gains predicted and recorded: {group: [(predicted, recorded), …]}.
+
+    In the two shaded quarters the sign of the gain is called wrong.
+    """
+    figure, axis = plt.subplots(figsize=(5.6, 4.4))
+    gains = [gain for pairs in groups.values() for pair in pairs for gain in pair]
+    low, high = min(gains) * 0.95, max(gains) * 1.05
+    axis.fill_between([low, 1], 1, high, color=FAINT, alpha=0.5, linewidth=0)
+    axis.fill_between([1, high], low, 1, color=FAINT, alpha=0.5, linewidth=0)
+    axis.plot([low, high], [low, high], color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    markers = zip((OTHERS[0], OTHERS[3], OTHERS[1], OTHERS[4]), "osDv", strict=True)
+    for (group, pairs), (colour, marker) in zip(groups.items(), markers, strict=False):
+        axis.plot(*zip(*pairs, strict=True), marker, markersize=4, color=colour,
+                  alpha=0.8, linestyle="", label=group)  # fmt: skip
+    axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axis.set(xlabel="predicted gain", ylabel="recorded gain")
+    axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
+    return _labelled(figure, label)
+
+
+def by_batch(panels, label):
+    """Gain over batch: {title: {way: [(batch, (lower, median, upper), predicted), …]}}.
+
+    Recorded medians are dots with their quartiles, predictions a line.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(7.4, 3.1), sharey=True, squeeze=False
+    )
+    colours = (OTHERS[0], OTHERS[3])
+    for axis, (title, ways) in zip(axes[0], panels.items(), strict=True):
+        axis.axhline(1, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+        for colour, (way, rows) in zip(colours, ways.items(), strict=False):
+            for batch, (low, middle, high), _ in rows:
+                axis.plot([batch, batch], [low, high], color=colour, alpha=0.4, linewidth=3)
+                axis.plot(batch, middle, "o", color=colour, markersize=5)
+            axis.plot([b for b, *_ in rows], [p for *_, p in rows], color=colour,
+                      linewidth=1, label=way)  # fmt: skip
+        axis.set(xscale="log", xlabel="batch")
+        axis.set_xticks([b for b, *_ in rows], [f"{b}" for b, *_ in rows])
+        axis.minorticks_off()
+        axis.set_title(title)
+    axes[0, 0].set_ylabel("gain over separate")
+    axes[0, 0].legend(fontsize=8.5)
+    return _labelled(figure, label)

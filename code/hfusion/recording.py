@@ -22,7 +22,7 @@ import re
 import statistics
 import subprocess
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -48,6 +48,7 @@ class Race:
     expected: tuple  # tensors in float64, which every arm must give …
     share: float  # … to within this share of the largest number
     watches: dict = dataclasses.field(default_factory=dict)  # {name: stopwatch}
+    calls: int | None = None  # in a turn; as many as make it about TURN_US long
     opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
     events: tuple = ()  # a timeline, if one was taken
 
@@ -60,6 +61,7 @@ def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
     in convolutions on a GPU. Raises measure.Disagreement where an arm is wrong.
     """
     rounds = getattr(experiment, "ROUNDS", ROUNDS)
+    code = {"commit": commit() or "unknown", "sources": sources()}  # before they change
     deadline = Deadline(limit_s)
     tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
@@ -74,8 +76,7 @@ def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
         question=experiment.QUESTION,
         machine=machine(device),
         date=datetime.date.today().isoformat(),
-        commit=commit() or "unknown",
-        sources=sources(),
+        **code,
         counted="kernels" if device == "cuda" else "operators",
         protocol={
             "order": "arms take turns, and each round begins with the next arm",
@@ -117,7 +118,7 @@ def _case(experiment, device, parameters, rounds, deadline):
         counted = [name for name in arms if device == "cuda" or name not in race.opaque]
         launches = {n: measure.count_launches(arms[n], device).count for n in counted}
         watches = {name: race.watches[name] for name in arms if name in race.watches}
-        calls = _calls(arms, device)
+        calls = race.calls or _calls(arms, device)
         samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
         faults = {name: measure.count_faults(arm) for name, arm in arms.items()}
     return Case(
@@ -210,6 +211,7 @@ def _triton():
     return triton.__version__
 
 
+@cache
 def commit():
     """The commit of the sources, with "+" if files were changed since; None if unknown."""
     head = _output("git", "rev-parse", "HEAD")
@@ -228,6 +230,7 @@ def _output(*command):
     return done.stdout.partition("\n")[0].strip() or None
 
 
+@cache
 def sources():
     """A hash of the package's files: the same for the same code."""
     whole = hashlib.sha256()

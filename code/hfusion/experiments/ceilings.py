@@ -6,12 +6,9 @@ of one: n in a row show what one more costs, launched by the host or replayed as
 graph.
 """
 
-from functools import partial
-
 import torch
 
 from ..cost import Ceilings
-from ..measure import graphed
 from ..recording import Race
 from . import rungs
 
@@ -28,9 +25,9 @@ def cases(device):
         *({"what": "copy", "bytes": 2**power} for power in range(16, largest + 1, 2)),
         *({"what": "matmul", "dtype": dtype, "side": side} for dtype in dtypes),
         *(
-            {"what": "empty", "operator": operator, "n": n}
+            {"what": "empty", "operator": operator, "way": way}
             for operator in rungs.EMPTY
-            for n in (1, 2, 10, 100)
+            for way in ("eager", "graph")
         ),
     ]
 
@@ -52,10 +49,8 @@ def matmul(device, dtype, side):
     return Race({"matmul": lambda: lambda: a @ b}, expected, rungs.SHARE[dtype])
 
 
-def empty(device, operator, n):
-    chain, result = rungs.chain(operator, n, device)
-    graph = partial(rungs.on_cuda, device, graphed, chain)
-    return Race({"eager": lambda: chain, "graph": graph}, (result,), 0)
+def empty(device, operator, way):
+    return Race(**rungs.chains(operator, way, (1, 10, 100), device), calls=10)
 
 
 RACES = {"copy": copy, "matmul": matmul, "empty": empty}
@@ -76,8 +71,8 @@ def limits(record, dtype):
     )
 
 
-def _one_more(record, operator, arm):
+def _one_more(record, operator, way):
     """What one more link of a chain costs, in seconds."""
-    first, *_, last = record.select(what="empty", operator=operator)
-    more = last.parameters["n"] - first.parameters["n"]
-    return (last.median(arm) - first.median(arm)) / more / 1e6
+    (case,) = record.select(what="empty", operator=operator, way=way)
+    first, *_, last = sorted(case.samples, key=int)
+    return (case.median(last) - case.median(first)) / (int(last) - int(first)) / 1e6

@@ -28,20 +28,39 @@ ONE_CALL = "folded, stacked, one call"
 MODES = ("default", "max-autotune")  # of torch.compile
 
 
-def chain(operator, n, device):
-    """(n times next to nothing, in a row, as a function; what it returns, in float64)."""
+def on_cuda(device, make, *args):
+    """`make(*args)` on a CUDA device, else Unavailable."""
+    if device != "cuda":
+        raise Unavailable("needs a CUDA device")
+    return make(*args)
+
+
+# How a chain is run: as it is, handed over and not waited for, or as a CUDA graph.
+WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": measure.graphed}
+
+
+def chains(operator, way, lengths, device):
+    """What a Race of chains needs: n times next to nothing in a row, for each n."""
+    if way != "eager" and device != "cuda":
+        raise Unavailable("needs a CUDA device")
     x = torch.ones(1, 1, 1, 1, device=device)
     conv = nn.Conv2d(1, 1, 1, bias=False).to(device)
     nn.init.ones_(conv.weight)
     abs_of_x = partial(torch.abs, x, out=torch.empty_like(x))
     step = {"abs": abs_of_x, "conv": partial(conv, x)}[operator]
 
-    def run():
+    def run(n):
         for _ in range(n):
             y = step()
         return y
 
-    return run, x.double()
+    links = {str(n): partial(run, n) for n in lengths}
+    return {
+        "arms": {n: partial(WAYS[way], link) for n, link in links.items()},
+        "expected": (x.double(),),
+        "share": 0,
+        "watches": dict.fromkeys(links, measure.host) if way == "host" else {},
+    }
 
 
 def doubled(model):
@@ -121,13 +140,6 @@ def arms(nets, x, device, modes=MODES):
 def opaque(names):
     """The arms in which no operator of PyTorch is called, or none that one sees."""
     return tuple(name for name in names if name.startswith(("compile", "ONNX", "OpenV")))
-
-
-def on_cuda(device, make, *args):
-    """`make(*args)` on a CUDA device, else Unavailable."""
-    if device != "cuda":
-        raise Unavailable("needs a CUDA device")
-    return make(*args)
 
 
 def tried(call):
