@@ -42,7 +42,7 @@ test: .venv/test.stamp .venv/book.stamp
 
 nbval: .venv/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval --nbval-current-env \
-		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300 chapters
+		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 300 chapters back
 
 zoo: .venv/zoo.stamp
 	$(BIN)/python -m pytest tests/test_zoo.py tests/test_rewrite.py
@@ -61,9 +61,9 @@ run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
 
 lint: .venv/test.stamp
-	$(BIN)/ruff check benchmarks code tests weights chapters
+	$(BIN)/ruff check benchmarks code tests weights chapters back
 	$(BIN)/ruff format --check benchmarks code tests weights
-	$(BIN)/ruff format --check --line-length 76 chapters
+	$(BIN)/ruff format --check --line-length 76 chapters back
 
 # The local package is not a version, and torch's "+cpu" is a build, not a release.
 lock:

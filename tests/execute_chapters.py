@@ -1,4 +1,4 @@
-"""Execute chapters in place: python tests/execute_chapters.py [chapters/NN-….ipynb …]
+"""Execute notebooks in place: python tests/execute_chapters.py [chapters/NN-….ipynb …]
 
 Whole, in order, in a fresh kernel, with nothing of the moment written down: no
 timings, and cell ids that count the cells. A notebook that fails is left as it was.
@@ -12,10 +12,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
-
-
-README_FIGURE = CHAPTERS.parent / "_static" / "launches.png"
+ROOT = Path(__file__).resolve().parent.parent
+README_FIGURE = ROOT / "_static" / "launches.png"
 
 
 def named_figure(notebook, name):
@@ -52,6 +50,7 @@ def execute(path):
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or sorted(CHAPTERS.glob("*.ipynb")):
+    everything = [*sorted(ROOT.glob("chapters/*.ipynb")), *ROOT.glob("back/*.ipynb")]
+    for name in sys.argv[1:] or everything:
         print(f"executing {Path(name).name}", flush=True)
         execute(Path(name).resolve())

@@ -13,6 +13,8 @@ from execute_chapters import README_FIGURE, named_figure
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "chapters").glob("*.ipynb"))
 CHAPTERS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
+BACK = sorted((ROOT / "back").glob("*.ipynb"))
+NOTEBOOKS = CHAPTERS | {path.stem: nbformat.read(path, as_version=4) for path in BACK}
 
 # Cells whose output nbval does not compare: times of the reader's own machine. This
 # number may only fall.
@@ -64,9 +66,9 @@ def is_picture(output):
     return any(kind.startswith("image/") for kind in output.get("data", {}))
 
 
-@each_chapter
-def test_a_chapter_has_no_faults(name):
-    assert list(faults(CHAPTERS[name])) == []
+@pytest.mark.parametrize("name", list(NOTEBOOKS))
+def test_a_notebook_has_no_faults(name):
+    assert list(faults(NOTEBOOKS[name])) == []
 
 
 def first_cell(notebook, wanted):
@@ -116,7 +118,7 @@ def test_a_planted_fault_is_found(plant):
 
 
 def test_few_cells_are_ignored_and_no_more_than_before():
-    cells = [cell for notebook in CHAPTERS.values() for cell in code_cells(notebook)]
+    cells = [cell for notebook in NOTEBOOKS.values() for cell in code_cells(notebook)]
     ignored = sum(bool(is_ignored(cell)) for cell in cells)
     assert ignored == IGNORED
     assert 20 * ignored <= len(cells)

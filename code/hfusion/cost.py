@@ -94,15 +94,14 @@ def seconds(kernels, ceilings, graph=False):
     the two decides; as a CUDA graph (graph=True) all is launched at once, and the device
     decides. Where they do not, everything adds up.
     """
-    both = max if ceilings.overlaps else lambda *times: sum(times)
-    device_s = sum(
-        max(
-            ceilings.kernel_s,
-            both(kernel.flops / ceilings.flops_per_s, kernel.bytes / ceilings.bytes_per_s),
-        )
-        for kernel in kernels
-    )
-    return device_s if graph else both(device_s, len(kernels) * ceilings.launch_s)
+    together = max if ceilings.overlaps else lambda *times_s: sum(times_s)
+    device_s = 0
+    for kernel in kernels:
+        flops_s = kernel.flops / ceilings.flops_per_s
+        bytes_s = kernel.bytes / ceilings.bytes_per_s
+        device_s += max(ceilings.kernel_s, together(flops_s, bytes_s))
+    host_s = len(kernels) * ceilings.launch_s
+    return device_s if graph else together(host_s, device_s)
 
 
 def gain(before, after, ceilings, graph=False):

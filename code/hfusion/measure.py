@@ -259,7 +259,9 @@ def host(call, calls, device):
     return elapsed_ns / 1000 / calls
 
 
-def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None):
+def time_arms(
+    arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None
+):  # fmt: skip
     """Race functions against each other: raw samples in µs a call.
 
     arms: dict from names to functions without arguments. Each is warmed up;
@@ -272,16 +274,8 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None):
     >>> sorted(time_arms({"a": lambda: 1, "b": lambda: 2}, rounds=3))
     ['a', 'b']
     """
-    if not arms:
-        raise ValueError("arms is empty; at least one function fits")
-    for name, value, least in (
-        ("rounds", rounds, 1), ("warm_up", warm_up, 0), ("calls", calls, 1)
-    ):  # fmt: skip
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name} was {value!r}; a whole number from {least} fits")
     watches = dict.fromkeys(arms, wall) | (watches or {})
-    if strange := set(watches) - set(arms):
-        raise ValueError(f"watches has {sorted(strange)}; names of arms fit")
+    _refuse_bad(arms, watches, rounds=rounds, warm_up=warm_up, calls=calls)
     names = list(arms)
     samples = {name: [] for name in names}
     with torch.no_grad():
@@ -292,8 +286,20 @@ def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None):
             for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
                 arms[name]()
-                samples[name].append(watches[name](arms[name], calls, device))
+                us = watches[name](arms[name], calls, device)
+                samples[name].append(us)
     return samples
+
+
+def _refuse_bad(arms, watches, **numbers):
+    if not arms:
+        raise ValueError("arms is empty; at least one function fits")
+    for name, value in numbers.items():
+        least = 0 if name == "warm_up" else 1
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} was {value!r}; a whole number from {least} fits")
+    if strange := set(watches) - set(arms):
+        raise ValueError(f"watches has {sorted(strange)}; names of arms fit")
 
 
 def graphed(fn):

@@ -20,7 +20,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
 SHARE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
-EMPTY = ("abs", "conv")  # operators of which `chain` can make a chain
+EMPTY = ("abs", "conv")  # operators of which `chains` can make chains
 
 WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
@@ -127,6 +127,7 @@ def one_call(network):
 
 def arms(nets, x, device, modes=MODES):
     """The arms of a ladder: each rung eager and as a CUDA graph, two compiled."""
+    torch.compiler.reset()  # after some compilations of one `forward` it gives up on it
     calls = {rung: partial(net, x) for rung, net in nets.items()}
     made = {rung: partial(tried, call) for rung, call in calls.items()}
     for rung, call in calls.items():
@@ -155,7 +156,6 @@ def tried(call):
 
 def compiled(net, x, mode):
     """torch.compile, for this one shape."""
-    torch.compiler.reset()
     call = partial(torch.compile(net, mode=mode, dynamic=False), x)
     try:
         call()

@@ -1,0 +1,138 @@
+"""cost.py: bytes and FLOPs counted by hand, times that must hold whatever the numbers."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfusion import cost
+from hfusion.cost import Ceilings, Kernel
+
+GPU = Ceilings(1e15, 5e12, 3e-6, 1e-6, overlaps=True)
+CPU = Ceilings(2e11, 3e10, 7e-6, 0, overlaps=False)
+MACHINES = pytest.mark.parametrize("machine", [GPU, CPU], ids=["gpu", "cpu"])
+
+small = st.integers(1, 300)
+shapes = st.tuples(st.lists(small, min_size=2, max_size=4), small, st.integers(1, 10**6))
+
+
+def test_a_product_by_hand():
+    # 2 outputs of 3 inputs at 5 pixels: 2·5 sums of 3 products, 2·5 biases added.
+    kernel = cost.product(2, 3, 5, item_bytes=4)
+    assert kernel.flops == 2 * 2 * 3 * 5 + 2 * 5
+    assert kernel.bytes == 4 * (3 * 5 + 2 * 3 + 2 + 2 * 5)
+    assert kernel.intensity == 70 / 132
+
+
+def test_the_flops_of_a_product_are_those_that_torch_counts():
+    conv, x = torch.nn.Conv2d(192, 64, 1), torch.zeros(2, 192, 28, 28)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        conv(x)
+    without_bias = cost.product(64, 192, 2 * 28 * 28, 4).flops - 64 * 2 * 28 * 28
+    assert without_bias == counter.get_total_flops()
+
+
+def test_the_bytes_of_a_product_are_those_of_its_tensors():
+    conv, x = torch.nn.Conv2d(192, 64, 1).double(), torch.zeros(2, 192, 28, 28).double()
+    tensors = [x, conv(x), *conv.parameters()]
+    moved = sum(t.numel() * t.element_size() for t in tensors)
+    assert cost.product(64, 192, 2 * 28 * 28, 8).bytes == moved
+
+
+@pytest.mark.parametrize(
+    ("part", "numbers"), [("input", 15), ("weight", 6), ("output", 10)]
+)
+def test_what_is_relaid_is_read_and_written_once_more(part, numbers):
+    plain, relaid = (cost.product(2, 3, 5, 4, relaid=r) for r in ((), (part,)))
+    assert relaid.bytes - plain.bytes == 2 * 4 * numbers
+    assert relaid.flops == plain.flops
+
+
+def test_an_unknown_part_is_refused():
+    with pytest.raises(ValueError, match=r"relaid has \['bias'\]; some of \('input',"):
+        cost.product(2, 3, 5, 4, relaid=("input", "bias"))
+
+
+def test_a_copy_reads_and_writes_every_number():
+    x = torch.zeros(16, 100, dtype=torch.float16)
+    assert cost.copy(16, 100, 2) == Kernel(0, 2 * x.numel() * x.element_size())
+
+
+def total(kernels, field):
+    return sum(getattr(kernel, field) for kernel in kernels)
+
+
+@given(shapes)
+def test_stacking_saves_readings_of_the_input_and_nothing_else(shape):
+    sizes, c_in, positions = shape
+    ways = cost.stage(sizes, c_in, positions, 4)
+    assert len(ways["separate"]) == len(sizes)
+    assert len(ways["stacked"]) == 1
+    assert total(ways["separate"], "flops") == total(ways["stacked"], "flops")
+    saved = total(ways["separate"], "bytes") - total(ways["stacked"], "bytes")
+    assert saved == 4 * (len(sizes) - 1) * c_in * positions
+
+
+@given(shapes)
+def test_copies_come_on_top(shape):
+    sizes, c_in, positions = shape
+    ways = cost.stage(sizes, c_in, positions, 2, copied=sizes[1:])
+    assert len(ways["copied"]) == len(sizes)
+    paid = total(ways["copied"], "bytes") - total(ways["stacked"], "bytes")
+    assert paid == 2 * 2 * sum(sizes[1:]) * positions
+
+
+def test_a_kernel_takes_the_longest_of_its_times_where_they_overlap():
+    for flops, moved, wanted_s in (
+        (10**12, 10, 1e-3),  # arithmetic
+        (10, 5 * 10**9, 1e-3),  # memory
+        (10, 10, 3e-6),  # the launch
+    ):
+        assert cost.seconds([Kernel(flops, moved)], GPU) == pytest.approx(wanted_s)
+
+
+def test_in_a_graph_the_least_kernel_is_the_floor():
+    assert cost.seconds([Kernel(10, 10)] * 5, GPU, graph=True) == pytest.approx(5e-6)
+    assert cost.seconds([Kernel(10, 10)] * 5, GPU) == pytest.approx(15e-6)
+
+
+def test_where_nothing_overlaps_times_add_up():
+    kernels = [Kernel(2 * 10**8, 3 * 10**7)] * 2
+    assert cost.seconds(kernels, CPU) == pytest.approx(2 * (1e-3 + 1e-3 + 7e-6))
+
+
+@MACHINES
+@given(shape=shapes)
+def test_stacking_without_copies_never_loses_in_the_model(machine, shape):
+    sizes, c_in, positions = shape
+    ways = cost.stage(sizes, c_in, positions, 4)
+    for graph in (False, True):
+        gain = cost.gain(ways["separate"], ways["stacked"], machine, graph)
+        assert gain >= 1 - 1e-9
+
+
+@given(shape=shapes)
+def test_with_copies_the_widths_decide_where_all_adds_up(shape):
+    """Chapter 9: two of three copied, K_c = C is the break-even."""
+    sizes, c_in, positions = shape
+    three = (sizes[0], *sizes[:2])
+    copied = three[1:]
+    ways = cost.stage(three, c_in, positions, 4, copied=copied)
+    gain = cost.gain(ways["separate"], ways["copied"], CPU)
+    saved = 2 * c_in - 2 * sum(copied)
+    if saved == 0:
+        assert gain == pytest.approx(1)
+    else:
+        assert (gain > 1) == (saved > 0)
+
+
+@MACHINES
+def test_a_faster_machine_is_not_slower(machine):
+    ways = cost.stage((64, 96, 16), 192, 784, 4, copied=(96, 16))
+    for field in ("flops_per_s", "bytes_per_s"):
+        faster = dataclasses.replace(machine, **{field: 2 * getattr(machine, field)})
+        for kernels in ways.values():
+            assert cost.seconds(kernels, faster) <= cost.seconds(kernels, machine)

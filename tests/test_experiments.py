@@ -1,0 +1,236 @@
+"""experiments: each gives cases and races in which all arms agree."""
+
+import importlib
+import inspect
+import io
+import tokenize
+
+import pytest
+import torch
+from test_architecture import PACKAGE
+
+from hfusion import experiments, measure, models, recording, records
+from hfusion.experiments import ceilings, rungs, stage
+from hfusion.recording import Unavailable
+
+MODULES = {
+    name: importlib.import_module(f"hfusion.experiments.{name}")
+    for name in experiments.SHARES
+}
+HELPERS = {"__init__", "peers", "rungs"}
+
+
+def test_every_experiment_has_a_share_of_the_time():
+    files = {path.stem for path in (PACKAGE / "experiments").glob("*.py")}
+    assert files - HELPERS == set(experiments.SHARES)
+    assert sum(experiments.SHARES.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_experiment_is_one_question_in_few_lines(name):
+    module = MODULES[name]
+    assert module.QUESTION.endswith("?")
+    assert module.__doc__.splitlines()[0].endswith("?")
+    source = inspect.getsource(module)
+    lines = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type
+        not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.STRING)
+        for line in range(token.start[0], token.end[0] + 1)
+    }
+    assert len(lines) <= 75
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("name", MODULES)
+def test_cases_are_parameters_of_the_race(name, device):
+    cases = MODULES[name].cases(device)
+    assert len({str(case) for case in cases}) == len(cases) > 0
+    for case in cases:
+        inspect.signature(MODULES[name].race).bind(device, **case)
+        assert all(isinstance(value, str | int) for value in case.values())
+
+
+# One small case of each experiment, run whole; what takes long is left out.
+SMALL = {
+    "ceilings": {"what": "copy", "bytes": 2**16},
+    "stopwatches": {"module": "5b", "batch": 1, "calls": 3},
+    "launch_overhead": {"operator": "abs", "way": "eager"},
+    "timeline": {"module": "5b", "rung": rungs.HOISTED},
+    "stage": {"module": "5b", "batch": 2, "dtype": "float32", "layout": "NHWC"},
+    "module_ladder": {"module": "5b", "batch": 1, "dtype": "float32"},
+    "memory": {"memory": "as it comes", "module": "5b", "batch": 1, "layout": "NCHW"},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_case_makes_a_record(name, tmp_path, monkeypatch):
+    module = MODULES[name]
+    monkeypatch.setattr(module, "cases", lambda device: [SMALL[name]])
+    monkeypatch.setattr(module, "ROUNDS", 2, raising=False)
+    monkeypatch.setattr(rungs, "compiled", unavailable)
+    made = experiments.run(name, "cpu")
+    assert made.cases[0].samples
+    again = records.load(records.save(made, tmp_path))
+    assert again.cases[0].parameters == SMALL[name]
+
+
+def unavailable(*args):
+    raise Unavailable("left out")
+
+
+def test_the_whole_network_agrees_on_every_rung():
+    race = MODULES["network"].race("cpu", "GoogLeNet", 1, "float32")
+    with torch.no_grad():
+        for name in race.arms:
+            if name in RUNGS:
+                recording._checked(race.arms[name], race, name)
+
+
+RUNGS = [rungs.WRITTEN, rungs.FOLDED, rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL]
+
+
+@pytest.fixture(scope="module")
+def ladder():
+    model = models.randomise(models.Inception.from_table("3a")).eval()
+    x = torch.randn(2, 192, 28, 28, generator=torch.Generator().manual_seed(0))
+    return rungs.eager(model), x, rungs.exact(model, x)[0]
+
+
+def test_each_rung_has_fewer_operators_and_the_same_result(ladder):
+    nets, x, exact = ladder
+    assert list(nets) == RUNGS
+    counts = [measure.count_launches(lambda net=net: net(x)).count for net in nets.values()]
+    assert counts == [20, 14, 12, 10, 6]
+    with torch.no_grad():
+        for net in nets.values():
+            measure.near(net(x), exact, 1e-5)
+
+
+def test_the_last_rung_leaves_no_relu_of_its_own(ladder):
+    nets, x, _ = ladder
+    names = measure.count_launches(lambda: nets[rungs.ONE_CALL](x)).names
+    assert "relu" not in names
+
+
+def test_branches_by_hand_are_the_module(ladder):
+    nets, x, exact = ladder
+    with torch.no_grad():
+        parts = [branch(x) for branch in rungs.branches(nets[rungs.FOLDED])]
+        measure.near(torch.cat(parts, dim=1), exact, 1e-5)
+        swapped = torch.cat([parts[1], parts[0], *parts[2:]], dim=1)
+    with pytest.raises(measure.Disagreement):
+        measure.near(swapped, exact, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind):
+    dtype = getattr(torch, kind)
+    model = models.randomise(models.Inception.from_table("5b")).eval().to(dtype)
+    x = torch.randn(1, 832, 7, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (exact,) = rungs.exact(model, x)
+    share = 2 * rungs.SHARE[kind]
+    with torch.no_grad():
+        nets = rungs.eager(model)
+        for rung in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED):
+            measure.near(nets[rung](x), exact, share)
+        wrong = model(x).roll(1, dims=1)
+    with pytest.raises(measure.Disagreement):
+        measure.near(wrong, exact, share)
+
+
+@pytest.mark.parametrize("way", ["host", "graph"])
+def test_what_only_a_gpu_can_is_unavailable_elsewhere(way):
+    with pytest.raises(Unavailable, match="needs a CUDA device"):
+        rungs.chains("abs", way, (1,), "cpu")
+
+
+def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
+    def refuses():
+        raise RuntimeError("cuDNN says no\nand a long trace")
+
+    with pytest.raises(Unavailable, match=r"^cuDNN says no$"):
+        rungs.tried(refuses)
+    with pytest.raises(torch.OutOfMemoryError):
+        rungs.tried(raising(torch.OutOfMemoryError("full")))
+    with pytest.raises(TypeError):  # a mistake of ours is no lack of the machine's
+        rungs.tried(raising(TypeError("oops")))
+
+
+def raising(error):
+    def call():
+        raise error
+
+    return call
+
+
+def test_a_compiler_that_is_missing_makes_an_arm_unavailable(monkeypatch):
+    def compile_later(net, mode, dynamic):
+        return lambda x: raising(RuntimeError("no C++ compiler\nlong advice"))()
+
+    monkeypatch.setattr(torch, "compile", compile_later)
+    with pytest.raises(Unavailable, match=r"^RuntimeError: no C\+\+ compiler$"):
+        rungs.compiled(torch.nn.ReLU(), torch.ones(1), "default")
+
+
+def test_the_stage_copies_what_its_consumers_would():
+    race = stage.race("cpu", "5b", 2, "float32", "NCHW")
+    arms = {name: race.arms[name]() for name in ("separate", "stacked", "copied")}
+    with torch.no_grad():
+        first, *others = arms["copied"]()
+        assert not first.is_contiguous()
+        assert all(part.is_contiguous() for part in others)
+        assert not any(part.is_contiguous() for part in arms["stacked"]())
+
+
+# Ceilings, from a record that is made up.
+
+
+def test_limits_are_read_from_the_record():
+    cases = (
+        records.Case({"what": "copy", "bytes": 1000}, {"copy": (1.0,)}),
+        records.Case({"what": "copy", "bytes": 8000}, {"copy": (4.0,)}),
+        records.Case(
+            {"what": "matmul", "dtype": "float32", "side": 100}, {"matmul": (2.0,)}
+        ),
+        chain("conv", "eager", {"1": (9.0,), "10": (54.0,), "100": (504.0,)}),
+        chain("abs", "graph", {"1": (4.0,), "10": (13.0,), "100": (103.0,)}),
+    )
+    for kind, kernel_s, overlaps in (("cpu", 0, False), ("cuda", 1e-6, True)):
+        machine = records.Machine("m", kind, "M", "M", 1, "3", "2")
+        made = records.Record(
+            "ceilings", "?", machine, "2026-11-22", "", "", "", {}, cases
+        )  # fmt: skip
+        found = ceilings.limits(made, "float32")
+        assert found.flops_per_s == pytest.approx(2 * 100**3 / 2e-6)
+        assert found.bytes_per_s == pytest.approx(8000 / 4e-6)
+        assert found.launch_s == pytest.approx(5e-6)
+        assert found.kernel_s == pytest.approx(kernel_s)
+        assert found.overlaps is overlaps
+
+
+def chain(operator, way, samples):
+    return records.Case({"what": "empty", "operator": operator, "way": way}, samples)
+
+
+# Results: records, or measured now.
+
+
+def test_results_are_records_unless_live(tmp_path, monkeypatch):
+    monkeypatch.delenv("HFUSION_LIVE", raising=False)
+    monkeypatch.setattr(experiments, "run", lambda name, device: made)
+    machine = records.Machine("m", "cpu", "M", "M", 1, "3", "2")
+    case = records.Case({"n": 1}, {"a": (1.0,)})
+    made = records.Record(
+        "stage", "?", machine, "2026-11-22", "unknown", "0", "operators", {}, (case,)
+    )
+    with pytest.raises(records.RecordError, match="has no record of stage; `make record`"):
+        experiments.results("stage", tmp_path)
+    assert experiments.results("stage", tmp_path, live=True) == {"m": made}
+    monkeypatch.setenv("HFUSION_LIVE", "1")
+    assert experiments.results("stage", tmp_path) == {"m": made}
+    monkeypatch.setenv("HFUSION_LIVE", "0")
+    records.save(made, tmp_path)
+    found = experiments.results("stage", tmp_path)
+    assert [record.experiment for record in found.values()] == ["stage"]
