@@ -1,5 +1,6 @@
 """python -m hfusion: the table, and one line for whatever does not fit."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -7,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from test_records import RECORD
 
 import hfusion
 from hfusion import __main__ as command
-from hfusion import models
+from hfusion import experiments, measure, models, records
+from hfusion.experiments import launch_overhead
 
 FACTORIES = """
 import torch
@@ -55,7 +59,8 @@ def folded():
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """A folder with a module of somebody else's, as the current one."""
+    """A folder with a module of somebody else's, as the current one. Nothing is run."""
+    monkeypatch.setattr(experiments, "run", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "somebodys.py").write_text(FACTORIES)
@@ -121,7 +126,7 @@ def test_what_stands_behind_the_colon(capsys, name):
 MODEL = "somebodys:Pair"
 WRONG = {
     "no command": ([], "plan"),
-    "another command": (["record"], "record"),
+    "another command": (["measure"], "measure"),
     "no model": (["plan"], "package.module:factory"),
     "no colon": (
         ["plan", "somebodys"],
@@ -151,6 +156,23 @@ WRONG = {
     ),
     "negative": (["plan", MODEL, "--min-siblings", "-3"], "min-siblings.*-3"),
     "number missing": (["plan", MODEL, "--min-siblings"], "--min-siblings: expected one"),
+    "unknown experiment": (
+        ["record", "stage", "stag"],
+        "experiment was 'stag'; one of ceilings, .*stage, .*memory fits$",
+    ),
+    "another device": (["record", "--device", "tpu"], "--device: .*'tpu'"),
+    "device missing": (["record", "--device"], "--device: expected one"),
+    "minutes missing": (["record", "--minutes"], "--minutes: expected one"),
+    "folder missing": (["record", "--folder"], "--folder: expected one"),
+    "option of plan": (["record", "--eval"], "--eval"),
+    "minus infinity": (["record", "--minutes", "-inf"], "--minutes: expected one"),
+    **{
+        f"minutes {text!r}": (
+            ["record", "--minutes", text],
+            f"--minutes: was {text}; a number above 0 fits$",
+        )
+        for text in ("few", "", "0", "0.0", "-1", "-0.5", "inf", "nan", "1e999", "3 min")
+    },
 }
 
 
@@ -186,6 +208,10 @@ def test_help_is_printed(capsys):
     assert (status, err) == (0, "")
     for word in ("--eval", "--fold", "--min-siblings", "package.module:factory"):
         assert word in out
+    status, out, err = run(capsys, "record", "--help")
+    assert (status, err) == (0, "")
+    for word in ("experiment", "--folder", "--device", "--minutes"):
+        assert word in out
 
 
 def test_as_a_program(here):
@@ -205,3 +231,227 @@ def test_as_a_program(here):
     )
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
+
+
+# record: each experiment is a made-up one, which writes down how it was called.
+
+RUN = experiments.run  # before the fixture takes it away
+ERRORS = {
+    "wrong": measure.Disagreement("arm 7: 1 of 4 entries differ"),
+    "full": OSError("no space left\non the device"),
+    "interrupted": KeyboardInterrupt(),
+}
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """[(experiment, device, seconds it may have, files there were before), …]."""
+    shares = {"first": 0.1, "second": 0.3, "third": 0.2} | dict.fromkeys(ERRORS, 0.1)
+    monkeypatch.setattr(experiments, "SHARES", shares)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    calls = []
+
+    def fake(name, device, limit_s, progress):
+        calls.append((name, device, limit_s, files()))
+        bar = iter(progress(range(2)))  # as long as this frame is known, it is not closed
+        for case in bar:
+            if case == 1 and name in ERRORS:
+                raise ERRORS[name]
+        return made(name)
+
+    monkeypatch.setattr(experiments, "run", fake)
+    return calls
+
+
+def made(name, **more):
+    return dataclasses.replace(RECORD, experiment=name, **more)
+
+
+def files(folder="."):
+    return [path.as_posix() for path in sorted(Path(folder).glob("**/*.*"))
+            if path.suffix != ".py" and path.is_file()]  # fmt: skip
+
+
+def test_records_are_saved_below_the_folder_and_their_paths_printed(capsys, ran):
+    status, out, _ = run(capsys, "record", "second", "first", "--folder", "a/b")
+    assert status == 0
+    assert [Path(line) for line in out.splitlines()] == [
+        Path("a/b/a-cpu/second.json"),
+        Path("a/b/a-cpu/first.json"),
+    ]
+    assert files() == ["a/b/a-cpu/first.json", "a/b/a-cpu/second.json"]
+    assert records.load("a/b/a-cpu/first.json").experiment == "first"
+
+
+def test_a_record_is_saved_before_the_next_experiment_begins(capsys, ran):
+    run(capsys, "record", "first", "third", "second", "--folder", "r")
+    assert [(name, there) for name, _, _, there in ran] == [
+        ("first", []),
+        ("third", ["r/a-cpu/first.json"]),
+        ("second", ["r/a-cpu/first.json", "r/a-cpu/third.json"]),
+    ]
+
+
+def test_without_names_all_experiments_are_run_in_order_into_records(
+    capsys, ran, monkeypatch
+):
+    monkeypatch.setattr(experiments, "SHARES", {"second": 0.5, "first": 0.5})
+    status, _, _ = run(capsys, "record")
+    assert status == 0
+    assert [name for name, *_ in ran] == ["second", "first"]
+    assert files() == ["records/a-cpu/first.json", "records/a-cpu/second.json"]
+
+
+# The time is split over the chosen experiments; by hand, with the shares above.
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        (["first"], [480]),  # alone it has all the time, 8 minutes if nobody says
+        (["first", "--minutes", "0.5"], [30]),
+        (["first", "second", "--minutes", "6"], [90, 270]),
+        (["third", "second", "--minutes", "1e1"], [240, 360]),
+        (["first", "third", "second", "--minutes", "1"], [10, 20, 30]),
+    ],
+)
+def test_the_time_is_split_by_the_shares(capsys, ran, options, seconds):
+    status, _, _ = run(capsys, "record", *options)
+    assert status == 0
+    assert [limit_s for _, _, limit_s, _ in ran] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_gpu", "device"),
+    [
+        ([], False, "cpu"),
+        ([], True, "cuda"),
+        (["--device", "cpu"], False, "cpu"),
+        (["--device", "cpu"], True, "cpu"),
+        (["--device", "cuda"], True, "cuda"),
+    ],
+)
+def test_the_device_is_a_gpu_if_there_is_one(
+    capsys, ran, monkeypatch, options, has_gpu, device
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    status, _, _ = run(capsys, "record", "first", *options)
+    assert (status, ran[0][1]) == (0, device)
+
+
+def test_no_gpu_where_there_is_none(capsys, ran):
+    status, out, err = run(capsys, "record", "first", "--device", "cuda")
+    assert (status, out, ran) == (2, "", [])
+    assert err == ("python -m hfusion: --device was cuda, and torch finds none; cpu fits\n")
+
+
+def test_one_unknown_name_and_nothing_is_run(capsys, ran):
+    status, out, err = run(capsys, "record", "first", "fourth", "second")
+    assert (status, out, ran, files()) == (2, "", [], [])
+    assert "experiment was 'fourth'; one of first, second, third, " in err
+
+
+# What stops it. What was complete is kept, what was there before is left alone.
+
+
+def stopped(capsys, name):
+    """(status, last line of stderr) of three experiments, the second of which stops."""
+    old = records.save(made(name, date="2026-01-01"), "r")
+    before = old.read_bytes()
+    status, out, err = run(capsys, "record", "first", name, "second", "--folder", "r")
+    assert out.splitlines() == [str(Path("r/a-cpu/first.json"))]
+    assert old.read_bytes() == before
+    assert sorted(files("r")) == sorted(["r/a-cpu/first.json", f"r/a-cpu/{name}.json"])
+    assert records.load("r/a-cpu/first.json") == records.load(
+        records.save(made("first"), "elsewhere")
+    )
+    assert "Traceback" not in err
+    return status, err
+
+
+def test_an_interrupt_keeps_what_is_complete(capsys, ran):
+    status, err = stopped(capsys, "interrupted")
+    assert status == 130
+    assert "python -m hfusion: interrupted; the records that were complete" in err
+    assert [name for name, *_ in ran] == ["first", "interrupted"]
+
+
+def test_a_wrong_result_stops_and_names_the_experiment(capsys, ran):
+    status, err = stopped(capsys, "wrong")
+    assert status == 1
+    assert "python -m hfusion: wrong: arm 7: 1 of 4 entries differ\n" in err
+    assert [name for name, *_ in ran] == ["first", "wrong"]
+
+
+def test_an_error_of_the_system_stops_and_names_the_experiment(capsys, ran):
+    status, err = stopped(capsys, "full")
+    assert status == 1
+    assert "python -m hfusion: full: no space left on the device\n" in err
+
+
+@pytest.mark.parametrize("name", ["wrong", "full", "interrupted"])
+def test_of_what_stops_nothing_is_written(capsys, ran, name):
+    status, out, _ = run(capsys, "record", name, "--folder", "r")
+    assert status in (1, 130)
+    assert (out, files()) == ("", [])
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_stops_it_stands_in_a_line_of_its_own(capsys, ran, name):
+    _, _, err = run(capsys, "record", name)
+    assert err.splitlines()[-1].startswith("python -m hfusion: ")
+
+
+def test_a_folder_that_is_a_file_is_said_in_one_line(capsys, ran):
+    Path("taken").write_text("")
+    status, out, err = run(capsys, "record", "first", "second", "--folder", "taken")
+    assert (status, out) == (1, "")
+    assert re.match("python -m hfusion: first: .*taken", err.splitlines()[-1])
+    assert [name for name, *_ in ran] == ["first"]
+
+
+def test_an_error_in_an_experiment_comes_out(ran, monkeypatch):
+    monkeypatch.setitem(ERRORS, "wrong", ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError):
+        command.main(["record", "wrong"])
+
+
+def test_without_a_progress_bar_nothing_is_run(capsys, ran, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # as if it were not installed
+    status, out, err = run(capsys, "record", "first")
+    assert (status, out, ran) == (1, "", [])
+    assert err == (
+        'python -m hfusion: the progress bar is missing; pip install "hfusion[record]"\n'
+    )
+
+
+def test_plans_need_no_progress_bar(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert run(capsys, "plan", "somebodys:Pair")[0] == 0
+
+
+def test_each_experiment_has_a_progress_bar_of_its_cases(capsys, ran):
+    _, _, err = run(capsys, "record", "first", "second")
+    lines = err.splitlines()
+    for name in ("first", "second"):
+        bars = [line for line in lines if line.startswith(f"{name}: ")]
+        assert re.search(r"0/2 .*case", bars[0])
+        assert re.search(r"100%.* 2/2 .*case", bars[-1])
+
+
+def test_a_real_experiment_from_end_to_end(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "run", RUN)
+    monkeypatch.setattr(launch_overhead, "ROUNDS", 2)
+    monkeypatch.setattr(launch_overhead, "CHAINS", (1, 3))
+    folder = str(tmp_path / "new")
+    status, out, err = run(
+        capsys, "record", "launch_overhead", "--device", "cpu", "--folder", folder
+    )
+    assert status == 0
+    assert re.search(r"launch_overhead: 100%.* 3/3 ", err)
+    found = records.load(out.strip())
+    assert Path(out.strip()).parent.parent == tmp_path / "new"
+    assert (found.experiment, found.machine.kind) == ("launch_overhead", "cpu")
+    (eager,) = found.select(way="eager")
+    assert {name: len(us) for name, us in eager.samples.items()} == {"1": 2, "3": 2}
+    assert eager.launches == {"1": 1, "3": 3}

@@ -3,7 +3,10 @@
 Nothing here depends on how fast the machine is: the clock is a fake one.
 """
 
+import contextlib
+import dataclasses
 import io
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hfusion import measure, models
-from hfusion.measure import Disagreement, agree
+from hfusion import layers, measure, models, plan, records, siblings
+from hfusion.measure import Disagreement, agree, near
 
 PROPERTY = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 FINITE = st.floats(-100, 100)
@@ -151,6 +154,117 @@ def test_nothing_agrees_with_nothing(shape):
 
 def test_a_disagreement_is_an_assertion_error():
     assert issubclass(Disagreement, AssertionError)
+
+
+# near: agree, for large results.
+
+ONES = torch.ones(3)
+TEN = torch.tensor([1.0, -10.0, 2.0])  # the largest, by its size, is the second
+
+
+def test_near_is_an_agreement():
+    assert near(TEN, TEN, 0.5) == measure.Agreement(entries=3, bound=5)
+    assert str(near(TEN, TEN, 0.5)) == "equal within rounding: 3 entries, bound 5.0e+00"
+    assert str(near(TEN, TEN, 0)) == "exactly equal: 3 entries"
+    assert near(torch.tensor(3.0), torch.tensor(4.0), 0.25).entries == 1
+    assert near(torch.zeros(2, 3), torch.zeros(2, 3), 0.5).bound == 0
+
+
+@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_near_allows_a_share_of_the_largest_expected_one(place, sign):
+    actual = TEN.clone()
+    actual[place] += sign * 2.5
+    assert near(actual, TEN, 0.25).bound == 2.5  # at the bound passes
+    actual[place] += sign * 2**-20
+    with pytest.raises(Disagreement, match=rf"1 of 3 entries differ; at \({place},\)"):
+        near(actual, TEN, 0.25)
+
+
+def test_near_takes_no_share_of_the_actual_ones():
+    with pytest.raises(Disagreement, match=r"it is 100, not 2$"):
+        near(torch.tensor([1.0, -10.0, 100.0]), TEN, 0.95)
+    with pytest.raises(Disagreement):
+        near(TEN, torch.zeros(3), 0.5)  # of nothing
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=5), st.floats(0, 1))
+@PROPERTY
+def test_near_is_a_loop_over_entries(entries, share):
+    actual, expected = torch.tensor(entries, dtype=torch.float64).unbind(1)
+    bound = share * max(abs(e) for _, e in entries)
+    if any(abs(a - e) > bound for a, e in entries):
+        with pytest.raises(Disagreement):
+            near(actual, expected, share)
+    else:
+        assert near(actual, expected, share).bound == bound
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("share", [0, 0.5, 1e300])
+def test_near_lets_neither_nan_nor_infinity_pass(bad, share):
+    with_it = torch.tensor([1.0, bad, 1.0])
+    with pytest.raises(Disagreement, match=r"1 of 3 entries differ; at \(1,\) it is"):
+        near(with_it, ONES, share)
+    for actual in (ONES, with_it):
+        with pytest.raises((Disagreement, ValueError)):
+            near(actual, with_it, share)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected"),
+    [((2, 3), (3, 2)), ((1, 2), (2, 2)), ((1,), ()), ((0, 3), (3,)), ((3,), (0,))],
+)
+def test_near_compares_one_shape_only(actual, expected):
+    with pytest.raises(Disagreement) as error:
+        near(torch.ones(actual), torch.ones(expected), 0.5)
+    assert str(error.value) == f"the shape is {list(actual)}, not {list(expected)}"
+
+
+def test_near_has_nothing_to_say_about_nothing():
+    with pytest.raises(ValueError, match="actual is empty; nothing would be compared"):
+        near(torch.ones(0, 2), torch.ones(0, 2), 0.5)
+
+
+@pytest.mark.parametrize("share", [-0.5, np.nan, np.inf])
+def test_near_refuses_what_is_no_share(share):
+    with pytest.raises(ValueError, match=r"^bound .*finite"):
+        near(TEN, TEN, share)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64]
+)
+def test_near_takes_real_numbers_of_any_kind_and_gradients(dtype):
+    whole = torch.arange(4.0)
+    assert near(whole.to(dtype), whole.double().requires_grad_(), 0).bound == 0
+    assert near(whole.requires_grad_(), whole.to(dtype), 0).entries == 4
+    with pytest.raises(Disagreement, match="1 of 4 entries differ"):
+        near(whole.to(dtype), torch.tensor([0, 1, 2, 4]), 0.2)
+
+
+def test_near_compares_in_float64():
+    large = torch.tensor([2.0**24])  # in float32 one more is the same
+    with pytest.raises(Disagreement):
+        near(large, large.double() + 1, 0)
+    with pytest.raises(Disagreement):
+        near(torch.tensor([-128], dtype=torch.int8), torch.tensor([127]), 0.5)
+
+
+def test_near_gives_no_entry_to_the_host_unless_it_refuses(monkeypatch):
+    monkeypatch.setattr(measure, "agree", None)
+    assert near(TEN, TEN + 1e-3, 1e-3).entries == 3
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+def test_near_refuses_complex_results_and_does_not_halve_them():
+    with pytest.raises(ValueError, match="real numbers fit"):
+        near(torch.tensor([1 + 2j]), torch.tensor([1 + 3j]), 0)
+
+
+def test_near_refuses_whole_numbers_that_float64_cannot_hold():
+    with pytest.raises(ValueError, match=r"up to 2\*\*53 fit"):
+        near(torch.tensor([2**53 + 1]), torch.tensor([2**53]), 0)
 
 
 # refusal
@@ -307,6 +421,50 @@ def test_kernels_are_counted_on_a_gpu():
     assert measure.count_launches(lambda: a.clone(), "cuda").count == 1
 
 
+# count_faults
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    """The only counter there is: {"soft": page faults, "hard": those with a disk}."""
+    counters = {"soft": 1000, "hard": 50}
+
+    def getrusage(who):
+        assert who == "myself"
+        return SimpleNamespace(ru_minflt=counters["soft"], ru_majflt=counters["hard"])
+
+    fake = SimpleNamespace(RUSAGE_SELF="myself", getrusage=getrusage)
+    monkeypatch.setattr(measure, "resource", fake)
+    return counters
+
+
+def test_faults_of_the_second_call_are_counted(faults):
+    costs, recording = iter([300, 7]), []
+
+    def fn():
+        faults["soft"] += next(costs)
+        faults["hard"] += 2
+        recording.append(torch.is_grad_enabled())
+
+    assert measure.count_faults(fn) == 7
+    assert recording == [False, False]
+    assert torch.is_grad_enabled()
+
+
+def test_without_faults_there_are_none_to_count(faults):
+    assert measure.count_faults(lambda: None) == 0
+
+
+def test_a_system_that_does_not_say_is_not_asked(monkeypatch):
+    monkeypatch.setattr(measure, "resource", None)
+    assert measure.count_faults(lambda: 1 / 0) is None
+
+
+@pytest.mark.skipif(measure.resource is None, reason="this system does not say")
+def test_the_system_is_asked_for_faults():
+    assert measure.count_faults(lambda: A + A) >= 0
+
+
 # time_arms
 
 
@@ -343,13 +501,14 @@ def test_arms_take_turns_and_every_round_starts_with_another(race):
     arms = {name: race.arm(name) for name in "abc"}
     measure.time_arms(arms, rounds=4, warm_up=1, calls=2)
     calls = "".join(event for event in race.events if event in arms)
-    assert calls == "abcaabbccbbccaaccaabbaabbcc"
+    turns = "abcbcacababc"  # each: one call that is not timed, then two
+    assert calls == "abc" + "".join(3 * name for name in turns)
 
 
 def test_a_turn_lies_between_two_synchronisations(race):
     measure.time_arms({"a": race.arm("a")}, "cuda:1", rounds=1, warm_up=1, calls=2)
-    warm, *turn = race.events
-    assert warm == "a"
+    warm, untimed, *turn = race.events
+    assert (warm, untimed) == ("a", "a")
     assert turn == ["wait for cuda:1", "clock", "a", "a", "wait for cuda:1", "clock"]
 
 
@@ -370,7 +529,7 @@ def test_what_the_device_still_does_is_waited_for(race, monkeypatch):
 
 
 def test_samples_are_in_the_order_of_rounds(race):
-    costs_us = iter([1, 4, 2])
+    costs_us = iter([50, 1, 60, 4, 70, 2])  # the first call of a turn is not timed
 
     def uneven():
         race.now_ns += 1000 * next(costs_us)
@@ -383,7 +542,7 @@ def test_arms_record_no_gradients():
     recording = []
     arms = {"a": lambda: recording.append(torch.is_grad_enabled())}
     measure.time_arms(arms, rounds=1, warm_up=1, calls=1)
-    assert recording == [False, False]
+    assert recording == [False, False, False]
     assert torch.is_grad_enabled()
 
 
@@ -407,7 +566,342 @@ def test_numbers_that_are_not_whole_are_refused(name, value):
         measure.time_arms({"a": int}, **{name: value})
 
 
+# Stopwatches.
+
+
+class Device:
+    """It has a clock and a queue: works on its own, and refuses no more than two."""
+
+    def __init__(self, launch_us, work_us):
+        self.launch_ns, self.work_ns = 1000 * launch_us, 1000 * work_us
+        self.now_ns, self.ends_ns, self.events = 0, [], []
+
+    def launch(self):
+        self.events.append("launch")
+        if len(self.ends_ns) >= 2:  # the queue is full
+            self.now_ns = max(self.now_ns, self.ends_ns[-2])
+        self.now_ns += self.launch_ns
+        begin = max([self.now_ns, *self.ends_ns[-1:]])
+        self.ends_ns.append(begin + self.work_ns)
+
+    def wait(self, device):
+        self.events.append(f"wait for {device}")
+        self.now_ns = max([self.now_ns, *self.ends_ns[-1:]])
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Makes a Device, which brings the only clock there is."""
+
+    def make(launch_us, work_us):
+        device = Device(launch_us, work_us)
+        clock = SimpleNamespace(perf_counter_ns=lambda: device.now_ns)
+        monkeypatch.setattr(measure, "time", clock)
+        monkeypatch.setattr(measure, "synchronise", device.wait)
+        return device
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("launch_us", "work_us", "calls", "wall", "host"),
+    [
+        (1, 0, 4, 1, 1),  # a CPU: done when it returns
+        (2, 5, 1, 7, 2),
+        (2, 5, 4, 5.5, 2),  # the first launch, then work without a gap: (2 + 20) / 4
+        (2, 5, 100, 5.02, 2),  # the queue is full at times, and `host` does not see it
+        (5, 2, 4, 5.5, 5),  # the last work: (20 + 2) / 4
+    ],
+)
+def test_wall_counts_the_wait_and_host_does_not(
+    device, launch_us, work_us, calls, wall, host
+):
+    gpu = device(launch_us, work_us)
+    assert measure.wall(gpu.launch, calls, "cuda") == wall
+    assert gpu.events == ["wait for cuda", *calls * ["launch"], "wait for cuda"]
+    gpu = device(launch_us, work_us)
+    assert measure.host(gpu.launch, calls, "cuda") == host
+
+
+def test_host_waits_between_calls_and_leaves_nothing_behind(device):
+    gpu = device(2, 5)
+    measure.host(gpu.launch, 3, "cuda:1")
+    assert gpu.events == [*3 * ["wait for cuda:1", "launch"], "wait for cuda:1"]
+
+
+@pytest.mark.parametrize("watch", ["wall", "host"])
+def test_a_stopwatch_does_not_charge_what_was_launched_before(device, watch):
+    gpu = device(1, 100)
+    gpu.launch()
+    gpu.launch()
+    assert getattr(measure, watch)(gpu.launch, 1, "cuda") == {"wall": 101, "host": 1}[watch]
+
+
+def test_an_arm_has_the_watch_that_is_given_for_it(race):
+    seen = []
+
+    def watch(call, calls, device):
+        seen.append((calls, device))
+        call()
+        return 77.0
+
+    arms = {name: race.arm(name) for name in "abc"}
+    watches = {"b": watch}
+    samples = measure.time_arms(arms, "cpu", 2, warm_up=0, calls=3, watches=watches)
+    assert samples == {"a": [1.0, 1.0], "b": [77.0, 77.0], "c": [1.0, 1.0]}
+    assert seen == [(3, "cpu")] * 2
+    assert race.events.count("b") == 2 * (1 + 1)  # one not timed, one of the watch
+    assert watches == {"b": watch}
+
+
+def test_host_may_be_a_watch(device):
+    gpu = device(2, 5)
+    arms = {"wall": gpu.launch, "host": gpu.launch}
+    found = measure.time_arms(arms, rounds=2, calls=1, watches={"host": measure.host})
+    assert found == {"wall": [7.0, 7.0], "host": [2.0, 2.0]}
+
+
+@pytest.mark.parametrize("watches", [{"c": min}, {"b": min, "d": min, "c": min}])
+def test_watches_of_nobody_are_refused(race, watches):
+    strange = sorted({*watches} - {"b"})
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        measure.time_arms({"a": race.arm("a"), "b": race.arm("b")}, watches=watches)
+    assert str(error.value) == f"watches has {strange}; names of arms fit"
+    assert race.events == []
+
+
+# graphed, with a GPU that is made up. What a graph is given, it does when replayed.
+
+
+class FakeCuda:
+    """Streams and a graph that write down what happens to them."""
+
+    def __init__(self):
+        self.events, self.stack, self.captured = [], ["main"], []
+
+    def launch(self, work):
+        """What a kernel does; in a graph, nothing yet."""
+        self.events.append(f"launch on {self.stack[-1]}")
+        if self.stack[-1] == "graph":
+            self.captured.append(work)
+        else:
+            work()
+
+    def stream_called(self, name):
+        def wait(other):
+            self.events.append(f"{name} waits for {other.name}")
+
+        return SimpleNamespace(name=name, wait_stream=wait)
+
+    @contextlib.contextmanager
+    def inside(self, name):
+        self.stack.append(name)
+        yield
+        self.stack.pop()
+
+    def replay(self):
+        self.events.append("replay")
+        for work in self.captured:
+            work()
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    cuda = FakeCuda()
+    graph = SimpleNamespace(replay=cuda.replay, name="graph")
+    fakes = {
+        "Stream": lambda: cuda.stream_called("side"),
+        "current_stream": lambda: cuda.stream_called(cuda.stack[-1]),
+        "stream": lambda stream: cuda.inside(stream.name),
+        "CUDAGraph": lambda: graph,
+        "graph": lambda given: cuda.inside(given.name),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return cuda
+
+
+def adding_one(cuda, x, count):
+    """A function that gives `count` tensors: x + 1, x + 2, …"""
+
+    def fn():
+        outputs = tuple(torch.zeros_like(x) for _ in range(count))
+        for i, y in enumerate(outputs, start=1):
+            cuda.launch(lambda y=y, i=i: y.copy_(x + i))
+        return outputs[0] if count == 1 else outputs
+
+    return fn
+
+
+def test_a_graph_is_captured_after_a_warm_up_on_a_stream_of_its_own(cuda):
+    measure.graphed(adding_one(cuda, torch.ones(2), 1))
+    first, *warm, last, captured = cuda.events
+    assert (first, last) == ("side waits for main", "main waits for side")
+    assert len(warm) >= 1
+    assert set(warm) == {"launch on side"}
+    assert captured == "launch on graph"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_graph_gives_is_nan_until_it_is_replayed(cuda, monkeypatch, count):
+    x = torch.ones(2)
+    replay = measure.graphed(adding_one(cuda, x, count))
+    unplayed = cuda.captured.copy()
+    cuda.captured.clear()  # a replay that does nothing
+    assert all(y.isnan().all() for y in measure.tensors(replay()))
+    cuda.captured += unplayed
+    for change in (0, 10):  # it reads x where it lies, as it is now
+        x += change
+        outputs = measure.tensors(replay())
+        assert len(outputs) == count
+        for i, y in enumerate(outputs, start=1):
+            agree(y, x + i)
+
+
+def test_a_replay_gives_the_same_tensors_and_calls_nothing(cuda):
+    calls = []
+
+    def fn():
+        calls.append(torch.is_grad_enabled())
+        return torch.zeros(2)
+
+    replay = measure.graphed(fn)
+    made = len(calls)
+    assert calls == [False] * made
+    assert torch.is_grad_enabled()
+    first = replay()
+    assert replay() is first
+    assert len(calls) == made
+    assert cuda.events[-2:] == ["replay", "replay"]
+
+
+def test_an_error_in_what_is_graphed_comes_out(cuda):
+    with pytest.raises(ZeroDivisionError):
+        measure.graphed(lambda: 1 / 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_graph_on_a_gpu():
+    x = torch.ones(64, device="cuda")
+    replay = measure.graphed(lambda: (x + 1).relu())
+    assert replay() is replay()
+    x.fill_(5)
+    agree(replay(), torch.full((64,), 6.0))
+    assert measure.count_launches(replay, "cuda").count == 2
+
+
+# tensors
+
+
+def test_outputs_are_a_list_of_tensors():
+    x, y = torch.ones(2, 3), torch.zeros(1)
+    assert [*map(id, measure.tensors(x))] == [id(x)]
+    for several in ((x, y), [x, y]):
+        found = measure.tensors(several)
+        assert type(found) is list
+        assert [*map(id, found)] == [id(x), id(y)]
+    assert measure.tensors(()) == []
+
+
+# timeline
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def test_the_timeline_of_a_small_module():
+    model, x = Small().eval(), torch.zeros(1, 3, 8, 8)
+    events = measure.timeline(lambda: model(x))
+    names = [name for _, name, _, _ in events]
+    # and not `convolution`, `addmm`, … which those call
+    assert names == ["conv2d", "batch_norm", "relu", "mean", "linear"]
+    assert {lane for lane, *_ in events} == {"host"}
+    assert events[0][2] == 0
+    for _, _, begin, end in events:
+        assert 0 <= begin <= end
+    for (_, _, _, end), (_, _, begin, _) in itertools.pairwise(events):
+        assert end <= begin
+
+
+def test_a_timeline_is_of_one_call_without_gradients():
+    recording = []
+
+    def fn():
+        recording.append(torch.is_grad_enabled())
+        for _ in recording:  # the fourth call is the one that is looked at
+            A.abs()
+
+    assert [name for _, name, _, _ in measure.timeline(fn)] == ["abs"] * 4
+    assert recording == [False] * 4
+    assert torch.is_grad_enabled()
+
+
+def profiled(name, begin, end, kind="CPU", parent=None):
+    return SimpleNamespace(
+        name=name,
+        time_range=SimpleNamespace(start=begin, end=end),
+        device_type=getattr(torch.autograd.DeviceType, kind),
+        cpu_parent=parent,
+    )
+
+
+@pytest.fixture
+def profiler(monkeypatch):
+    """A profiler that saw these events, and the order in which it was used."""
+    conv = profiled("aten::conv2d", 107.0, 112.25)
+    seen = SimpleNamespace(order=[], activities=None)
+    found = [
+        profiled("a_kernel", 115.5, 120.0, "CUDA"),
+        conv,
+        profiled("aten::convolution", 108.0, 111.0, parent=conv),
+        profiled("cudaLaunchKernel", 106.0, 107.0),
+        profiled("Memset (Device)", 113.00049, 114.0, "CUDA", conv),
+        profiled("aten::relu", 112.5, 113.0),
+    ]
+
+    @contextlib.contextmanager
+    def profile(activities):
+        seen.activities = {activity.name for activity in activities}
+        seen.order.append("begin")
+        yield SimpleNamespace(events=lambda: found)
+        seen.order.append("end")
+
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    wait = lambda device: seen.order.append(f"wait for {device}")
+    monkeypatch.setattr(measure, "synchronise", wait)
+    return seen
+
+
+def test_lanes_start_at_zero_and_are_in_order(profiler):
+    events = measure.timeline(lambda: profiler.order.append("call"), "cuda:1")
+    assert events == [
+        ("host", "conv2d", 0, 5.25),
+        ("host", "relu", 5.5, 6),
+        ("device", "Memset (Device)", 6, 7),
+        ("device", "a_kernel", 8.5, 13),
+    ]
+    wait = "wait for cuda:1"
+    assert profiler.order == [*3 * ["call"], wait, "begin", "call", wait, "end"]
+    assert profiler.activities == {"CPU", "CUDA"}
+
+
+def test_on_a_cpu_only_the_host_is_looked_at(profiler):
+    measure.timeline(lambda: None)
+    assert profiler.activities == {"CPU"}
+
+
 # gains
+
+
+def test_gains_are_those_of_records():
+    assert measure.gains is records.gains
 
 
 def test_gains_by_hand():
@@ -453,6 +947,365 @@ NO_GAINS = [
 def test_samples_that_are_no_race_are_refused(message, samples, base):
     with pytest.raises(ValueError, match=f"^{message}"):
         measure.gains(samples, base)
+
+
+# faster: a judge. What it would race is looked at, and the times are made up.
+
+CALLED = []  # by a Two: what it was called with
+
+
+class Two(nn.Module):
+    """Two groups of siblings, one behind the other; the second have an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 5)
+        self.c, self.d = nn.Linear(9, 6), nn.Linear(9, 7)
+
+    def forward(self, x):
+        if isinstance(x, torch.Tensor):  # and not when it is traced
+            CALLED.append(x)
+        y = torch.cat([self.a(x), self.b(x)], dim=-1)
+        return self.c(y).relu(), self.d(input=y).relu()
+
+
+class Convs(nn.Module):
+    def __init__(self, dims=2):
+        super().__init__()
+        kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.a, self.b = kind(3, 4, 1), kind(3, 5, 1)
+
+    def forward(self, x):
+        return self.a(x), self.b(x)
+
+
+@pytest.fixture
+def raced(monkeypatch):
+    """What was raced, and the samples that are given: raced.samples."""
+    CALLED.clear()
+    raced = SimpleNamespace(races=[], samples={"separate": [2.0], "stacked": [1.0]})
+
+    def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10):
+        raced.races.append(SimpleNamespace(**locals()))
+        return raced.samples
+
+    monkeypatch.setattr(measure, "time_arms", time_arms)
+    return raced
+
+
+def judged(model, *inputs, **options):
+    return plan(model, accept=measure.faster(inputs, **options))
+
+
+def sizes(race, name):
+    return [tuple(y.shape) for y in race.arms[name]()]
+
+
+VERDICTS = [  # margin, µs separate, µs stacked, the gain that is refused
+    (0.25, [5, 5, 5], [4, 4, 4], "1.25 times as fast (quartiles 1.25 to 1.25)"),
+    (0.25, [5, 5, 5.01], [4, 4, 4], "1.25 times as fast (quartiles 1.25 to 1.25)"),
+    (0.25, [5, 5.01, 5.01], [4, 4, 4], ""),  # the median
+    (2, [9, 1, 3, 4, 2], [1] * 5, "3.00 times as fast (quartiles 2.00 to 4.00)"),
+    (1.9, [9, 1, 3, 4, 2], [1] * 5, ""),
+    (0, [3], [3], "1.00 times as fast (quartiles 1.00 to 1.00)"),
+    (0, [3.01], [3], ""),
+    (0.5, [1, 1], [2, 2], "0.50 times as fast (quartiles 0.50 to 0.50)"),
+    (0, [9, 9, 9, 8.01, 1], [8] * 5, ""),  # and the lower quartile must be above 1
+    (0, [9, 9, 9, 8, 1], [8] * 5, "1.12 times as fast (quartiles 1.00 to 1.12)"),
+]
+
+
+@pytest.mark.parametrize(("margin", "separate", "stacked", "gain"), VERDICTS)
+def test_a_gain_above_the_margin_is_accepted(raced, margin, separate, stacked, gain):
+    raced.samples = {"separate": separate, "stacked": stacked}
+    (group,) = judged(Convs(), torch.zeros(1, 3, 2, 2), margin=margin).groups
+    assert group.fused is (gain == "")
+    wanted = f"more than {1 + margin:g}, and quartiles above 1, fit"
+    assert group.reason == (gain and f"stacked and copied it is {gain}; {wanted}")
+
+
+@pytest.mark.parametrize("margin", [-0.1, float("nan")])
+def test_a_margin_below_zero_is_refused(margin):
+    with pytest.raises(ValueError, match=f"margin was {margin}; a number from 0 fits"):
+        measure.faster((torch.zeros(1),), margin=margin)
+
+
+@pytest.mark.parametrize(("us", "fused"), [(102, False), (103, True)])
+def test_two_percent_are_wanted_if_nobody_says(raced, us, fused):
+    raced.samples = {"separate": [us] * 3, "stacked": [100] * 3}
+    assert judged(Convs(), torch.zeros(1, 3, 2, 2)).groups[0].fused is fused
+
+
+def test_each_group_is_judged_by_its_own_race(raced, monkeypatch):
+    times = iter([[2.0], [0.5]])
+    monkeypatch.setattr(
+        measure, "time_arms", lambda *_, **__: {"separate": next(times), "stacked": [1.0]}
+    )
+    first, second = judged(Two(), torch.zeros(2, 3)).groups
+    assert (first.fused, second.fused) == (True, False)
+    assert second.reason.startswith("stacked and copied it is 0.50 times as fast")
+
+
+def test_a_race_is_of_members_against_the_stacked_layer_and_copies(raced):
+    assert all(group.fused for group in judged(Two(), torch.zeros(2, 3)).groups)
+    first, second = raced.races
+    assert list(first.arms) == list(second.arms) == ["separate", "stacked"]
+    for name in first.arms:
+        assert sizes(first, name) == [(2, 4), (2, 5)]
+        assert sizes(second, name) == [(2, 6), (2, 7)]
+    # Linear behind Linear; both parts of a row are strided, and copied.
+    assert counted(first.arms["separate"]) == ("addmm", "addmm")
+    assert counted(first.arms["stacked"]) == ("addmm", "clone", "clone")
+
+
+def test_the_activation_is_in_both_arms(raced):
+    judged(Two(), torch.zeros(64, 3))
+    first, second = raced.races
+    with torch.no_grad():
+        for name in second.arms:
+            assert all(y.min() < 0 < y.max() for y in first.arms[name]())
+            assert all(y.min() == 0 < y.max() for y in second.arms[name]())
+    assert counted(second.arms["separate"]) == ("addmm", "relu", "addmm", "relu")
+    assert counted(second.arms["stacked"]) == ("addmm", "relu", "clone", "clone")
+
+
+def test_the_stacked_layer_is_made_once_and_not_in_the_race(raced, monkeypatch):
+    judged(Convs(), torch.zeros(1, 3, 2, 2))
+    monkeypatch.setattr(layers, "stack", None)
+    raced.races[0].arms["stacked"]()
+
+
+LAYOUTS = [
+    (1, torch.contiguous_format), (2, torch.contiguous_format), (2, torch.channels_last),
+    (3, torch.contiguous_format), (3, torch.channels_last_3d),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dims", "layout"), LAYOUTS)
+def test_branches_are_copied_to_the_layout_of_the_input(raced, dims, layout):
+    x = torch.zeros(2, 3, *[4] * dims).contiguous(memory_format=layout)
+    judged(Convs(dims), x)
+    (race,) = raced.races
+    for part in race.arms["stacked"]():
+        assert part.is_contiguous(memory_format=layout)
+        assert part.is_contiguous() is (layout == torch.contiguous_format)
+    assert counted(race.arms["stacked"]) == ("convolution", "clone", "clone")
+
+
+def test_a_branch_that_is_contiguous_is_not_copied(raced):
+    judged(Convs(), torch.zeros(1, 3, 4, 4))  # of one image all branches are
+    assert counted(raced.races[0].arms["stacked"]) == ("convolution",)
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3), torch.zeros(2, 3), torch.zeros(2, 4, 3), torch.zeros(2, 4, 5, 3),
+          torch.zeros(3, 2).t(), torch.zeros(2, 3, 4, 5).permute(0, 2, 3, 1),
+          torch.zeros(2, 6)[:, ::2], torch.ones(2, 3, requires_grad=True)],
+    ids=lambda x: f"{list(x.shape)} {x.stride()}",
+)  # fmt: skip
+def test_inputs_of_any_shape_and_strides_are_judged(raced, x):
+    assert judged(Two(), x).groups[0].fused
+    race = raced.races[0]
+    for name in race.arms:
+        assert sizes(race, name) == [(*x.shape[:-1], 4), (*x.shape[:-1], 5)]
+    assert all(part.is_contiguous() for part in race.arms["stacked"]())
+
+
+def test_an_input_that_repeats_itself_is_judged(raced):
+    assert judged(Two(), torch.zeros(1, 3).expand(2, 3)).groups[0].fused
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_race_is_in_the_numbers_of_the_model(raced, dtype):
+    judged(Two().to(dtype), torch.zeros(2, 3, dtype=dtype))
+    for race in raced.races:
+        assert all(y.dtype == dtype for name in race.arms for y in race.arms[name]())
+
+
+def test_the_inputs_of_a_race_are_random_and_not_the_example(raced):
+    model = Convs()
+    judged(model, torch.zeros(1, 3, 4, 4))
+    first, _ = raced.races[0].arms["separate"]()
+    assert first.std() > 0  # of zeros all pixels would be the same
+    assert len(first[0, 0].unique()) > 1
+
+
+def test_rounds_and_calls_are_passed_on(raced):
+    judged(Convs(), torch.zeros(1, 3, 2, 2), rounds=7, calls=3)
+    (race,) = raced.races
+    assert (race.rounds, race.calls, race.device) == (7, 3, torch.device("cpu"))
+
+
+def test_the_model_is_called_once_and_not_for_each_group(raced):
+    judge, x = measure.faster((torch.zeros(2, 3),)), torch.zeros(2, 3)
+    first, second = Two(), Two()
+    assert len(plan(first, accept=judge).groups) == 2
+    assert len(CALLED) == 1
+    agree(CALLED[0], x)
+    plan(second, accept=judge)
+    assert len(CALLED) == 2
+    plan(first, accept=judge)
+    assert len(CALLED) == 2
+    assert len(raced.races) == 6
+
+
+def test_each_model_is_judged_with_its_own_inputs(raced):
+    class Wide(Two):
+        def forward(self, x):
+            return super().forward(torch.cat([x, x]))
+
+    judge = measure.faster((torch.zeros(2, 3),))
+    plan(Two(), accept=judge)
+    plan(Wide(), accept=judge)
+    assert [sizes(race, "separate")[0][0] for race in raced.races] == [2, 2, 4, 4]
+
+
+def test_a_group_that_is_refused_already_is_not_judged(raced):
+    refused = plan(Two(), min_siblings=3, accept=measure.faster((torch.zeros(2, 3),)))
+    assert not any(group.fused for group in refused.groups)
+    assert CALLED == raced.races == []
+
+
+def test_a_model_may_have_several_inputs(raced):
+    class Sum(Two):
+        def forward(self, x, y):
+            return super().forward(x + y)
+
+    judged(Sum(), torch.zeros(4, 1), torch.zeros(3))
+    assert sizes(raced.races[0], "stacked") == [(4, 4), (4, 5)]
+
+
+# A wrong result stops.
+
+
+@pytest.mark.parametrize("factor", [1.001, 0, -1, float("nan"), float("inf")])
+def test_a_stacked_layer_that_is_wrong_is_never_timed(raced, monkeypatch, factor):
+    right = siblings.Group.stacked
+
+    def wrong(group):
+        stacked = right(group)
+        with torch.no_grad():
+            stacked.layer.weight[-1] *= factor
+        return stacked
+
+    monkeypatch.setattr(siblings.Group, "stacked", wrong)
+    with pytest.raises(Disagreement, match="entries differ"):
+        judged(Convs(), torch.zeros(2, 3, 4, 4))
+    assert raced.races == []
+
+
+def test_a_stacked_layer_without_the_activation_is_never_timed(raced, monkeypatch):
+    bare = lambda group: layers.stack(group.layers)
+    monkeypatch.setattr(siblings.Group, "stacked", bare)
+    with pytest.raises(Disagreement):
+        judged(Two(), torch.zeros(64, 3))
+    assert len(raced.races) == 1  # the first group has none
+
+
+# Not strict: it is a matter of rounding, which is another one on another machine.
+def test_an_output_whose_terms_cancel_is_not_taken_for_a_wrong_one(raced):
+    torch.manual_seed(0)
+    for _ in range(100):
+        model = Convs()  # a head with one output, and one with several
+        model.a, model.b = nn.Linear(2048, 1), nn.Linear(2048, 18)
+        assert judged(model, torch.zeros(1, 2048)).groups[0].fused
+
+
+def test_branches_in_another_order_are_never_timed(raced, monkeypatch):
+    model = Convs()
+    model.b = nn.Conv2d(3, 4, 1)  # as many outputs as the other
+    swapped = lambda group: layers.stack(dict(reversed(group.layers.items())))
+    monkeypatch.setattr(siblings.Group, "stacked", swapped)
+    with pytest.raises(Disagreement):
+        judged(model, torch.zeros(2, 3, 4, 4))
+    assert raced.races == []
+
+
+# The user's model is left alone.
+
+
+class Trained(Two):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm1d(3), nn.Dropout()
+
+    def forward(self, x):
+        return super().forward(self.drop(self.norm(x)))
+
+
+def test_a_model_in_training_is_left_alone(raced):
+    model = Trained().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+    assert all(group.fused for group in judged(model, torch.randn(5, 3) + 7).groups)
+    assert len(CALLED) == 1
+    for key, value in model.state_dict().items():
+        agree(value, before[key])
+    assert model.norm.num_batches_tracked == 0
+    for module in model.modules():
+        assert module.training
+        assert not any(getattr(module, name) for name in hooks)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_copy_in_training_is_called_as_it_is(raced):
+    """Its mode is the model's: a batch norm in training refuses one row."""
+    judged(Trained().eval(), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        judged(Trained().train(), torch.zeros(1, 3))
+
+
+def test_calling_the_copy_leaves_random_numbers_as_they_were(raced):
+    model, state = Trained().train(), torch.get_rng_state()
+    assert measure._inputs(model, (torch.zeros(5, 3),))["a"][0].shape == (5, 3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_judging_leaves_random_numbers_as_they_were(raced):
+    model = Trained().train()
+    state = torch.get_rng_state()
+    judged(model, torch.zeros(5, 3))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1, 3), [torch.zeros(1, 3)], None, {}])
+def test_example_inputs_are_a_tuple(value):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        measure.faster(value)
+    kind = type(value).__name__
+    assert str(error.value) == f"example_inputs was a {kind}; a tuple fits"
+
+
+def test_a_group_that_the_inputs_do_not_reach_is_refused(raced):
+    class Shy(Two):
+        def forward(self, x):
+            return super().forward(x) if torch.is_grad_enabled() else x
+
+    first, second = judged(Shy(), torch.zeros(2, 3)).groups
+    assert (first.fused, first.reason) == (False, "a is not reached from example_inputs")
+    assert (second.fused, second.reason) == (False, "c is not reached from example_inputs")
+    assert raced.races == []
+
+
+def test_a_judge_is_a_function_of_a_group(raced):
+    (group,) = plan(Convs()).groups
+    judge = measure.faster((torch.zeros(1, 3, 2, 2),))
+    assert judge(group) is True
+    raced.samples = {"separate": [1.0], "stacked": [1.0]}
+    assert judge(dataclasses.replace(group)).endswith(
+        "more than 1.02, and quartiles above 1, fit"
+    )
+
+
+def test_an_error_of_the_model_comes_out(raced):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        judged(Two(), torch.zeros(2, 8))
+
+
+def test_a_real_race_from_end_to_end():
+    x = torch.zeros(1, 3, 4, 4)
+    (group,) = judged(Convs(), x, margin=1e9, rounds=2, calls=1).groups
+    assert group.reason.startswith("stacked and copied it is ")
 
 
 # The device.

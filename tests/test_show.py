@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from hfusion import algebra, figures, show
+from hfusion import algebra, figures, records, show
 
 
 def test_stacking_shows_the_product_worked_by_hand():
@@ -76,3 +76,19 @@ def test_stacked_bars_show_their_numbers():
 def test_branches_have_four_colours_that_nothing_else_has():
     assert len(set(figures.BRANCHES)) == 4
     assert not set(figures.BRANCHES) & {*figures.OTHERS, figures.INPUT, figures.INK}
+
+
+# Races
+
+
+def test_a_race_is_a_table_with_what_is_missing():
+    samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1e3)}
+    case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
+    table = show.race(case, "as written", {"graph": "needs a CUDA device"})
+    assert [line.split() for line in table.splitlines()] == [
+        ["count", "µs", "gain", "(quartiles)"],
+        ["as", "written", "20", "80", "1.00", "(1.00", "to", "1.00)"],
+        ["folded", "40", "2.00", "(2.00", "to", "3.00)"],
+        ["graph", "needs", "a", "CUDA", "device"],
+    ]
+    assert max(map(len, table.splitlines())) <= 76

@@ -10,7 +10,7 @@ says why in one line.
 import argparse
 import importlib
 import sys
-from functools import partial
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -122,17 +122,26 @@ def _record(options):
     if options.device == "cuda" and not has_gpu:
         return _fail(2, "--device was cuda, and torch finds none; cpu fits")
     device = options.device or ("cuda" if has_gpu else "cpu")
-    try:
-        for name in names:
-            share = known[name] / sum(known[name] for name in names)
-            bar = partial(tqdm, desc=name, unit="case")
-            found = experiments.run(name, device, 60 * options.minutes * share, bar)
+    seconds = 60 * options.minutes / sum(known[name] for name in names)
+    for name in names:
+        try:
+            found = _measured(name, device, seconds * known[name], tqdm)
             print(records.save(found, options.folder))
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted; the records that were complete are saved")
-    except (measure.Disagreement, OSError) as error:
-        return _fail(1, f"{name}: {error}")
+        except KeyboardInterrupt:
+            return _fail(130, "interrupted; the records that were complete are saved")
+        except (measure.Disagreement, OSError) as error:
+            return _fail(1, f"{name}: {error}")
     return 0
+
+
+def _measured(name, device, limit_s, tqdm):
+    """The Record of an experiment; the progress bar is closed whatever happens."""
+    with ExitStack() as bars:
+
+        def progress(cases):
+            return bars.enter_context(tqdm(cases, desc=name, unit="case"))
+
+        return experiments.run(name, device, limit_s, progress)
 
 
 def _fail(status, error):

@@ -13,10 +13,14 @@ PARTS = ("input", "weight", "output")
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One launch: how many FLOPs it computes, how many bytes it reads and writes."""
+    """A piece of work: how many FLOPs it computes, how many bytes it reads and writes.
+
+    launches: 0 if it runs inside of an operator that has been launched already.
+    """
 
     flops: int
     bytes: int
+    launches: int = 1
 
     @property
     def intensity(self):
@@ -39,49 +43,62 @@ class Ceilings:
     overlaps: bool
 
 
-def product(c_out, c_in, positions, item_bytes, relaid=()):
+def product(c_out, c_in, positions, item_bytes):
     """A 1×1 convolution with bias: [c_out, c_in] times [c_in, positions].
 
-    positions: pixels of all images together. Each number is read or written once; what
-    `relaid` names of PARTS is copied into another order on the way.
+    positions: pixels of all images together. Each number is read or written once.
 
     >>> product(64, 192, 28 * 28, item_bytes=4)
-    Kernel(flops=19317760, bytes=852224)
+    Kernel(flops=19317760, bytes=852224, launches=1)
     """
-    if strange := set(relaid) - set(PARTS):
-        raise ValueError(f"relaid has {sorted(strange)}; some of {PARTS} fit")
     flops = 2 * c_out * c_in * positions + c_out * positions
-    numbers = {
-        "input": c_in * positions,
-        "weight": c_out * c_in,
-        "output": c_out * positions,
-    }
-    moved = sum(numbers.values()) + c_out + 2 * sum(numbers[part] for part in relaid)
-    return Kernel(flops, moved * item_bytes)
+    numbers = c_in * positions + c_out * c_in + c_out + c_out * positions
+    return Kernel(flops, numbers * item_bytes)
+
+
+def reorder(c_out, c_in, positions, item_bytes, parts):
+    """What a library moves inside of a 1×1 convolution, before and after the product.
+
+    parts: which of PARTS it copies into an order of its own, or back from it.
+
+    >>> reorder(64, 192, 28 * 28, item_bytes=4, parts=("weight",))
+    Kernel(flops=0, bytes=98304, launches=0)
+    """
+    if strange := set(parts) - set(PARTS):
+        raise ValueError(f"parts has {sorted(strange)}; some of {PARTS} fit")
+    sizes = (c_in * positions, c_out * c_in, c_out * positions)
+    numbers = dict(zip(PARTS, sizes, strict=True))
+    return Kernel(0, 2 * sum(numbers[part] for part in parts) * item_bytes, launches=0)
 
 
 def copy(channels, positions, item_bytes):
     """A branch copied to a place of its own: each number is read and written.
 
     >>> copy(64, 28 * 28, item_bytes=4)
-    Kernel(flops=0, bytes=401408)
+    Kernel(flops=0, bytes=401408, launches=1)
     """
     return Kernel(0, 2 * channels * positions * item_bytes)
 
 
-def stage(sizes, c_in, positions, item_bytes, relaid=(), copied=()):
+def stage(sizes, c_in, positions, item_bytes, reordered=(), copied=()):
     """Siblings three ways: {way: kernels}.
 
-    sizes: output channels of each sibling. copied: the sizes of those that a consumer
-    copies out of the stacked product.
+    sizes: output channels of each sibling. reordered: which of PARTS the library copies
+    in each convolution. copied: the sizes of those branches that a consumer copies out
+    of the stacked product.
 
     >>> {way: len(kernels) for way, kernels in stage((64, 96, 16), 192, 784, 4).items()}
     {'separate': 3, 'stacked': 1, 'copied': 1}
     """
-    shape = (c_in, positions, item_bytes, relaid)
-    stacked = [product(sum(sizes), *shape)]
+
+    def convolution(c_out):
+        shape = (c_out, c_in, positions, item_bytes)
+        inside = [reorder(*shape, reordered)] if reordered else []
+        return [product(*shape), *inside]
+
+    stacked = convolution(sum(sizes))
     return {
-        "separate": [product(size, *shape) for size in sizes],
+        "separate": [kernel for size in sizes for kernel in convolution(size)],
         "stacked": stacked,
         "copied": stacked + [copy(size, positions, item_bytes) for size in copied],
     }
@@ -100,7 +117,7 @@ def seconds(kernels, ceilings, graph=False):
         flops_s = kernel.flops / ceilings.flops_per_s
         bytes_s = kernel.bytes / ceilings.bytes_per_s
         device_s += max(ceilings.kernel_s, together(flops_s, bytes_s))
-    host_s = len(kernels) * ceilings.launch_s
+    host_s = sum(kernel.launches for kernel in kernels) * ceilings.launch_s
     return device_s if graph else together(host_s, device_s)
 
 

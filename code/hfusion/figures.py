@@ -413,6 +413,9 @@ def calls(times_us, label):
         statistics.median(times_us), color=INK, linewidth=0.9, linestyle=(0, (3, 3))
     )
     axis.set(yscale="log", xlabel="call", ylabel="time, µs")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_minor_formatter("{x:,.0f}")
+    axis.tick_params(axis="y", which="minor", labelsize=8)
     return _labelled(figure, label)
 
 
@@ -464,19 +467,21 @@ def lanes(panels, kinds, label):
 def predicted(groups, label):
     """Gains predicted and recorded: {group: [(predicted, recorded), …]}.
 
-    In the two shaded quarters the sign of the gain is called wrong.
+    In the shaded quarters the sign of the gain is called wrong. The axes have scales of
+    their own; on the dashed line both agree.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 4.4))
-    gains = [gain for pairs in groups.values() for pair in pairs for gain in pair]
-    low, high = min(gains) * 0.95, max(gains) * 1.05
-    axis.fill_between([low, 1], 1, high, color=FAINT, alpha=0.5, linewidth=0)
-    axis.fill_between([1, high], low, 1, color=FAINT, alpha=0.5, linewidth=0)
-    axis.plot([low, high], [low, high], color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    figure, axis = plt.subplots(figsize=(7.4, 3.8))
+    said, was = zip(*(pair for pairs in groups.values() for pair in pairs), strict=True)
+    left, right = min(0.95, *said) - 0.02, max(said) + 0.02
+    low, high = min(was) - 0.05, max(was) + 0.05
+    axis.fill_between([left, 1], 1, high, color=FAINT, alpha=0.5, linewidth=0)
+    axis.fill_between([1, right], low, 1, color=FAINT, alpha=0.5, linewidth=0)
+    axis.plot([left, right], [left, right], color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
     markers = zip((OTHERS[0], OTHERS[3], OTHERS[1], OTHERS[4]), "osDv", strict=True)
     for (group, pairs), (colour, marker) in zip(groups.items(), markers, strict=False):
         axis.plot(*zip(*pairs, strict=True), marker, markersize=4, color=colour,
                   alpha=0.8, linestyle="", label=group)  # fmt: skip
-    axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    axis.set(xlim=(left, right), ylim=(low, high))
     axis.set(xlabel="predicted gain", ylabel="recorded gain")
     axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
     return _labelled(figure, label)

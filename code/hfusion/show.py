@@ -35,6 +35,22 @@ def photographs(figure):
     return Image(buffer.getvalue(), format="jpeg")
 
 
+def race(case, base, missing=None):
+    """A recorded case as a table of text: launches, median time, gain over `base`.
+
+    Launches are blank where they could not be counted. missing: {arm: why it did not
+    run}, for the last lines.
+    """
+    lines = [f"{'':38} count        µs  gain (quartiles)"]
+    for name in case.samples:
+        low, middle, high = case.gain(name, base)
+        count, us = case.launches.get(name, ""), case.median(name)
+        gain = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"{name:38} {count:>5} {us:9,.0f}  {gain}")
+    lines += [f"{name:38} {reason}" for name, reason in (missing or {}).items()]
+    return "\n".join(lines)
+
+
 @dataclasses.dataclass(frozen=True)
 class Player:
     """Steps of a picture: `label` says what it is, each step is (svg, caption)."""
