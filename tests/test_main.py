@@ -402,12 +402,11 @@ def test_what_stops_it_stands_in_a_line_of_its_own(capsys, ran, name):
     assert err.splitlines()[-1].startswith("python -m hfusion: ")
 
 
-def test_a_folder_that_is_a_file_is_said_in_one_line(capsys, ran):
+def test_a_folder_that_is_a_file_is_refused_before_anything_is_measured(capsys, ran):
     Path("taken").write_text("")
     status, out, err = run(capsys, "record", "first", "second", "--folder", "taken")
-    assert (status, out) == (1, "")
-    assert re.match("python -m hfusion: first: .*taken", err.splitlines()[-1])
-    assert [name for name, *_ in ran] == ["first"]
+    assert (status, out, ran) == (2, "", [])
+    assert "--folder was 'taken'" in err
 
 
 def test_an_error_in_an_experiment_comes_out(ran, monkeypatch):
@@ -455,3 +454,7 @@ def test_a_real_experiment_from_end_to_end(capsys, tmp_path, monkeypatch):
     (eager,) = found.select(way="eager")
     assert {name: len(us) for name, us in eager.samples.items()} == {"1": 2, "3": 2}
     assert eager.launches == {"1": 1, "3": 3}
+
+
+def test_no_option_is_guessed_from_its_first_letters(capsys):
+    assert run(capsys, "record", "--fold", "x")[0] == 2

@@ -207,7 +207,7 @@ def test_near_lets_neither_nan_nor_infinity_pass(bad, share):
     with pytest.raises(Disagreement, match=r"1 of 3 entries differ; at \(1,\) it is"):
         near(with_it, ONES, share)
     for actual in (ONES, with_it):
-        with pytest.raises((Disagreement, ValueError)):
+        with pytest.raises(Disagreement):
             near(actual, with_it, share)
 
 
@@ -228,7 +228,7 @@ def test_near_has_nothing_to_say_about_nothing():
 
 @pytest.mark.parametrize("share", [-0.5, np.nan, np.inf])
 def test_near_refuses_what_is_no_share(share):
-    with pytest.raises(ValueError, match=r"^bound .*finite"):
+    with pytest.raises(ValueError, match=r"^share was .* a finite number from 0 fits"):
         near(TEN, TEN, share)
 
 
@@ -966,7 +966,7 @@ class Two(nn.Module):
         if isinstance(x, torch.Tensor):  # and not when it is traced
             CALLED.append(x)
         y = torch.cat([self.a(x), self.b(x)], dim=-1)
-        return self.c(y).relu(), self.d(input=y).relu()
+        return self.c(input=y).relu(), self.d(y).relu()
 
 
 class Convs(nn.Module):
@@ -1202,7 +1202,6 @@ def test_a_stacked_layer_without_the_activation_is_never_timed(raced, monkeypatc
     assert len(raced.races) == 1  # the first group has none
 
 
-# Not strict: it is a matter of rounding, which is another one on another machine.
 def test_an_output_whose_terms_cancel_is_not_taken_for_a_wrong_one(raced):
     torch.manual_seed(0)
     for _ in range(100):
@@ -1282,8 +1281,8 @@ def test_a_group_that_the_inputs_do_not_reach_is_refused(raced):
             return super().forward(x) if torch.is_grad_enabled() else x
 
     first, second = judged(Shy(), torch.zeros(2, 3)).groups
-    assert (first.fused, first.reason) == (False, "a is not reached from example_inputs")
-    assert (second.fused, second.reason) == (False, "c is not reached from example_inputs")
+    assert (first.fused, first.reason) == (False, "a gets no number from example_inputs")
+    assert (second.fused, second.reason) == (False, "c gets no number from example_inputs")
     assert raced.races == []
 
 
@@ -1300,6 +1299,27 @@ def test_a_judge_is_a_function_of_a_group(raced):
 def test_an_error_of_the_model_comes_out(raced):
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         judged(Two(), torch.zeros(2, 8))
+
+
+def test_of_two_layouts_that_fit_the_plain_one_is_taken(raced):
+    model = Convs()
+    model.a, model.b = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 5, 1)
+    judged(model, torch.zeros(2, 1, 4, 4))
+    assert all(part.is_contiguous() for part in raced.races[0].arms["stacked"]())
+
+
+def test_no_image_at_all_is_no_race(raced):
+    (group,) = judged(Convs(), torch.zeros(0, 3, 2, 2)).groups
+    assert group.reason == "a gets no number from example_inputs"
+
+
+def test_a_model_that_has_changed_its_dtype_is_judged_anew(raced):
+    model, judge = Convs(), measure.faster((torch.zeros(1, 3, 2, 2),))
+    assert plan(model, accept=judge).groups[0].fused
+    later = measure.faster((torch.zeros(1, 3, 2, 2).double(),))
+    assert plan(model.double(), accept=later).groups[0].fused
+    with pytest.raises(RuntimeError):  # its inputs are float32 still, and it says so
+        plan(model, accept=judge)
 
 
 def test_a_real_race_from_end_to_end():

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def _parser():
     parser = _Parser(prog="python -m hfusion", description="Horizontal fusion of layers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="plan|record")
     plan = commands.add_parser(
-        "plan", help="print what can be fused in a model, and why not"
+        "plan", allow_abbrev=False, help="print what can be fused in a model, and why not"
     )
     plan.add_argument(
         "model", metavar="package.module:factory", help="what makes the model"
@@ -54,7 +55,9 @@ def _parser():
         "--fold", action="store_true", help="fold batch norms first (eval mode)"
     )
     plan.add_argument("--min-siblings", type=_from_two, default=2, metavar="N")
-    measured = commands.add_parser("record", help="run the experiments on this machine")
+    measured = commands.add_parser(
+        "record", allow_abbrev=False, help="run the experiments on this machine"
+    )
     measured.add_argument("experiments", nargs="*", metavar="experiment")
     measured.add_argument("--folder", default="records", help="where records are kept")
     measured.add_argument("--device", choices=("cuda", "cpu"))
@@ -122,6 +125,10 @@ def _record(options):
     if options.device == "cuda" and not has_gpu:
         return _fail(2, "--device was cuda, and torch finds none; cpu fits")
     device = options.device or ("cuda" if has_gpu else "cpu")
+    try:  # before anything is measured that could not be kept
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _fail(2, f"--folder was {options.folder!r}: {error.strerror}; a folder fits")
     seconds = 60 * options.minutes / sum(known[name] for name in names)
     for name in names:
         try:

@@ -102,13 +102,20 @@ def near(actual, expected, share):
     >>> print(near(torch.tensor([1.0, 99.9]), torch.tensor([1.0, 100.0]), 1e-2))
     equal within rounding: 2 entries, bound 1.0e+00
     """
-    bound = share * expected.detach().abs().max().item() if expected.numel() else 0.0
+    if not 0 <= share < float("inf"):
+        raise ValueError(f"share was {share!r}; a finite number from 0 fits")
     numbers = actual.is_floating_point() and expected.is_floating_point()
-    if numbers and actual.shape == expected.shape and bound < float("inf"):
-        apart = (actual.detach().double() - expected.detach().double()).abs()
-        if apart.numel() and bool((apart <= bound).all()):  # NaN is not below anything
-            return Agreement(apart.numel(), bound)
-    return agree(actual, expected, bound)  # which says what is wrong
+    if not numbers or actual.shape != expected.shape or not expected.numel():
+        largest = np.max(np.abs(_numbers(expected)), initial=0.0)
+        return agree(actual, expected, share * largest)
+    wanted = expected.detach().double()
+    bound = share * wanted.abs().max().item()
+    if not bound < float("inf"):
+        return agree(actual, expected)  # which refuses NaN and infinity by their place
+    apart = (actual.detach().double() - wanted).abs()
+    if bool((apart <= bound).all()):  # NaN is not below anything
+        return Agreement(apart.numel(), bound)
+    return agree(actual, expected, bound)  # which says where they differ
 
 
 def refusal(call, *args, **kwargs):
@@ -305,8 +312,9 @@ def _refuse_bad(arms, watches, **numbers):
 def graphed(fn):
     """A function that replays what `fn` launched, as one CUDA graph.
 
-    fn: without arguments; it must launch the same each time and return tensors. They
-    are the replay's outputs too, and hold NaN until it has run for the first time.
+    fn: without arguments; it must launch the same each time and return tensors that it
+    makes anew. They are the replay's outputs too, and where they are floating point they
+    hold NaN until it has run for the first time.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -318,7 +326,8 @@ def graphed(fn):
     with torch.no_grad(), torch.cuda.graph(graph):
         outputs = fn()
     for tensor in tensors(outputs):
-        tensor.fill_(float("nan"))
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
 
     def replay():
         graph.replay()
@@ -360,7 +369,7 @@ def timeline(fn, device="cpu"):
             events.append(("device", event.name, *times))
         elif event.cpu_parent is None and event.name.startswith("aten::"):
             events.append(("host", event.name.removeprefix("aten::"), *times))
-    first = min(begin for _, _, begin, _ in events)
+    first = min((begin for _, _, begin, _ in events), default=0)
     events.sort(key=lambda event: event[2])
     return [
         (lane, name, round(begin - first, 3), round(end - first, 3))
@@ -391,11 +400,13 @@ def faster(example_inputs, margin=0.02, rounds=20, calls=10):
     seen = {}  # of each model that groups come from, what its layers get
 
     def accept(group):
-        if id(group.model) not in seen:
-            seen[id(group.model)] = group.model, _inputs(group.model, example_inputs)
-        like, device = seen[id(group.model)][1].get(group.members[0], (None, None))
-        if like is None:
-            return f"{group.members[0]} is not reached from example_inputs"
+        weight = next(iter(group.layers.values())).weight
+        key = id(group.model), weight.dtype, weight.device  # as model.half() changes them
+        if key not in seen:
+            seen[key] = group.model, _inputs(group.model, example_inputs)
+        like, device = seen[key][1].get(group.members[0], (None, None))
+        if like is None or not like.numel():
+            return f"{group.members[0]} gets no number from example_inputs"
         x = torch.empty_like(like, device=device)
         x.normal_(generator=torch.Generator(device).manual_seed(0))
         samples = _race(group, x, rounds, calls)
