@@ -1,7 +1,13 @@
 """What several files of tests need."""
 
+import os
+
 import pytest
 import torch
+
+# Before anything imports Triton: without a device its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture

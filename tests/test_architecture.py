@@ -18,6 +18,7 @@ ALLOWED = {
     "effects": {"layers", "torch"},
     "figures": {"matplotlib"},
     "folding": {"layers", "siblings", "torch", "tracing"},
+    "kernels": {"layers", "models", "torch", "triton"},
     "layers": {"torch"},
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},

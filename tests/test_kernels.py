@@ -1,0 +1,194 @@
+"""kernels.py in Triton's interpreter: two launches, and every number in its place.
+
+conftest.py switches the interpreter on where there is no CUDA device.
+"""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hfusion import kernels, measure, models
+from hfusion.layers import FusionError
+
+pytest.importorskip("triton", reason="the kernels need Triton, which is for Linux")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# How far from float64 a result of two layers may be, as a share of the largest.
+SHARE = {torch.float32: 2e-6, torch.float16: 8e-3, torch.bfloat16: 6e-2}
+TILE = (32, 32, 32, 4, 2)
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """What nobody has written to is NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def module_of(widths, dtype=torch.float32, batch_norm=True, seed=0):
+    module = models.Inception(widths, batch_norm)
+    return models.randomise(module, seed).eval().to(DEVICE, dtype)
+
+
+def image(n, c_in, height, wide, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, c_in, height, wide, generator=generator).to(DEVICE, dtype)
+    return x.to(memory_format=torch.channels_last)
+
+
+def check(widths, shape, dtype=torch.float32, tile=TILE, **more):
+    """Against the module itself, in float64 from the same rounded weights."""
+    module, x = (
+        module_of(widths, dtype, **more),
+        image(shape[0], widths[0], *shape[1:], dtype),
+    )
+    with torch.no_grad():
+        y = kernels.two_launches(module)(x, tile)
+        expected = module.double()(x.double())
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    measure.near(y, expected, SHARE[dtype])
+    return y, expected
+
+
+# (c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj), (N, H, W)
+CASES = [
+    ((1, 1, 1, 1, 1, 1, 1), (1, 1, 1)),  # as small as can be
+    ((1, 1, 1, 1, 1, 1, 1), (3, 4, 5)),
+    ((16, 16, 16, 16, 16, 16, 16), (1, 4, 4)),  # whole tiles
+    ((17, 15, 33, 31, 1, 2, 47), (1, 3, 5)),  # ragged ones
+    ((40, 7, 65, 9, 33, 70, 5), (2, 6, 3)),  # wider than a tile
+    ((8, 4, 4, 4, 4, 4, 4), (1, 1, 9)),  # an image of one line
+    ((8, 4, 4, 4, 4, 4, 4), (1, 9, 1)),
+    ((8, 4, 4, 4, 4, 4, 4), (5, 2, 2)),  # windows wider than the image
+    ((8, 4, 4, 4, 4, 4, 4), (2, 11, 13)),
+]
+PLACES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize(("widths", "shape"), CASES)
+def test_shapes_by_hand(widths, shape, kind):
+    check(widths, shape, PLACES[kind])
+
+
+@pytest.mark.parametrize("row", models.TABLE)
+def test_the_nine_modules(row):
+    c_in, _, *widths = models.TABLE[row]
+    check((c_in, *widths), (1, 3, 4), tile=(16, 64, 64, 4, 2))
+
+
+@pytest.mark.parametrize("tile", kernels.TILES)
+def test_every_tile_of_the_table(tile):
+    check((20, 9, 18, 7, 5, 17, 11), (2, 5, 7), tile=tile)
+
+
+width = st.integers(1, 24)
+side = st.integers(1, 7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    widths=st.tuples(*[width] * 7),
+    shape=st.tuples(st.integers(1, 3), side, side),
+    dtype=st.sampled_from(list(SHARE)),
+    batch_norm=st.booleans(),
+)
+def test_any_shape(widths, shape, dtype, batch_norm):
+    check(widths, shape, dtype, batch_norm=batch_norm)
+
+
+def test_the_check_sees_a_branch_in_the_wrong_place():
+    y, expected = check((6, 5, 4, 5, 3, 5, 5), (1, 3, 3))
+    for a, b in itertools.combinations(range(0, 20, 5), 2):
+        swapped = y.clone()
+        swapped[:, a : a + 5], swapped[:, b : b + 5] = y[:, b : b + 5], y[:, a : a + 5]
+        with pytest.raises(measure.Disagreement):
+            measure.near(swapped, expected, SHARE[torch.float32])
+
+
+# Two launches, counted.
+
+
+class Spy:
+    """In place of a kernel: notes its launches and computes nothing."""
+
+    def __init__(self, launched):
+        self.launched = launched
+
+    def __getitem__(self, grid):
+        return lambda *args, **sizes: self.launched.append(grid)
+
+
+def test_two_launches_and_no_other_operator(monkeypatch):
+    launched = []
+    two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(2, 6, 5, 5)
+    for name in ("_first", "_second"):
+        monkeypatch.setattr(kernels, name, Spy(launched))
+    two(x, (16, 16, 16, 1, 1))
+    # 50 pixels are 4 rows of tiles; 5, 4, 3 channels and 6 pooled; 5, 5, 5 channels.
+    assert launched == [(4, 4), (4, 3)]
+    torch.use_deterministic_algorithms(False)  # whose poison is an operator
+    assert measure.count_launches(lambda: two(x)).count == 0
+
+
+# What does not fit.
+
+
+def test_the_module_is_left_as_it_was():
+    module = module_of((6, 5, 4, 5, 3, 5, 5))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    two = kernels.two_launches(module)
+    for buffer in two.buffers():
+        buffer.zero_()
+    for name, value in module.state_dict().items():
+        measure.agree(value, before[name])
+
+
+MODULES = {
+    "module was a Linear; an Inception fits": lambda: torch.nn.Linear(2, 2),
+    "module is in training mode": lambda: models.Inception((6, 5, 4, 5, 3, 5, 5)),
+    "module is in torch.float64": lambda: module_of((6, 5, 4, 5, 3, 5, 5), torch.float64),
+}
+
+
+@pytest.mark.parametrize("message", MODULES)
+def test_a_module_that_does_not_fit_is_refused(message):
+    with pytest.raises(FusionError, match=message):
+        kernels.two_launches(MODULES[message]())
+
+
+INPUTS = {
+    "x was .3, 6, 5. of": lambda: torch.ones(3, 6, 5),
+    "x was .1, 7, 4, 5. of": lambda: image(1, 7, 4, 5),
+    "x was .2, 6, 4, 5. of torch.float32 with strides": lambda: torch.ones(2, 6, 4, 5),
+    "x was .1, 6, 4, 5. of torch.float16": lambda: image(1, 6, 4, 5, torch.float16),
+    "x was .0, 6, 4, 5. of": lambda: image(0, 6, 4, 5),
+    "x is on meta": lambda: image(1, 6, 4, 5).to("meta"),
+}
+
+
+@pytest.mark.parametrize("message", INPUTS)
+def test_an_input_that_does_not_fit_is_refused(message):
+    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    with pytest.raises(FusionError, match=message):
+        two(INPUTS[message]())
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="there is a device")
+def test_without_a_device_and_an_interpreter_it_says_so(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    with pytest.raises(FusionError, match="x is on cpu; a CUDA device fits, or TRITON_INT"):
+        two(image(1, 6, 4, 5))
+
+
+def test_without_triton_it_says_so(monkeypatch):
+    monkeypatch.setattr(kernels, "triton", None)
+    with pytest.raises(FusionError, match="Triton is not installed"):
+        kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
