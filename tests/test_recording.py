@@ -32,7 +32,7 @@ def experiment(*races, **settings):
 
 
 def raising(error):
-    def make():
+    def make(*args, **kwargs):
         raise error
 
     return make
@@ -150,6 +150,12 @@ def test_a_case_that_cannot_be_built_is_skipped_whole(error, reason):
     assert made.cases[0].skipped == {"every arm": reason}
     assert made.cases[1].samples
     assert made.missing == {}
+
+
+def test_a_race_that_runs_out_of_memory_is_skipped_whole(monkeypatch):
+    monkeypatch.setattr(measure, "time_arms", raising(NO_MEMORY))
+    (case,) = recording.record(experiment(twice())).cases
+    assert (case.samples, case.skipped) == ({}, {"every arm": "out of memory"})
 
 
 def test_no_arm_at_all_is_no_race():

@@ -113,29 +113,38 @@ def _case(experiment, device, parameters, rounds, deadline):
     for name, make in race.arms.items():
         arms[name], skips[name] = _made(deadline, partial(_checked, make, race, name))
     arms = {name: arm for name, arm in arms.items() if arm is not None}
-    launches, faults, samples, calls = {}, {}, {}, 1
+    found = None
     if arms:
-        counted = [name for name in arms if device == "cuda" or name not in race.opaque]
-        launches = {n: measure.count_launches(arms[n], device).count for n in counted}
-        watches = {name: race.watches[name] for name in arms if name in race.watches}
-        calls = race.calls or _calls(arms, device)
-        samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
-        faults = {name: measure.count_faults(arm) for name, arm in arms.items()}
+        found, skips[EVERY] = _made(None, partial(_raced, race, arms, device, rounds))
     return Case(
         parameters,
-        {name: [round(us, 3) for us in times] for name, times in samples.items()},
-        calls=calls,
-        launches=launches,
-        faults={name: count for name, count in faults.items() if count is not None},
+        **(found or {"samples": {}}),
         skipped={name: reason for name, reason in skips.items() if reason},
         events=race.events,
     )
 
 
+def _raced(race, arms, device, rounds):
+    """What a Case keeps of arms that agree: launches, samples, page faults."""
+    counted = [name for name in arms if device == "cuda" or name not in race.opaque]
+    launches = {n: measure.count_launches(arms[n], device).count for n in counted}
+    watches = {name: race.watches[name] for name in arms if name in race.watches}
+    calls = race.calls or _calls(arms, device)
+    samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
+    faults = {name: measure.count_faults(arm) for name, arm in arms.items()}
+    return {
+        "samples": {n: [round(us, 3) for us in times] for n, times in samples.items()},
+        "calls": calls,
+        "launches": launches,
+        "faults": {name: count for name, count in faults.items() if count is not None},
+    }
+
+
 def _made(deadline, make):
     """(what `make` makes, "") or (None, why this machine cannot, or not in time)."""
     try:
-        deadline.check()
+        if deadline:
+            deadline.check()
         with torch.no_grad():
             return make(), ""
     except torch.OutOfMemoryError:
