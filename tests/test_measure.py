@@ -1020,7 +1020,7 @@ def test_a_gain_above_the_margin_is_accepted(raced, margin, separate, stacked, g
     raced.samples = {"separate": separate, "stacked": stacked}
     (group,) = judged(Convs(), torch.zeros(1, 3, 2, 2), margin=margin).groups
     assert group.fused is (gain == "")
-    wanted = f"more than {1 + margin:g}, and quartiles above 1, fit"
+    wanted = f"a median above {1 + margin:g} and quartiles above 1 fit"
     assert group.reason == (gain and f"stacked and copied it is {gain}; {wanted}")
 
 
@@ -1292,7 +1292,7 @@ def test_a_judge_is_a_function_of_a_group(raced):
     assert judge(group) is True
     raced.samples = {"separate": [1.0], "stacked": [1.0]}
     assert judge(dataclasses.replace(group)).endswith(
-        "more than 1.02, and quartiles above 1, fit"
+        "a median above 1.02 and quartiles above 1 fit"
     )
 
 

@@ -415,7 +415,7 @@ def faster(example_inputs, margin=0.02, rounds=20, calls=10):
             return True
         return (
             f"stacked and copied it is {gain:.2f} times as fast (quartiles {low:.2f} to "
-            f"{high:.2f}); more than {1 + margin:g}, and quartiles above 1, fit"
+            f"{high:.2f}); a median above {1 + margin:g} and quartiles above 1 fit"
         )
 
     return accept
