@@ -8,6 +8,7 @@ import tokenize
 import pytest
 import torch
 from test_architecture import PACKAGE
+from test_recording import raising
 
 from hfusion import experiments, measure, models, recording, records
 from hfusion.experiments import ceilings, rungs, stage
@@ -158,16 +159,9 @@ def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
         rungs.tried(raising(TypeError("oops")))
 
 
-def raising(error):
-    def call():
-        raise error
-
-    return call
-
-
 def test_a_compiler_that_is_missing_makes_an_arm_unavailable(monkeypatch):
     def compile_later(net, mode, dynamic):
-        return lambda x: raising(RuntimeError("no C++ compiler\nlong advice"))()
+        return raising(RuntimeError("no C++ compiler\nlong advice"))
 
     monkeypatch.setattr(torch, "compile", compile_later)
     with pytest.raises(Unavailable, match=r"^RuntimeError: no C\+\+ compiler$"):

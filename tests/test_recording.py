@@ -264,6 +264,18 @@ def test_the_machine_is_named_after_its_device(monkeypatch):
     assert recording.machine().driver is None
 
 
+def test_a_gpu_has_versions_of_its_own(monkeypatch):
+    monkeypatch.setattr(measure, "device_name", lambda device: f"A GPU ({device})")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    monkeypatch.setattr(recording, "_output", lambda *command: f"by {command[0]}")
+    monkeypatch.setattr(recording, "_triton", lambda: "3.6.0")
+    found = recording.machine("cuda")
+    assert (found.name, found.kind) == ("a-gpu-cuda", "cuda")
+    assert (found.cuda, found.cudnn) == ("13.0", 91000)
+    assert (found.driver, found.triton) == ("by nvidia-smi", "3.6.0")
+
+
 def test_the_hash_of_the_sources_changes_with_them(tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "PACKAGE", tmp_path)
     texts = [{"a.py": "1"}, {"a.py": "2"}, {"b.py": "1"}, {"a.py": "1", "c.py": ""}]

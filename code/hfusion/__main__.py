@@ -13,7 +13,6 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import hfusion
@@ -121,10 +120,9 @@ def _record(options):
     names = options.experiments or list(known)
     if strange := [name for name in names if name not in known]:
         return _fail(2, f"experiment was {strange[0]!r}; one of {', '.join(known)} fits")
-    has_gpu = torch.cuda.is_available()
-    if options.device == "cuda" and not has_gpu:
+    device = options.device or experiments.here()
+    if device == "cuda" and experiments.here() != "cuda":
         return _fail(2, "--device was cuda, and torch finds none; cpu fits")
-    device = options.device or ("cuda" if has_gpu else "cpu")
     try:  # before anything is measured that could not be kept
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -20,6 +20,8 @@ FAINT = "#D5DAE1"
 # What is no branch is drawn in slate and ochre: kinds of operator, ways, machines.
 OTHERS = ("#2F3E56", "#6B7F9E", "#A9B6C8", "#B08900", "#DCC682")
 
+DASHED = {"color": INK, "linewidth": 0.9, "linestyle": (0, (3, 3))}  # where to compare
+
 STYLE = {
     "figure.dpi": 180,
     "savefig.dpi": 180,
@@ -233,7 +235,7 @@ def timeline(panels, until_us):
             for place, colour in enumerate(colours):
                 axis.barh(0, part, left=device_0 + place * part, height=0.62, color=colour)
         end = max(times[3] for _, _, times in launches)
-        axis.axvline(end, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+        axis.axvline(end, **DASHED)
         axis.text(end, 1.52, f" {end:.1f} µs", fontsize=9, va="center")
         axis.set_title(title)
         axis.set(xlim=(0, until_us), ylim=(-0.5, 1.75), yticks=[0, 1])
@@ -353,7 +355,7 @@ def stacked_bars(rows, colours, xlabel):
 def ranges(rows, xlabel):
     """Medians with their quartiles: {row: (lower, median, upper)}; a line at 1."""
     figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 0.9))
-    axis.axvline(1, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    axis.axvline(1, **DASHED)
     for place, (low, middle, high) in enumerate(rows.values()):
         axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=4)
         axis.plot(middle, place, "o", color=OTHERS[0])
@@ -381,7 +383,7 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
                 axis.text(x, floor * 2, "0", ha="center")
         centre = index * (len(names) + 1) + (len(names) - 1) / 2
         axis.text(centre, floor / 20, group, ha="center", va="top")
-    axis.axhline(bound, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    axis.axhline(bound, **DASHED)
     axis.text(len(names) - 0.4, bound * 2, bound_name, fontsize=8.5)
     axis.set_yscale("log")
     axis.set(ylabel=ylabel, xticks=[])
@@ -409,9 +411,7 @@ def calls(times_us, label):
     axis.plot(1, times_us[0], "o", markersize=5, color=OTHERS[3])
     axis.annotate("the first call", (1, times_us[0]), xytext=(12, -3),
                   textcoords="offset points", fontsize=9)  # fmt: skip
-    axis.axhline(
-        statistics.median(times_us), color=INK, linewidth=0.9, linestyle=(0, (3, 3))
-    )
+    axis.axhline(statistics.median(times_us), **DASHED)
     axis.set(yscale="log", xlabel="call", ylabel="time, µs")
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.yaxis.set_minor_formatter("{x:,.0f}")
@@ -432,7 +432,7 @@ def fitted(ns, points, lines, label):
         axis.plot(ns, times_us, "o", color=colour, markersize=5)
         off = [100 * (t / fit - 1) for t, fit in zip(times_us, line, strict=True)]
         below.plot(ns, off, "o-", color=colour, markersize=4, linewidth=0.8)
-    below.axhline(0, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    below.axhline(0, **DASHED)
     axis.set(xscale="log", yscale="log", ylabel="time, µs")
     axis.legend(fontsize=9)
     below.set(xlabel="operators in the chain, n", ylabel="off the\nline, %")
@@ -476,7 +476,7 @@ def predicted(groups, label):
     low, high = min(was) - 0.05, max(was) + 0.05
     axis.fill_between([left, 1], 1, high, color=FAINT, alpha=0.5, linewidth=0)
     axis.fill_between([1, right], low, 1, color=FAINT, alpha=0.5, linewidth=0)
-    axis.plot([left, right], [left, right], color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+    axis.plot([left, right], [left, right], **DASHED)
     markers = zip((OTHERS[0], OTHERS[3], OTHERS[1], OTHERS[4]), "osDv", strict=True)
     for (group, pairs), (colour, marker) in zip(groups.items(), markers, strict=False):
         axis.plot(*zip(*pairs, strict=True), marker, markersize=4, color=colour,
@@ -497,7 +497,7 @@ def by_batch(panels, label):
     )
     colours = (OTHERS[0], OTHERS[3])
     for axis, (title, ways) in zip(axes[0], panels.items(), strict=True):
-        axis.axhline(1, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
+        axis.axhline(1, **DASHED)
         for colour, (way, rows) in zip(colours, ways.items(), strict=False):
             for batch, (low, middle, high), _ in rows:
                 axis.plot([batch, batch], [low, high], color=colour, alpha=0.4, linewidth=3)

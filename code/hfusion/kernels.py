@@ -187,7 +187,7 @@ def two_launches(module):
 def _folded(unit):
     """(weight, bias) of a ConvUnit's convolution, its norm folded in."""
     conv = unit.conv
-    if isinstance(getattr(unit, "bn", None), nn.BatchNorm2d):
+    if isinstance(unit.bn, nn.BatchNorm2d):
         conv = fuse_conv_bn_eval(conv, unit.bn)
     bias = conv.bias if conv.bias is not None else conv.weight.new_zeros(len(conv.weight))
     return conv.weight.detach(), bias.detach()

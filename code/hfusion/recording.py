@@ -154,16 +154,12 @@ def _made(deadline, make):
 
 
 def _checked(make, race, name):
-    """An arm, made, called, and found to compute what it must."""
+    """An arm, made, called, and found to compute what it must.
+
+    Raises Disagreement if it does not: a fast wrong answer is worth nothing.
+    """
     arm = make()
-    _check(arm(), race, name)
-    return arm
-
-
-def _check(outputs, race, name):
-    """Raise Disagreement unless these are the expected outputs: a fast wrong answer is
-    worth nothing."""
-    outputs, expected = measure.tensors(outputs), race.expected
+    outputs, expected = measure.tensors(arm()), race.expected
     if len(outputs) != len(expected):
         reason = f"{len(outputs)} outputs, not {len(expected)}"
         raise measure.Disagreement(f"{name}: {reason}")
@@ -172,6 +168,7 @@ def _check(outputs, race, name):
             measure.near(output, wanted, race.share)
         except measure.Disagreement as error:
             raise measure.Disagreement(f"{name}: {error}") from error
+    return arm
 
 
 def _calls(arms, device):
@@ -193,8 +190,15 @@ def _missing(cases):
 
 def machine(device="cpu"):
     """The Machine that this program runs on."""
-    name = measure.device_name(device)
-    cuda = device == "cuda"
+    name, gpu = measure.device_name(device), {}
+    if device == "cuda":
+        asked = ("--query-gpu=driver_version", "--format=csv,noheader")
+        gpu = {
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": _output("nvidia-smi", *asked),
+            "triton": _triton(),
+        }
     return Machine(
         name=re.sub("[^a-z0-9]+", "-", name.lower()).strip("-"),
         kind=device,
@@ -203,12 +207,7 @@ def machine(device="cpu"):
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,
-        cuda=torch.version.cuda if cuda else None,
-        cudnn=torch.backends.cudnn.version() if cuda else None,
-        driver=_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        if cuda
-        else None,
-        triton=_triton() if cuda else None,
+        **gpu,
     )
 
 

@@ -7,6 +7,8 @@
 import importlib
 import os
 
+import torch
+
 from .. import records
 from ..recording import record
 
@@ -23,6 +25,11 @@ SHARES = {
 }
 
 
+def here():
+    """The device at hand: "cuda" if there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def run(name, device, limit_s=float("inf"), progress=iter):
     """The Record of one experiment, measured now; see `recording.record`."""
     experiment = importlib.import_module(f".{name}", __package__)
@@ -36,9 +43,7 @@ def results(name, folder, live=False):
     so, measured now on the device at hand, and not saved.
     """
     if live or os.environ.get("HFUSION_LIVE") == "1":
-        import torch
-
-        measured = run(name, "cuda" if torch.cuda.is_available() else "cpu")
+        measured = run(name, here())
         return {measured.machine.name: measured}
     found = records.load_all(folder, name)
     if not found:

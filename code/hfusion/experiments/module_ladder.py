@@ -4,8 +4,6 @@ Rung by rung, from the module as written to convolution, bias and ReLU in one ca
 beside CUDA graphs, branches on streams of their own, and torch.compile.
 """
 
-import torch
-
 from .. import models
 from ..recording import Race
 from . import rungs
@@ -24,11 +22,7 @@ def cases(device):
 
 
 def race(device, module, batch, dtype):
-    kind = getattr(torch, dtype)
-    model = models.randomise(models.Inception.from_table(module)).eval()
-    model = model.to(device, kind)
-    c_in, size, *_ = models.TABLE[module]
-    x = torch.randn(batch, c_in, size, size).to(device, kind)
+    model, x = rungs.inception(module, batch, dtype, device)
     nets = rungs.eager(model)
     arms = rungs.arms(nets, x, device)
     arms["streams"] = lambda: rungs.on_cuda(device, rungs.on_streams, nets[rungs.FOLDED], x)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .. import measure
+from .. import measure, models
 from ..folding import fold_batchnorm
 from ..recording import Unavailable
 from ..rewrite import Siblings, plan
@@ -29,10 +29,15 @@ ONE_CALL = "folded, stacked, one call"
 MODES = {"default": "compile", "max-autotune": "max-autotune"}
 
 
-def on_cuda(device, make, *args):
-    """`make(*args)` on a CUDA device, else Unavailable."""
+def need_cuda(device):
+    """Unavailable anywhere else than on a CUDA device."""
     if device != "cuda":
         raise Unavailable("needs a CUDA device")
+
+
+def on_cuda(device, make, *args):
+    """`make(*args)` on a CUDA device, else Unavailable."""
+    need_cuda(device)
     return make(*args)
 
 
@@ -42,8 +47,8 @@ WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": measure.graphed}
 
 def chains(operator, way, lengths, device):
     """What a Race of chains needs: n times next to nothing in a row, for each n."""
-    if way != "eager" and device != "cuda":
-        raise Unavailable("needs a CUDA device")
+    if way != "eager":
+        need_cuda(device)
     x = torch.ones(1, 1, 1, 1, device=device)
     conv = nn.Conv2d(1, 1, 1, bias=False).to(device)
     nn.init.ones_(conv.weight)
@@ -62,6 +67,15 @@ def chains(operator, way, lengths, device):
         "share": 0,
         "watches": dict.fromkeys(links, measure.host) if way == "host" else {},
     }
+
+
+def inception(row, batch, dtype, device):
+    """(a module of the paper's table, an input for it), both random."""
+    model = models.randomise(models.Inception.from_table(row)).eval()
+    c_in, size, *_ = models.TABLE[row]
+    x = torch.randn(batch, c_in, size, size)
+    kind = getattr(torch, dtype)
+    return model.to(device, kind), x.to(device, kind)
 
 
 def doubled(model):

@@ -6,9 +6,7 @@ timed: when it returned, and when its work was done.
 
 import time
 
-import torch
-
-from .. import measure, models
+from .. import measure
 from ..recording import Race
 from . import rungs
 
@@ -21,9 +19,7 @@ def cases(device):
 
 
 def race(device, module, batch, calls):
-    model = models.randomise(models.Inception.from_table(module)).eval().to(device)
-    c_in, size, *_ = models.TABLE[module]
-    x = torch.randn(batch, c_in, size, size, device=device)
+    model, x = rungs.inception(module, batch, "float32", device)
     events, began = [], time.perf_counter_ns()
     for _ in range(calls):
         measure.synchronise(device)

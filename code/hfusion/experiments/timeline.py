@@ -5,9 +5,7 @@ The profiler's events of module 3a, as written and fused, one image in float32.
 
 from functools import partial
 
-import torch
-
-from .. import measure, models
+from .. import measure
 from ..recording import Race
 from . import rungs
 
@@ -19,9 +17,7 @@ def cases(device):
 
 
 def race(device, module, rung):
-    model = models.randomise(models.Inception.from_table(module)).eval().to(device)
-    c_in, size, *_ = models.TABLE[module]
-    x = torch.randn(1, c_in, size, size, device=device)
+    model, x = rungs.inception(module, 1, "float32", device)
     call = partial(rungs.eager(model)[rung], x)
     return Race(
         {rung: lambda: call},
