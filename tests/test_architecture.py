@@ -18,7 +18,7 @@ ALLOWED = {
     "effects": {"layers", "torch"},
     "figures": {"matplotlib"},
     "folding": {"layers", "siblings", "torch", "tracing"},
-    "kernels": {"layers", "models", "torch", "triton"},
+    "kernels": {"layers", "measure", "models", "torch", "triton"},
     "layers": {"torch"},
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hfusion import kernels, measure, models
 from hfusion.layers import FusionError
 
-pytest.importorskip("triton", reason="the kernels need Triton, which is for Linux")
+triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
+tl = triton.language
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # How far from float64 a result of two layers may be, as a share of the largest.
@@ -41,14 +42,16 @@ def image(n, c_in, height, wide, dtype=torch.float32, seed=0):
     return x.to(memory_format=torch.channels_last)
 
 
-def check(widths, shape, dtype=torch.float32, tile=TILE, **more):
+def check(widths, shape, dtype=torch.float32, tiles=(TILE, TILE), **more):
     """Against the module itself, in float64 from the same rounded weights."""
     module, x = (
         module_of(widths, dtype, **more),
         image(shape[0], widths[0], *shape[1:], dtype),
     )
     with torch.no_grad():
-        y = kernels.two_launches(module)(x, tile)
+        two = kernels.two_launches(module)
+        two.tiles = tiles
+        y = two(x)
         expected = module.double()(x.double())
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -63,6 +66,7 @@ CASES = [
     ((16, 16, 16, 16, 16, 16, 16), (1, 4, 4)),  # whole tiles
     ((17, 15, 33, 31, 1, 2, 47), (1, 3, 5)),  # ragged ones
     ((40, 7, 65, 9, 33, 70, 5), (2, 6, 3)),  # wider than a tile
+    ((24, 8, 16, 40, 24, 8, 32), (2, 3, 4)),  # counted in eights, not in sixteens
     ((8, 4, 4, 4, 4, 4, 4), (1, 1, 9)),  # an image of one line
     ((8, 4, 4, 4, 4, 4, 4), (1, 9, 1)),
     ((8, 4, 4, 4, 4, 4, 4), (5, 2, 2)),  # windows wider than the image
@@ -80,27 +84,60 @@ def test_shapes_by_hand(widths, shape, kind):
 @pytest.mark.parametrize("row", models.TABLE)
 def test_the_nine_modules(row):
     c_in, _, *widths = models.TABLE[row]
-    check((c_in, *widths), (1, 3, 4), tile=(16, 64, 64, 4, 2))
+    check((c_in, *widths), (1, 3, 4), tiles=((16, 64, 64, 4, 2), (16, 32, 128, 4, 2)))
 
 
 @pytest.mark.parametrize("tile", kernels.TILES)
 def test_every_tile_of_the_table(tile):
-    check((20, 9, 18, 7, 5, 17, 11), (2, 5, 7), tile=tile)
+    widths, shape = (20, 9, 18, 7, 5, 17, 11), (2, 5, 7)
+    check(widths, shape, tiles=(tile, TILE))
+    check(widths, shape, tiles=(TILE, tile))
 
 
-width = st.integers(1, 24)
+width = st.integers(1, 12)
 side = st.integers(1, 7)
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     widths=st.tuples(*[width] * 7),
+    times=st.sampled_from((1, 2, 8)),
     shape=st.tuples(st.integers(1, 3), side, side),
     dtype=st.sampled_from(list(SHARE)),
     batch_norm=st.booleans(),
 )
-def test_any_shape(widths, shape, dtype, batch_norm):
-    check(widths, shape, dtype, batch_norm=batch_norm)
+def test_any_shape(widths, times, shape, dtype, batch_norm):
+    check([times * width for width in widths], shape, dtype, batch_norm=batch_norm)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # numpy, of the interpreter
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_goes_where_it_goes_in_the_module(value):
+    module, x = module_of((6, 5, 4, 5, 3, 5, 5)), image(2, 6, 5, 5)
+    x[0, 2, 1, 1] = value
+    with torch.no_grad():
+        y, expected = kernels.two_launches(module)(x), module(x)
+    for same in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(same(y), same(expected))
+    assert not expected[0].isfinite().all()
+    assert expected[1].isfinite().all()
+
+
+def test_numbers_beyond_two_to_the_31_are_reached():
+    """Rows that begin 2**31 numbers apart; memory that nobody touches costs nothing."""
+    torch.use_deterministic_algorithms(False)
+    apart, ones = 2**31 + 64, torch.ones(64, device=DEVICE)
+    y = torch.empty(2 * apart, dtype=torch.float16, device=DEVICE)
+    x = torch.tensor([[2.0] * 16, [3.0] * 16], dtype=torch.float16, device=DEVICE)
+    w = torch.eye(16, dtype=torch.float16, device=DEVICE)
+    far[(1,)](x, w, ones, y, apart, BM=16, BN=16, BK=16)
+    assert y[:16].tolist() == [3.0] * 16
+    assert y[apart : apart + 16].tolist() == [4.0] * 16
+
+
+@triton.jit
+def far(x, w, bias, y, apart, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    kernels._conv(x, w, bias, y, 0, 1, 16, 16, 16, apart, 1, 2, 2, BM, BN, BK, False)
 
 
 def test_the_check_sees_a_branch_in_the_wrong_place():
@@ -130,11 +167,52 @@ def test_two_launches_and_no_other_operator(monkeypatch):
     two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(2, 6, 5, 5)
     for name in ("_first", "_second"):
         monkeypatch.setattr(kernels, name, Spy(launched))
-    two(x, (16, 16, 16, 1, 1))
-    # 50 pixels are 4 rows of tiles; 5, 4, 3 channels and 6 pooled; 5, 5, 5 channels.
-    assert launched == [(4, 4), (4, 3)]
+    two.tiles = (16, 16, 16, 1, 1), (32, 16, 16, 1, 1)
+    two(x)
+    # 50 pixels are 4 or 2 tiles; 5, 4, 3 channels and 6 pooled are 4; 5, 5, 5 are 3.
+    assert launched == [(4, 4), (2, 3)]
     torch.use_deterministic_algorithms(False)  # whose poison is an operator
     assert measure.count_launches(lambda: two(x)).count == 0
+
+
+# The choice of tiles.
+
+
+def test_the_fastest_tile_of_each_launch_is_kept(monkeypatch):
+    """No race: the time of an arm is made up from its tiles."""
+    best = kernels.TILES[3], kernels.TILES[1]
+
+    def made_up(arms, device, rounds):
+        return {
+            tile: [float(arm.func.tiles[0] != best[0]) + (arm.func.tiles[1] != best[1])]
+            for tile, arm in arms.items()
+        }
+
+    monkeypatch.setattr(measure, "time_arms", made_up)
+    two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
+    if DEVICE == "cuda":
+        monkeypatch.setattr(measure, "graphed", lambda call: call)
+    tables = kernels.tune(two, x)
+    assert two.tiles == best
+    assert [list(table) for table in tables] == [list(kernels.TILES)] * 2
+    assert tables[0] == {tile: 1.0 + (tile != best[0]) for tile in kernels.TILES}
+    assert tables[1] == {tile: float(tile != best[1]) for tile in kernels.TILES}
+
+
+def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
+    forward = kernels.TwoLaunches.forward
+
+    def small(self, x):
+        if any(tile[0] == 128 for tile in self.tiles):
+            raise kernels.OutOfResources(2**18, 2**17, "shared memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(kernels.TwoLaunches, "forward", small)
+    monkeypatch.setattr(measure, "time_arms", lambda arms, *_: dict.fromkeys(arms, [1.0]))
+    two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
+    fit = [tile for tile in kernels.TILES if tile[0] != 128]
+    tables = kernels.tune(two, x)
+    assert [list(table) for table in tables] == [fit, fit]
 
 
 # What does not fit.
