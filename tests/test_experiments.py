@@ -10,7 +10,7 @@ import torch
 from test_architecture import PACKAGE
 from test_recording import raising
 
-from hfusion import experiments, measure, models, recording, records
+from hfusion import experiments, kernels, measure, models, recording, records
 from hfusion.experiments import ceilings, rungs, stage
 from hfusion.recording import Unavailable
 
@@ -60,7 +60,7 @@ SMALL = {
     "launch_overhead": {"operator": "abs", "way": "eager"},
     "timeline": {"module": "5b", "rung": rungs.HOISTED},
     "stage": {"module": "5b", "batch": 2, "dtype": "float32", "layout": "NHWC"},
-    "module_ladder": {"module": "5b", "batch": 1, "dtype": "float32"},
+    "module_ladder": {"module": "5b", "batch": 1, "dtype": "float32", "layout": "NCHW"},
     "memory": {"memory": "as it comes", "module": "5b", "batch": 1, "layout": "NCHW"},
 }
 
@@ -82,7 +82,7 @@ def unavailable(*args):
 
 
 def test_the_whole_network_agrees_on_every_rung():
-    race = MODULES["network"].race("cpu", "GoogLeNet", 1, "float32")
+    race = MODULES["network"].race("cpu", "GoogLeNet", 1, "float32", "NCHW")
     with torch.no_grad():
         for name in race.arms:
             if name in RUNGS:
@@ -139,6 +139,50 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
         wrong = model(x).roll(1, dims=1)
     with pytest.raises(measure.Disagreement):
         measure.near(wrong, exact, share)
+
+
+# In two launches; the choice of tiles is tested in test_kernels.py.
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    """Which modules had their tiles chosen, and for which shapes; nothing is raced."""
+    pytest.importorskip("triton")
+    chosen = []
+    monkeypatch.setattr(kernels, "tune", lambda two, x: chosen.append((two, x.shape)))
+    return chosen
+
+
+def test_in_two_launches_a_network_computes_the_same(tuned):
+    model = models.Digits.trained()
+    x = torch.randn(2, 1, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        call = rungs.in_two(model, x)
+        for _ in range(2):
+            measure.near(call(), rungs.exact(model, x)[0], 1e-5)
+    assert [list(shape) for _, shape in tuned] == [[2, 16, 8, 8], [2, 64, 4, 4]]
+    assert all(isinstance(two, kernels.TwoLaunches) for two, _ in tuned)
+    assert not any(isinstance(m, kernels.TwoLaunches) for m in model.modules())
+
+
+def test_in_two_launches_a_module_computes_the_same(tuned):
+    model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
+    x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        measure.near(rungs.in_two(model, x)(), rungs.exact(model, x)[0], 1e-5)
+    assert len(tuned) == 1
+
+
+def test_what_cannot_be_in_two_launches_is_unavailable(monkeypatch):
+    model, x = models.Digits.trained(), torch.randn(2, 1, 8, 8)
+    rows = x.new_empty(2, 3, 8, 8)
+    with pytest.raises(Unavailable, match="want channels_last"):
+        rungs.in_two(model, rows)
+    with pytest.raises(Unavailable, match="no Inception module"):
+        rungs.in_two(torch.nn.ReLU(), x)
+    monkeypatch.setattr(kernels, "triton", None)
+    with pytest.raises(Unavailable, match="Triton is not installed"):
+        rungs.in_two(model, x)
 
 
 @pytest.mark.parametrize("way", ["host", "graph"])
@@ -202,6 +246,7 @@ def test_limits_are_read_from_the_record():
         assert found.launch_s == pytest.approx(5e-6)
         assert found.kernel_s == pytest.approx(kernel_s)
         assert found.overlaps is overlaps
+        assert ceilings.chain_s(made, 10) == pytest.approx(13e-6)
 
 
 def chain(operator, way, samples):

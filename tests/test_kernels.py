@@ -208,7 +208,7 @@ def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
         return forward(self, x)
 
     monkeypatch.setattr(kernels.TwoLaunches, "forward", small)
-    monkeypatch.setattr(measure, "time_arms", lambda arms, *_: dict.fromkeys(arms, [1.0]))
+    monkeypatch.setattr(measure, "time_arms", lambda arms, *_: dict.fromkeys(arms, (1.0,)))
     two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
     fit = [tile for tile in kernels.TILES if tile[0] != 128]
     tables = kernels.tune(two, x)

@@ -50,7 +50,7 @@ def matmul(device, dtype, side):
 
 
 def empty(device, operator, way):
-    return Race(**rungs.chains(operator, way, (1, 10, 100), device), calls=10)
+    return Race(**rungs.chains(operator, way, (1, 2, 10, 100), device), calls=10)
 
 
 RACES = {"copy": copy, "matmul": matmul, "empty": empty}
@@ -69,6 +69,12 @@ def limits(record, dtype):
         kernel_s=_one_more(record, "abs", "graph") if on_gpu else 0,
         overlaps=on_gpu,
     )
+
+
+def chain_s(record, n):
+    """A chain of n kernels that do nothing, as a CUDA graph, in seconds; on GPUs only."""
+    (case,) = record.select(what="empty", operator="abs", way="graph")
+    return case.median(str(n)) / 1e6
 
 
 def _one_more(record, operator, way):

@@ -1,7 +1,8 @@
 """What is each step of fusion worth, in a whole Inception module?
 
-Rung by rung, from the module as written to convolution, bias and ReLU in one call;
-beside CUDA graphs, branches on streams of their own, and torch.compile.
+Rung by rung, from the module as written to convolution, bias and ReLU in one call, and
+to two launches of Triton's; beside CUDA graphs, branches on streams of their own, and
+torch.compile.
 """
 
 from .. import models
@@ -12,19 +13,26 @@ QUESTION = "What is each step of fusion worth, in a whole Inception module?"
 
 
 def cases(device):
-    small = [
-        {"module": module, "batch": 1, "dtype": dtype}
-        for dtype in (("float16", "float32") if device == "cuda" else ("float32",))
-        for module in models.TABLE
-    ]
-    large = 32 if device == "cuda" else 8
-    return [*small, *(case | {"batch": large} for case in small if case["module"] == "3a")]
+    if device == "cpu":
+        return [*nine(1, "float32"), *nine(8, "float32")[:1]]
+    first = [case for dtype in rungs.USUAL for case in nine(1, dtype)]
+    large = [nine(32, dtype)[0] for dtype in rungs.USUAL]
+    crossed = [first[0] | {"layout": "NCHW"}, nine(1, "float32")[0] | {"layout": "NHWC"}]
+    return [*first, *large, *crossed]
 
 
-def race(device, module, batch, dtype):
-    model, x = rungs.inception(module, batch, dtype, device)
+def nine(batch, dtype):
+    """All modules of the paper's table, in the layout that goes with the dtype."""
+    same = {"batch": batch, "dtype": dtype, "layout": rungs.USUAL[dtype]}
+    return [{"module": module, **same} for module in models.TABLE]
+
+
+def race(device, module, batch, dtype, layout):
+    model, x = rungs.inception(module, batch, dtype, device, layout)
     nets = rungs.eager(model)
-    arms = rungs.arms(nets, x, device)
+    # Tried out at length by max-autotune: what the book compares with.
+    thorough = device == "cpu" or (dtype, batch) == ("float16", 1)
+    arms = rungs.arms(nets, x, device, rungs.MODES if thorough else ["default"])
     arms["streams"] = lambda: rungs.on_cuda(device, rungs.on_streams, nets[rungs.FOLDED], x)
     return Race(
         arms, rungs.exact(model, x), 2 * rungs.SHARE[dtype], opaque=rungs.opaque(arms)

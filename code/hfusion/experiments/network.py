@@ -32,17 +32,17 @@ NETWORKS = {"GoogLeNet": ours, "torchvision": torchvisions}
 def cases(device):
     gpu = device == "cuda"
     return [
-        {"network": network, "batch": batch, "dtype": dtype}
+        {"network": network, "batch": batch, "dtype": dtype, "layout": rungs.USUAL[dtype]}
         for network in NETWORKS
         for batch in ((1, 8, 64) if gpu else (1, 4))
         for dtype in (("float16", "float32") if gpu else ("float32",))
     ]
 
 
-def race(device, network, batch, dtype):
-    kind = getattr(torch, dtype)
-    model = models.randomise(NETWORKS[network]()).eval().to(device, kind)
-    x = torch.randn(batch, 3, 224, 224).to(device, kind)
+def race(device, network, batch, dtype, layout):
+    model = models.randomise(NETWORKS[network]()).eval()
+    x = torch.randn(batch, 3, 224, 224)
+    model, x = rungs.placed(model, x, dtype, device, layout)
     nets = rungs.eager(model)
     modes = rungs.MODES if device == "cuda" or batch == 1 else ["default"]
     arms = rungs.arms(nets, x, device, modes)

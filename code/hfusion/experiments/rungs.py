@@ -6,13 +6,14 @@ model it is given, within rounding; `recording` checks that before it times it.
 
 import copy
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import nn
 
-from .. import measure, models
+from .. import kernels, measure, models
 from ..folding import fold_batchnorm
+from ..layers import FusionError
 from ..recording import Unavailable
 from ..rewrite import Siblings, plan
 
@@ -20,11 +21,16 @@ DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
 SHARE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
+FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+# What is used: float32 in PyTorch's own layout, float16 in that of the tensor cores.
+USUAL = {"float16": "NHWC", "float32": "NCHW"}
+
 EMPTY = ("abs", "conv")  # operators of which `chains` can make chains
 
 WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
 ONE_CALL = "folded, stacked, one call"
+TWO = "two launches"
 # What torch.compile is told, and what the arms are called.
 MODES = {"default": "compile", "max-autotune": "max-autotune"}
 
@@ -69,13 +75,18 @@ def chains(operator, way, lengths, device):
     }
 
 
-def inception(row, batch, dtype, device):
+def inception(row, batch, dtype, device, layout="NCHW"):
     """(a module of the paper's table, an input for it), both random."""
     model = models.randomise(models.Inception.from_table(row)).eval()
     c_in, size, *_ = models.TABLE[row]
     x = torch.randn(batch, c_in, size, size)
-    kind = getattr(torch, dtype)
-    return model.to(device, kind), x.to(device, kind)
+    return placed(model, x, dtype, device, layout)
+
+
+def placed(model, x, dtype, device, layout):
+    """A model and its images in one dtype, on one device, in one memory layout."""
+    kind, form = getattr(torch, dtype), FORMATS[layout]
+    return (thing.to(device, kind, memory_format=form) for thing in (model, x))
 
 
 def doubled(model):
@@ -147,10 +158,46 @@ def arms(nets, x, device, modes=MODES):
     made = {rung: partial(tried, call) for rung, call in calls.items()}
     for rung, call in calls.items():
         made[f"graph, {rung}"] = partial(on_cuda, device, measure.graphed, call)
+    two = cache(partial(on_cuda, device, in_two, nets[FOLDED], x))
+    made[TWO] = two
+    made[f"graph, {TWO}"] = lambda: measure.graphed(two())
     for mode in modes:
         for rung in (WRITTEN, FOLDED, HOISTED):
             made[f"{MODES[mode]}, {rung}"] = partial(compiled, nets[rung], x, mode)
     return made
+
+
+class Tuned(nn.Module):
+    """Two launches whose tiles are chosen for the first input."""
+
+    def __init__(self, two):
+        super().__init__()
+        self.two, self.chosen = two, False
+
+    def forward(self, x):
+        if not self.chosen:
+            kernels.tune(self.two, x)
+            self.chosen = True
+        return self.two(x)
+
+
+def in_two(model, x):
+    """A model with each of its Inception modules in two launches, on x."""
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        raise Unavailable("the kernels want channels_last")
+    whole = nn.Sequential(copy.deepcopy(model))  # may be such a module itself
+    found = [name for name, m in whole.named_modules() if isinstance(m, models.Inception)]
+    if not found:
+        raise Unavailable("there is no Inception module of this book in it")
+    for name in found:
+        try:
+            two = kernels.two_launches(whole.get_submodule(name))
+        except FusionError as error:
+            raise Unavailable(str(error)) from error
+        whole.set_submodule(name, Tuned(two))
+    call = partial(whole, x)
+    call()
+    return call
 
 
 def opaque(names):

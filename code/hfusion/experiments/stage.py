@@ -18,7 +18,6 @@ from . import rungs
 QUESTION = "When is one stacked 1×1 convolution faster than three separate ones?"
 ROUNDS = 15
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 def cases(device):
@@ -27,14 +26,14 @@ def cases(device):
         {"module": module, "batch": batch, "dtype": dtype, "layout": layout}
         for batch in (BATCHES if on_gpu else (1, 2, 4, 8, 32, 128))
         for dtype in (rungs.DTYPES if on_gpu else ("float32",))
-        for layout in FORMATS
+        for layout in rungs.FORMATS
         for module in models.TABLE
     ]
 
 
 def race(device, module, batch, dtype, layout):
     c_in, size, w1, r3, _, r5, *_ = models.TABLE[module]
-    kind, form = getattr(torch, dtype), FORMATS[layout]
+    kind, form = getattr(torch, dtype), rungs.FORMATS[layout]
     convs = [torch.nn.Conv2d(c_in, width, 1) for width in (w1, r3, r5)]
     convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
     convs = [conv.to(device, kind, memory_format=form) for conv in convs]
