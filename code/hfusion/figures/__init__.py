@@ -1,0 +1,52 @@
+"""The book's drawings and plots: data in, matplotlib figure out.
+
+One style and one palette. A branch keeps its colour in every picture, and a
+stacked thing is drawn in the colours of its branches. Nothing here computes a
+result or measures a time: a figure shows what it is given.
+"""
+
+from .drawings import blocks, fusion_kinds, graph, inception, memory, unroll
+from .plots import (
+    by_batch,
+    calls,
+    curves,
+    error_bars,
+    fitted,
+    gallery,
+    lanes,
+    margins,
+    predicted,
+    ranges,
+    stacked_bars,
+    timeline,
+)
+from .style import BRANCHES, DASHED, FAINT, INK, INPUT, OTHERS, tint, use_style
+
+__all__ = [
+    "BRANCHES",
+    "DASHED",
+    "FAINT",
+    "INK",
+    "INPUT",
+    "OTHERS",
+    "blocks",
+    "by_batch",
+    "calls",
+    "curves",
+    "error_bars",
+    "fitted",
+    "fusion_kinds",
+    "gallery",
+    "graph",
+    "inception",
+    "lanes",
+    "margins",
+    "memory",
+    "predicted",
+    "ranges",
+    "stacked_bars",
+    "timeline",
+    "tint",
+    "unroll",
+    "use_style",
+]

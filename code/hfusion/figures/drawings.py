@@ -1,0 +1,167 @@
+"""Drawings: what is made of what, and where it lies. Nothing here is to a scale of time."""
+
+from matplotlib.patches import Rectangle
+
+from .style import BRANCHES, INK, INPUT, OTHERS, arrow, box, canvas, node
+
+
+def inception(fused=False):
+    """The Inception module as a graph; fused=True stacks its three siblings."""
+    figure, axes = canvas(7.4, 3.5, (-0.4, 12.4), (-0.5, 5.2))
+    one, three, five, pool = BRANCHES
+    rows = {"1×1": (0.3, one), "3×3": (1.6, three), "5×5": (2.9, five), "pool": (4.4, pool)}
+    node(axes, 0.6, 2.2, 1.4, "input x", INPUT)
+    node(axes, 11.4, 2.2, 1.5, "concat", INPUT)
+    labels = ("1×1", "1×1 reduce", "1×1 reduce")
+    for (name, (y, colour)), label in zip(rows.items(), (*labels, "max pool"), strict=True):
+        if fused and name != "pool":
+            continue
+        node(axes, 3.7, y, 2.0, label, colour)
+        arrow(axes, (1.3, 2.2), (2.7, y))
+    if fused:
+        for name, label in zip(("1×1", "3×3", "5×5"), labels, strict=True):
+            y, colour = rows[name]
+            box(axes, 2.7, y - 0.65, 2.0, 1.3, colour, label)
+        arrow(axes, (1.3, 2.2), (2.7, 1.6))
+        axes.text(3.7, -0.55, "one stacked 1×1", ha="center", va="bottom", fontsize=9)
+    else:
+        axes.plot([2.45, 2.45, 4.95, 4.95, 2.45], [-0.3, 3.45, 3.45, -0.3, -0.3],
+                  color=INK, linestyle=(0, (4, 3)), linewidth=1)  # fmt: skip
+        axes.text(5.1, -0.2, "siblings: same window, same input", fontsize=9, va="top")
+    for name, label in (("3×3", "3×3"), ("5×5", "5×5"), ("pool", "1×1")):
+        y, colour = rows[name]
+        node(axes, 7.6, y, 1.8, label, colour)
+        arrow(axes, (4.7, y), (6.7, y), colour)
+        arrow(axes, (8.5, y), (10.65, 2.2), colour)
+    axes.plot([4.7, 8.5], [0.3, 0.3], color=one, linewidth=1.1)
+    arrow(axes, (8.5, 0.3), (10.65, 2.2), one)
+    return figure
+
+
+def graph(nodes, together=()):
+    """A graph, inputs on the left: {name: (label, lane, colour, names of its inputs)}.
+
+    A node stands to the right of all its inputs, in its lane. together: names to
+    draw a frame around.
+    """
+    column, place = {}, {}
+    for name, (_, lane, _, inputs) in nodes.items():
+        column[name] = 1 + max((column[source] for source in inputs), default=-1)
+        place[name] = (column[name] * 2.55, lane * 1.1)
+    right = max(x for x, _ in place.values()) + 1
+    bottom = max(y for _, y in place.values()) + 0.6
+    figure, axes = canvas(
+        7.4, 7.4 * (bottom + 0.7) / (right + 1), (-1, right), (-0.7, bottom)
+    )
+    for name, (label, _, colour, inputs) in nodes.items():
+        x, y = place[name]
+        node(axes, x, y, 1.95, label, colour, fontsize=8)
+        for source in inputs:
+            x_0, y_0 = place[source]
+            ink = nodes[source][2] if nodes[source][2] != INPUT else colour
+            bend = x - 1.6  # past other columns along its own lane
+            axes.plot([x_0 + 0.98, bend], [y_0, y_0], color=ink, linewidth=1.1, zorder=0)
+            arrow(axes, (bend, y_0), (x - 0.98, y), ink)
+    if together:
+        xs, ys = zip(*(place[name] for name in together), strict=True)
+        corner, size = (min(xs) - 1.15, min(ys) - 0.5), (2.3, max(ys) - min(ys) + 1)
+        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=1,
+                                 linestyle=(0, (4, 3))))  # fmt: skip
+    return figure
+
+
+def fusion_kinds():
+    """Three branches of three operators: what each kind of fusion makes one launch."""
+    figure, axes = canvas(7.4, 2.3, (-0.3, 16.3), (-1.1, 3.9))
+    operators = ("conv", "norm", "ReLU")
+    for column, title in enumerate(("nothing fused", "vertical", "horizontal", "both")):
+        left = column * 4.3
+        wide, tall = title in ("horizontal", "both"), title in ("vertical", "both")
+        step_x, step_y = 1.0 if wide else 1.15, 1.0 if tall else 1.15
+        middle = left + (2 * step_x + 1) / 2
+        axes.text(middle, -0.6, title, ha="center", fontsize=9.5, weight="bold")
+        for branch in range(3):
+            for row, name in enumerate(operators):
+                x, y = left + branch * step_x, row * step_y
+                box(axes, x, y, 1, 1, BRANCHES[branch], name, fontsize=7.5, linewidth=0)
+        for i in range(1 if wide else 3):
+            for j in range(1 if tall else 3):
+                axes.add_patch(
+                    Rectangle((left + i * step_x, j * step_y), 3 if wide else 1,
+                              3 if tall else 1, fill=False, edgecolor=INK, linewidth=1.3)
+                )  # fmt: skip
+        launches = (1 if wide else 3) * (1 if tall else 3)
+        count = f"{launches} launch{'es' if launches > 1 else ''}"
+        axes.text(middle, 3.75, count, ha="center", fontsize=9)
+    return figure
+
+
+def unroll():
+    """An image of two channels and six pixels, as a tensor and as the matrix X."""
+    figure, axes = canvas(7.4, 2.0, (-0.4, 14.4), (-0.6, 3.6))
+    shades = (INPUT, OTHERS[3])
+    for channel, colour in enumerate(shades):
+        for pixel in range(6):
+            row, column = divmod(pixel, 3)
+            x, y = column + 0.6 * (1 - channel), row + 0.7 * channel
+            box(axes, x, y, 1, 1, colour, str(pixel), zorder=1 + channel)
+    axes.text(1.9, 3.2, "C = 2, H = 2, W = 3", ha="center", fontsize=9.5)
+    arrow(axes, (4.3, 1.4), (6.3, 1.4))
+    axes.text(5.3, 1.1, "reshape", ha="center", fontsize=9.5)
+    for channel, colour in enumerate(shades):
+        for pixel in range(6):
+            box(axes, 7.2 + pixel, 0.4 + channel, 1, 1, colour, str(pixel))
+    axes.text(10.2, 3.2, "X: C rows, P = 6 columns, one pixel a column", ha="center",
+              fontsize=9.5)  # fmt: skip
+    return figure
+
+
+def blocks(sizes, c_in, pixels, names):
+    """W · X = Y to scale: one unit of length a channel or a pixel.
+
+    sizes: output channels of each branch; names: what becomes of each.
+    """
+    total, gap = sum(sizes), 70
+    x_left, y_left = c_in + gap, c_in + pixels + 2 * gap
+    figure, axes = canvas(7.4, 4.2, (-40, y_left + pixels + 190), (-15, c_in + 50))
+    top = 0
+    for index, (size, name) in enumerate(zip(sizes, names, strict=True)):
+        colour, middle = BRANCHES[index], top + size / 2
+        font = {"fontsize": 10 if size > 40 else 7}
+        box(axes, 0, top, c_in, size, colour, f"$\\mathbf{{W}}_{index + 1}$", **font)
+        box(axes, y_left, top, pixels, size, colour, f"$Y_{index + 1}$", **font)
+        axes.text(-10, middle, size, ha="right", va="center", fontsize=9)
+        axes.text(y_left + pixels + 10, middle, name, va="center", fontsize=9)
+        top += size
+    box(axes, x_left, 0, pixels, c_in, INPUT, "$X$", fontsize=11)
+    for x, sign in ((c_in + gap / 2, "·"), (x_left + pixels + gap / 2, "=")):
+        axes.text(x, total / 2, sign, ha="center", va="center", fontsize=18)
+    for x, bottom, label in (
+        (c_in / 2, total, f"$\\mathbf{{W}}$: K = {total} rows, C = {c_in}"),
+        (x_left + pixels / 2, c_in, f"C = {c_in} rows, P = {pixels}"),
+        (y_left + pixels / 2, total, f"$Y$: K = {total} rows"),
+    ):
+        axes.text(x, bottom + 12, label, ha="center", va="top", fontsize=9)
+    return figure
+
+
+def memory(rows, columns):
+    """Memory as it lies: {title: [branch of cell 0, branch of cell 1, …]}.
+
+    One strip a layout, wrapped after `columns` cells; a cell is one number.
+    """
+    lines = {title: -(-len(cells) // columns) for title, cells in rows.items()}
+    height = sum(lines.values()) * 1.0 + len(rows) * 1.3
+    figure, axes = canvas(
+        7.4, 7.4 * height / columns, (-0.2, columns + 0.2), (-0.2, height)
+    )
+    y = 0
+    for title, cells in rows.items():
+        axes.text(0, y + 0.65, title, fontsize=9.5, va="center")
+        for cell, branch in enumerate(cells):
+            line, column = divmod(cell, columns)
+            colour = BRANCHES[branch]
+            box(axes, column, y + 1.1 + line, 1, 0.85, colour, str(branch + 1),
+                 strength=0.45, fontsize=7)  # fmt: skip
+        y += lines[title] + 1.3
+    return figure

@@ -1,0 +1,264 @@
+"""Plots: numbers in, axes out. What comes from a record carries the record's label."""
+
+import statistics
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from .style import DASHED, FAINT, INK, INPUT, OTHERS, labelled, tint
+
+
+def timeline(panels, until_us):
+    """Who works when: host and device, one pair of lanes a panel.
+
+    panels: {title: [(label, colours, (host start, host end, device start, device
+    end)), …]}, all in µs; a kernel is drawn in equal parts of its colours. The gaps
+    in the device's lane are the time it waits for launches.
+    """
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(7.4, 1.55 * len(panels) + 0.3), sharex=True, squeeze=False
+    )
+    for axis, (title, launches) in zip(axes[:, 0], panels.items(), strict=True):
+        for label, colours, (host_0, host_1, device_0, device_1) in launches:
+            edge = colours[0] if len(colours) == 1 else INPUT
+            axis.barh(1, host_1 - host_0, left=host_0, height=0.62, color=tint(edge),
+                      edgecolor=edge, linewidth=0.9)  # fmt: skip
+            axis.text(
+                (host_0 + host_1) / 2, 1, label, ha="center", va="center", fontsize=7.5
+            )
+            part = (device_1 - device_0) / len(colours)
+            for place, colour in enumerate(colours):
+                axis.barh(0, part, left=device_0 + place * part, height=0.62, color=colour)
+        end = max(times[3] for _, _, times in launches)
+        axis.axvline(end, **DASHED)
+        axis.text(end, 1.52, f" {end:.1f} µs", fontsize=9, va="center")
+        axis.set_title(title)
+        axis.set(xlim=(0, until_us), ylim=(-0.5, 1.75), yticks=[0, 1])
+        axis.set_yticklabels(["device runs", "host launches"])
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    axes[-1, 0].set_xlabel("time, µs")
+    figure.tight_layout()
+    return figure
+
+
+def gallery(images, columns=3, width=7.4):
+    """Photographs side by side: {title: array [H, W] or [H, W, 3] in 0..1}."""
+    rows = -(-len(images) // columns)
+    height = width / columns * 0.67 * rows + 0.3 * rows
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (title, image) in zip(axes.flat, images.items(), strict=False):
+        axis.imshow(image.clip(0, 1), cmap="gray", vmin=0, vmax=1)
+        axis.set_title(title, fontsize=9.5)
+    figure.tight_layout(pad=0.4)
+    return figure
+
+
+def margins(margin, difference):
+    """For each answer: how far ahead it was, and how far rounding moved a score.
+
+    Both arrays [answers], on logarithmic scales. Below the line no answer can change:
+    two scores would have to move by half the margin towards each other.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 3.3))
+    axis.plot(margin, difference, "o", markersize=3.5, color=OTHERS[1], alpha=0.6)
+    span = [min(margin) / 2, max(margin) * 2]
+    line = [x / 2 for x in span]
+    axis.plot(span, line, color=INK, linewidth=1)
+    axis.fill_between(span, line, [10 * span[1]] * 2, color=FAINT, alpha=0.6, linewidth=0)
+    axis.text(0.02, 0.93, "here an answer might change", transform=axis.transAxes,
+              va="top", fontsize=9)  # fmt: skip
+    axis.set(xscale="log", yscale="log", xlim=span, ylim=(None, 10 * span[1]))
+    axis.set(xlabel="margin: the best score less the second best")
+    axis.set(ylabel="largest difference\nof a score")
+    figure.tight_layout()
+    return figure
+
+
+def curves(lines, xlabel, ylabel):
+    """Lines over 1, 2, 3, …: {label: (values, style)}; a style is plot's keywords."""
+    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    for label, (values, style) in lines.items():
+        axis.plot(range(1, len(values) + 1), values, label=label, **style)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def stacked_bars(rows, colours, xlabel):
+    """Horizontal bars made of named parts: {row: {part: number}}, totals at the end."""
+    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
+    for place, parts in enumerate(rows.values()):
+        left = 0
+        for name, value in parts.items():
+            axis.barh(place, value, left=left, height=0.66, color=colours[name],
+                      edgecolor="white", label=name if place == 0 else None)  # fmt: skip
+            left += value
+        axis.text(left, place, f" {left:g}", va="center", weight="bold")
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.invert_yaxis()
+    axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel(xlabel)
+    axis.legend(ncols=len(colours), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def ranges(rows, xlabel):
+    """Medians with their quartiles: {row: (lower, median, upper)}; a line at 1."""
+    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 0.9))
+    axis.axvline(1, **DASHED)
+    for place, (low, middle, high) in enumerate(rows.values()):
+        axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=4)
+        axis.plot(middle, place, "o", color=OTHERS[0])
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set(xlim=(0, None), ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
+    figure.tight_layout()
+    return figure
+
+
+def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
+    """Errors on a logarithmic scale against a bound: {group: {bar: error}}.
+
+    An error of exactly 0 has no logarithm: it is drawn at the bottom, marked 0.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    floor = bound / 1e12
+    names = list(next(iter(groups.values())))
+    for index, (group, bars) in enumerate(groups.items()):
+        for place, name in enumerate(names):
+            value = bars[name]
+            x = index * (len(names) + 1) + place
+            axis.bar(x, max(value, floor) - floor, bottom=floor, width=0.85,
+                     color=OTHERS[place], label=name if index == 0 else None)  # fmt: skip
+            if value == 0:
+                axis.text(x, floor * 2, "0", ha="center")
+        centre = index * (len(names) + 1) + (len(names) - 1) / 2
+        axis.text(centre, floor / 20, group, ha="center", va="top")
+    axis.axhline(bound, **DASHED)
+    axis.text(len(names) - 0.4, bound * 2, bound_name, fontsize=8.5)
+    axis.set_yscale("log")
+    axis.set(ylabel=ylabel, xticks=[])
+    axis.set_ylim(bottom=floor)
+    axis.legend(ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+# What records hold. Each of these takes the record's label, and prints it on the figure.
+
+
+def calls(times_us, label):
+    """One and the same call, again and again: each a dot, the median a dashed line."""
+    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    numbers = range(1, len(times_us) + 1)
+    axis.plot(numbers, times_us, "o", markersize=2, color=OTHERS[1])
+    axis.plot(1, times_us[0], "o", markersize=5, color=OTHERS[3])
+    axis.annotate("the first call", (1, times_us[0]), xytext=(12, -3),
+                  textcoords="offset points", fontsize=9)  # fmt: skip
+    axis.axhline(statistics.median(times_us), **DASHED)
+    axis.set(yscale="log", xlabel="call", ylabel="time, µs")
+    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_minor_formatter("{x:,.0f}")
+    axis.tick_params(axis="y", which="minor", labelsize=8)
+    return labelled(figure, label)
+
+
+def fitted(ns, points, lines, label):
+    """Chains of n: {way: medians in µs} and {way: (a, b)}; below, their distance in %."""
+    figure, (axis, below) = plt.subplots(
+        2, 1, figsize=(7.4, 4.4), sharex=True, height_ratios=(3, 1)
+    )
+    for colour, (way, times_us) in zip(OTHERS[::2], points.items(), strict=False):
+        a, b = lines[way]
+        line = [a + b * n for n in ns]
+        name = f"{way}: {a:.2f} + {b:.3f} n"
+        axis.plot(ns, line, color=colour, linewidth=1, label=name)
+        axis.plot(ns, times_us, "o", color=colour, markersize=5)
+        off = [100 * (t / fit - 1) for t, fit in zip(times_us, line, strict=True)]
+        below.plot(ns, off, "o-", color=colour, markersize=4, linewidth=0.8)
+    below.axhline(0, **DASHED)
+    axis.set(xscale="log", yscale="log", ylabel="time, µs")
+    axis.legend(fontsize=9)
+    below.set(xlabel="operators in the chain, n", ylabel="off the\nline, %")
+    return labelled(figure, label)
+
+
+def lanes(panels, kinds, label):
+    """Timelines: {title: [(lane, name, begin, end), …]}, on one axis in µs.
+
+    kinds: {name: which of OTHERS is its colour}; what is not in it is drawn faint.
+    """
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(7.4, 1.2 * len(panels) + 0.8), sharex=True, squeeze=False
+    )
+    for axis, (title, events) in zip(axes[:, 0], panels.items(), strict=True):
+        rows = sorted({lane for lane, *_ in events}, reverse=True)
+        for lane, name, begin, end in events:
+            colour = OTHERS[kinds[name]] if name in kinds else FAINT
+            axis.barh(rows.index(lane), end - begin, left=begin, height=0.6, color=colour)
+        axis.set_title(title)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+    axes[-1, 0].set_xlabel("time, µs")
+    handles = [Rectangle((0, 0), 1, 1, color=OTHERS[place]) for place in kinds.values()]
+    axes[0, 0].legend(handles, list(kinds), ncols=len(kinds), loc="lower right",
+                      bbox_to_anchor=(1, 1), fontsize=8.5)  # fmt: skip
+    return labelled(figure, label)
+
+
+def predicted(groups, label):
+    """Gains predicted and recorded: {group: [(predicted, recorded), …]}.
+
+    In the shaded quarters the sign of the gain is called wrong. The axes have scales of
+    their own; on the dashed line both agree.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 3.8))
+    said, was = zip(*(pair for pairs in groups.values() for pair in pairs), strict=True)
+    left, right = min(0.95, *said) - 0.02, max(said) + 0.02
+    low, high = min(was) - 0.05, max(was) + 0.05
+    axis.fill_between([left, 1], 1, high, color=FAINT, alpha=0.5, linewidth=0)
+    axis.fill_between([1, right], low, 1, color=FAINT, alpha=0.5, linewidth=0)
+    axis.plot([left, right], [left, right], **DASHED)
+    markers = zip((OTHERS[0], OTHERS[3], OTHERS[1], OTHERS[4]), "osDv", strict=True)
+    for (group, pairs), (colour, marker) in zip(groups.items(), markers, strict=False):
+        axis.plot(*zip(*pairs, strict=True), marker, markersize=4, color=colour,
+                  alpha=0.8, linestyle="", label=group)  # fmt: skip
+    axis.set(xlim=(left, right), ylim=(low, high))
+    axis.set(xlabel="predicted gain", ylabel="recorded gain")
+    axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
+    return labelled(figure, label)
+
+
+def by_batch(panels, label):
+    """Gain over batch: {title: {way: [(batch, (lower, median, upper), predicted), …]}}.
+
+    Recorded medians are dots with their quartiles, predictions a line.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(7.4, 3.1), sharey=True, squeeze=False
+    )
+    colours = (OTHERS[0], OTHERS[3])
+    for axis, (title, ways) in zip(axes[0], panels.items(), strict=True):
+        axis.axhline(1, **DASHED)
+        for colour, (way, rows) in zip(colours, ways.items(), strict=False):
+            for batch, (low, middle, high), _ in rows:
+                axis.plot([batch, batch], [low, high], color=colour, alpha=0.4, linewidth=3)
+                axis.plot(batch, middle, "o", color=colour, markersize=5)
+            axis.plot([b for b, *_ in rows], [p for *_, p in rows], color=colour,
+                      linewidth=1, label=way)  # fmt: skip
+        axis.set(xscale="log", xlabel="batch")
+        axis.set_xticks([b for b, *_ in rows], [f"{b}" for b, *_ in rows])
+        axis.minorticks_off()
+        axis.set_title(title)
+    axes[0, 0].set_ylabel("gain over separate")
+    axes[0, 0].legend(fontsize=8.5)
+    return labelled(figure, label)
