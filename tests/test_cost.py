@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfusion import cost
+from hfusion import cost, models
 from hfusion.cost import Ceilings, Kernel
+from hfusion.folding import fold_batchnorm
 
 GPU = Ceilings(1e15, 5e12, 3e-6, 1e-6, overlaps=True)
 CPU = Ceilings(2e11, 3e10, 7e-6, 0, overlaps=False)
@@ -152,3 +153,47 @@ def test_a_faster_machine_is_not_slower(machine):
         faster = dataclasses.replace(machine, **{field: 2 * getattr(machine, field)})
         for kernels in ways.values():
             assert cost.seconds(kernels, faster) <= cost.seconds(kernels, machine)
+
+
+# An Inception module, and the least it could cost.
+
+
+@pytest.mark.parametrize("row", models.TABLE)
+def test_two_launches_compute_and_move_what_torch_counts(row):
+    c_in, side, *widths = models.TABLE[row]
+    module = fold_batchnorm(models.Inception.from_table(row).eval())
+    x = torch.zeros(2, c_in, side, side)
+    seen = {}
+    for name, conv in module.named_modules():
+        if isinstance(conv, torch.nn.Conv2d):
+            conv.register_forward_hook(lambda conv, x, y, name=name: seen.update({name: y}))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        y = module(x)
+        pooled = module.pool(x)
+    positions = 2 * side * side
+    kernels = cost.in_two((c_in, *widths), positions, 4)
+    biases = sum(y.numel() for y in seen.values())
+    assert sum(k.flops for k in kernels) == counter.get_total_flops() + biases
+    weights = [p.numel() for p in module.parameters()]
+    passed_on = [seen["b3_reduce.conv"].numel(), seen["b5_reduce.conv"].numel()]
+    passed_on.append(pooled.numel())
+    least = x.numel() + sum(weights) + y.numel()
+    assert cost.least((c_in, *widths), positions, 4).bytes == 4 * least
+    assert sum(k.bytes for k in kernels) == 4 * (least + 2 * sum(passed_on))
+    written_first = sum(passed_on) + seen["b1.conv"].numel()
+    first = ("b1.", "b3_reduce.", "b5_reduce.")
+    read_first = x.numel() + sum(
+        p.numel() for name, p in module.named_parameters() if name.startswith(first)
+    )
+    assert kernels[0].bytes == 4 * (read_first + written_first)
+
+
+def test_the_limit_is_the_empty_chain_and_the_longer_of_two_times():
+    # 1000 FLOPs at 1e9 a second are 1 µs; so are 2000 bytes at 2e9 a second.
+    ceilings = Ceilings(1e9, 2e9, 1.0, 1.0, overlaps=True)
+    assert cost.limit(Kernel(1000, 500), ceilings, 3e-6) == pytest.approx(4e-6)
+    assert cost.limit(Kernel(1000, 8000), ceilings, 3e-6) == pytest.approx(7e-6)
+
+
+def test_merged_is_one_launch():
+    assert cost.merged(Kernel(1, 2), Kernel(3, 4), Kernel(0, 1, 0)) == Kernel(4, 7, 1)

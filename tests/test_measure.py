@@ -421,6 +421,27 @@ def test_kernels_are_counted_on_a_gpu():
     assert measure.count_launches(lambda: a.clone(), "cuda").count == 1
 
 
+# count_bytes
+
+
+BYTES = {  # float32, and views that cost nothing
+    "a copy": (lambda a: a.clone(), 2 * 4 * 64),
+    "in place": (lambda a: a.add_(1), 2 * 4 * 64),
+    "an operand twice": (lambda a: a + a, 3 * 4 * 64),
+    "a product": (lambda a: a.view(8, 8) @ a.view(8, 8)[:, :2], 4 * (64 + 16 + 16)),
+    "a list": (lambda a: torch.cat([a, a[:16]]), 2 * 4 * 80),
+    "two outputs": (lambda a: a.view(8, 8).max(dim=1), 4 * (64 + 8) + 8 * 8),
+    "half": (lambda a: a.half(), 4 * 64 + 2 * 64),
+    "nothing": (lambda a: a.view(8, 8).T, 0),
+}
+
+
+@pytest.mark.parametrize("what", BYTES)
+def test_bytes_are_those_of_inputs_and_outputs(what):
+    fn, expected = BYTES[what]
+    assert measure.count_bytes(lambda: fn(torch.empty(64))) == expected
+
+
 # count_faults
 
 

@@ -43,16 +43,19 @@ class Ceilings:
     overlaps: bool
 
 
-def product(c_out, c_in, positions, item_bytes):
-    """A 1×1 convolution with bias: [c_out, c_in] times [c_in, positions].
+def product(c_out, c_in, positions, item_bytes, side=1):
+    """A convolution with bias whose window has so many pixels a side, and stride 1.
 
-    positions: pixels of all images together. Each number is read or written once.
+    For a 1×1: [c_out, c_in] times [c_in, positions]. positions: pixels of all images
+    together. Each number is read or written once, and the window is counted whole at the
+    border too.
 
     >>> product(64, 192, 28 * 28, item_bytes=4)
     Kernel(flops=19317760, bytes=852224, launches=1)
     """
-    flops = 2 * c_out * c_in * positions + c_out * positions
-    numbers = c_in * positions + c_out * c_in + c_out + c_out * positions
+    depth = side * side * c_in
+    flops = 2 * c_out * depth * positions + c_out * positions
+    numbers = c_in * positions + c_out * depth + c_out + c_out * positions
     return Kernel(flops, numbers * item_bytes)
 
 
@@ -102,6 +105,54 @@ def stage(sizes, c_in, positions, item_bytes, reordered=(), copied=()):
         "stacked": stacked,
         "copied": stacked + [copy(size, positions, item_bytes) for size in copied],
     }
+
+
+def in_two(widths, positions, item_bytes):
+    """An Inception module in two launches, each reading or writing a number once.
+
+    widths: a row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce,
+    5×5, pool proj.
+
+    >>> first, second = in_two((192, 64, 96, 128, 16, 32, 32), 28 * 28, item_bytes=2)
+    >>> first.bytes, second.bytes
+    (946016, 1037184)
+    """
+    c_in, k1, c3, k3, c5, k5, kp = widths
+    stacked = product(k1 + c3 + c5, c_in, positions, item_bytes)
+    pooled = Kernel(0, c_in * positions * item_bytes)  # of its input, which is read already
+    parts = (
+        product(k3, c3, positions, item_bytes, side=3),
+        product(k5, c5, positions, item_bytes, side=5),
+        product(kp, c_in, positions, item_bytes),
+    )
+    return merged(stacked, pooled), merged(*parts)
+
+
+def merged(*kernels):
+    """Kernels as one launch that does and moves what they did and moved together."""
+    return Kernel(sum(k.flops for k in kernels), sum(k.bytes for k in kernels))
+
+
+def least(widths, positions, item_bytes):
+    """An Inception module, if only its input, weights, biases and output were moved.
+
+    >>> least((192, 64, 96, 128, 16, 32, 32), 28 * 28, item_bytes=2).bytes
+    1029856
+    """
+    whole = merged(*in_two(widths, positions, item_bytes))
+    c_in, _, c3, _, c5, *_ = widths
+    passed_on = 2 * (c3 + c5 + c_in) * positions * item_bytes
+    return Kernel(whole.flops, whole.bytes - passed_on)
+
+
+def limit(kernel, ceilings, chain_s):
+    """No program of so many launches can be faster, in seconds: their chain, empty, and
+    then the longer of the kernel's arithmetic and its bytes.
+
+    chain_s: what as many kernels that do nothing take as a CUDA graph.
+    """
+    flops_s = kernel.flops / ceilings.flops_per_s
+    return chain_s + max(flops_s, kernel.bytes / ceilings.bytes_per_s)
 
 
 def seconds(kernels, ceilings, graph=False):
