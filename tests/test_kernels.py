@@ -4,6 +4,11 @@ conftest.py switches the interpreter on where there is no CUDA device.
 """
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -270,3 +275,19 @@ def test_without_triton_it_says_so(monkeypatch):
     monkeypatch.setattr(kernels, "triton", None)
     with pytest.raises(FusionError, match="Triton is not installed"):
         kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+
+
+# On a GPU.
+
+
+def test_the_kernels_compile_for_a_gpu_and_load_sixteen_bytes_at_a_time():
+    """Triton's compiler needs no device; it only has to be out of the interpreter."""
+    script = Path(__file__).parent / "compile_kernels.py"
+    outside = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", str(script)]
+    done = subprocess.run(command, env=outside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    assert len(compiled) == 2 * (len(kernels.TILES) + 2)
+    for *what, loads in compiled:
+        assert list(loads) == ["16"], what

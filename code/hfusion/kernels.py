@@ -66,7 +66,8 @@ def _shifted(rows, tap, side, height, wide, positions):
     dy, dx = tap // side - side // 2, tap % side - side // 2
     line, column = rows // wide % height + dy, rows % wide + dx
     inside = (line >= 0) & (line < height) & (column >= 0) & (column < wide)
-    return (rows + dy * wide + dx).to(tl.int64), inside & (rows < positions)
+    inside &= rows < positions
+    return (rows + dy * wide + dx).to(tl.int64), inside
 
 
 @_jit
@@ -91,12 +92,14 @@ def _conv(
         deep = depth < c_in
         pixels, inside = _shifted(rows, tap, side, height, wide, positions)
         x_at = x + pixels[:, None] * c_in + depth[None, :]
-        w_at = weight + (tap * c_in + depth)[:, None] * weight_stride + columns[None, :]
+        w_rows = (tap * c_in + depth)[:, None]
+        w_at = weight + w_rows * weight_stride + columns[None, :]
         x_part = tl.load(x_at, inside[:, None] & deep[None, :], other=0.0)
         w_part = tl.load(w_at, deep[:, None] & fits[None, :], other=0.0)
         if WIDEN:
             x_part, w_part = x_part.to(tl.float32), w_part.to(tl.float32)
-        acc = tl.dot(x_part, w_part, acc, input_precision="ieee")  # float32 stays float32
+        # "ieee": float32 is not rounded for the tensor cores.
+        acc = tl.dot(x_part, w_part, acc, input_precision="ieee")
     acc += tl.load(bias + columns, fits, other=0.0).to(tl.float32)[None, :]
     acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y_at = y + rows.to(tl.int64)[:, None] * y_stride + columns[None, :]
@@ -126,8 +129,8 @@ def _pool(
 @_jit
 def _first(
     x, weight, bias, y, r3, r5, pooled, c_in, k1, k3, k5, y_stride,
-    height, wide, positions,
-    BM: constexpr, BN: constexpr, BK: constexpr, WIDEN: constexpr, UNIT: constexpr,
+    height, wide, positions, BM: constexpr, BN: constexpr, BK: constexpr,
+    WIDEN: constexpr, UNIT: constexpr,
 ):  # fmt: skip
     """Launch 1: a tile of one of the three siblings, or of the pooling.
 
@@ -136,7 +139,8 @@ def _first(
     """
     c_in, k1, k3, k5 = c_in * UNIT, k1 * UNIT, k3 * UNIT, k5 * UNIT
     y_stride *= UNIT
-    tiles1, tiles3, tiles5 = tl.cdiv(k1, BN), tl.cdiv(k3, BN), tl.cdiv(k5, BN)
+    tiles1, tiles3 = tl.cdiv(k1, BN), tl.cdiv(k3, BN)
+    tiles5 = tl.cdiv(k5, BN)
     tile = tl.program_id(1)
     if tile < tiles1 + tiles3 + tiles5:
         if tile < tiles1:
@@ -148,8 +152,9 @@ def _first(
             first, size, place, stride = k1 + k3, k5, r5, k5
             tile -= tiles1 + tiles3
         _conv(
-            x, weight + first, bias + first, place, tile, 1, c_in, size, k1 + k3 + k5,
-            stride, height, wide, positions, BM, BN, BK, WIDEN,
+            x, weight + first, bias + first, place, tile, 1, c_in, size,
+            k1 + k3 + k5, stride, height, wide, positions,
+            BM, BN, BK, WIDEN,
         )  # fmt: skip
     else:
         tile -= tiles1 + tiles3 + tiles5
@@ -158,9 +163,10 @@ def _first(
 
 @_jit
 def _second(
-    r3, w3, b3, r5, w5, b5, pooled, wp, bp, y, c3, k3, c5, k5, cp, kp, k1, y_stride,
-    height, wide, positions,
-    BM: constexpr, BN: constexpr, BK: constexpr, WIDEN: constexpr, UNIT: constexpr,
+    r3, w3, b3, r5, w5, b5, pooled, wp, bp, y,
+    c3, k3, c5, k5, cp, kp, k1, y_stride,
+    height, wide, positions, BM: constexpr, BN: constexpr, BK: constexpr,
+    WIDEN: constexpr, UNIT: constexpr,
 ):  # fmt: skip
     """Launch 2: a tile of the 3×3, of the 5×5, or of the pooled 1×1."""
     c3, k3, c5, k5 = c3 * UNIT, k3 * UNIT, c5 * UNIT, k5 * UNIT
@@ -168,12 +174,15 @@ def _second(
     tiles3, tiles5 = tl.cdiv(k3, BN), tl.cdiv(k5, BN)
     tile = tl.program_id(1)
     if tile < tiles3:
-        x, weight, bias, side, c_in, size, first = r3, w3, b3, 3, c3, k3, k1
+        x, weight, bias, side, c_in, size = r3, w3, b3, 3, c3, k3
+        first = k1
     elif tile < tiles3 + tiles5:
-        x, weight, bias, side, c_in, size, first = r5, w5, b5, 5, c5, k5, k1 + k3
+        x, weight, bias, side, c_in, size = r5, w5, b5, 5, c5, k5
+        first = k1 + k3
         tile -= tiles3
     else:
-        x, weight, bias, side, c_in, size, first = pooled, wp, bp, 1, cp, kp, k1 + k3 + k5
+        x, weight, bias, side, c_in, size = pooled, wp, bp, 1, cp, kp
+        first = k1 + k3 + k5
         tile -= tiles3 + tiles5
     _conv(
         x, weight, bias, y + first, tile, side, c_in, size, size, y_stride,

@@ -5,8 +5,19 @@ stacked thing is drawn in the colours of its branches. Nothing here computes a
 result or measures a time: a figure shows what it is given.
 """
 
-from .drawings import blocks, fusion_kinds, graph, inception, memory, unroll
+from .drawings import (
+    blocks,
+    fusion_kinds,
+    gemm,
+    graph,
+    inception,
+    launches,
+    memory,
+    taps,
+    unroll,
+)
 from .plots import (
+    bars,
     by_batch,
     calls,
     curves,
@@ -29,6 +40,7 @@ __all__ = [
     "INK",
     "INPUT",
     "OTHERS",
+    "bars",
     "blocks",
     "by_batch",
     "calls",
@@ -37,14 +49,17 @@ __all__ = [
     "fitted",
     "fusion_kinds",
     "gallery",
+    "gemm",
     "graph",
     "inception",
     "lanes",
+    "launches",
     "margins",
     "memory",
     "predicted",
     "ranges",
     "stacked_bars",
+    "taps",
     "timeline",
     "tint",
     "unroll",

@@ -165,3 +165,109 @@ def memory(rows, columns):
                  strength=0.45, fontsize=7)  # fmt: skip
         y += lines[title] + 1.3
     return figure
+
+
+def gemm(rows, columns, depth, program):
+    """X · W = Y in tiles, and what one program reads and writes.
+
+    rows, columns, depth: tiles of Y downwards and across, and steps along the channels.
+    program: (row, column) of the tile of Y that is drawn strong.
+    """
+    figure, axes = canvas(
+        7.4, 3.4, (-2.2, depth + columns + 2.7), (-depth - 0.6, rows + 0.1)
+    )
+    left, above = depth + 0.5, -depth - 0.5
+
+    def tile(x, y, colour, mine, label):
+        strength = 0.6 if mine else 0.12
+        box(axes, x, y, 1, 1, colour, label, strength=strength, fontsize=8)
+
+    for step in range(depth):
+        for row in range(rows):
+            mine = row == program[0]
+            tile(step, row, INPUT, mine, f"step {step}" if mine else "")
+        for column in range(columns):
+            mine = column == program[1]
+            label = f"step {step}" if mine else ""
+            tile(left + column, above + step, BRANCHES[0], mine, label)
+    for row in range(rows):
+        for column in range(columns):
+            here = row, column
+            tile(left + column, row, BRANCHES[0], here == program, f"{row}, {column}")
+    text = {"va": "center", "fontsize": 9.5}
+    axes.text(-0.2, rows / 2, "x\npixels ×\nchannels in", ha="right", **text)
+    right, middle = left + columns + 0.2, above + depth / 2
+    axes.text(right, middle, "weight\nchannels in ×\nchannels out", **text)
+    axes.text(right, rows / 2, "y\npixels ×\nchannels out", **text)
+    return figure
+
+
+def taps(height, wide, shown):
+    """Which pixel each pixel reads under some taps (dy, dx) of a window."""
+    apart = wide + 1.4
+    figure, axes = canvas(7.4, 2.1, (-0.2, len(shown) * apart - 1.2), (-0.9, height + 0.9))
+    text = {"ha": "center", "va": "center", "fontsize": 9.5}
+    for place, (dy, dx) in enumerate(shown):
+        left, further = place * apart, dy * wide + dx
+        axes.text(left + wide / 2, -0.45, f"tap ({dy}, {dx})".replace("-", "−"), **text)
+        for line in range(height):
+            for column in range(wide):
+                inside = 0 <= line + dy < height and 0 <= column + dx < wide
+                colour, strength = (BRANCHES[1], 0.3) if inside else (INPUT, 0.05)
+                label = str(line * wide + column + further) if inside else ""
+                box(axes, left + column, line, 1, 1, colour, label, strength=strength)
+        shift = f"row {'−' if further < 0 else '+'} {abs(further)}"
+        axes.text(left + wide / 2, height + 0.45, shift, **text)
+    return figure
+
+
+def launches(grids, stores):
+    """Which program writes where: grids of programs above the memory that they write.
+
+    grids: {title: [(name, branch, channels, (place, first channel)), …]}, the problems of
+    a launch. stores: {title: {place: channels}}, where it writes. Channels are to scale,
+    and a tile has 64. What an earlier launch has written is drawn faint.
+    """
+    figure, axes = canvas(7.4, 5.5, (-5, 750), (-25, 500))
+    written = []
+    for number, (title, problems) in enumerate(grids.items()):
+        top, places = 265 * number, {}
+        axes.text(0, top - 12, title, fontsize=10, weight="bold", va="center")
+        x = 0
+        for name, channels in stores[title].items():
+            places[name] = x
+            box(axes, x, top + 185, channels, 22, INPUT, strength=0.02)
+            axes.text(x, top + 220, f"{name}: {channels}", fontsize=9, va="center")
+            x += max(channels, 45) + 45
+        for branch, channels, (place, first) in written:
+            if place in places:
+                box(axes, places[place] + first, top + 185, channels, 22,
+                    BRANCHES[branch], strength=0.15, linewidth=0)  # fmt: skip
+        x = column = 0
+        for name, branch, channels, (place, first) in problems:
+            across = -(-channels // 64)
+            _programs(axes, (x, top + 28), column, channels, BRANCHES[branch])
+            middle, at = x + 32 * across, places[place] + first
+            axes.text(middle, top + 19, name, ha="center", fontsize=8.5)
+            box(axes, at, top + 185, channels, 22, BRANCHES[branch], strength=0.5,
+                linewidth=0)  # fmt: skip
+            arrow(axes, (middle, top + 118), (at + channels / 2, top + 183),
+                  BRANCHES[branch])  # fmt: skip
+            written.append((branch, channels, (place, first)))
+            x, column = x + 64 * across + 38, column + across
+    return figure
+
+
+def _programs(axes, corner, column, channels, colour):
+    """Three rows of tiles of 64 channels, numbered from `column`; what is used is dark."""
+    for start in range(0, channels, 64):
+        x, used = corner[0] + start, min(64, channels - start)
+        for row in range(3):
+            y = corner[1] + 26 * row
+            box(axes, x, y, used, 26, colour, strength=0.4, linewidth=0)
+            axes.add_patch(Rectangle((x, y), 64, 26, fill=False, edgecolor=colour,
+                                     linewidth=0.6))  # fmt: skip
+            text = f"{row}, {column + start // 64}"
+            axes.text(x + 32, y + 13, text, ha="center", va="center", fontsize=6.5)
+    middle = corner[0] + 32 * -(-channels // 64)
+    axes.text(middle, corner[1] + 84, "…", ha="center", va="center", fontsize=9)

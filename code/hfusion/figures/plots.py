@@ -110,6 +110,28 @@ def stacked_bars(rows, colours, xlabel):
     return figure
 
 
+def bars(panels, marks=None):
+    """Horizontal bars side by side, with the same rows: {quantity: {row: number}}.
+
+    marks: {quantity: number}, where to draw a dashed line to compare with.
+    """
+    count = max(len(rows) for rows in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(7.4, 0.36 * count + 0.9), sharey=True, squeeze=False
+    )
+    for axis, (quantity, rows) in zip(axes[0], panels.items(), strict=True):
+        axis.barh(list(rows), list(rows.values()), color=OTHERS[1], height=0.62)
+        for place, value in enumerate(rows.values()):
+            axis.text(value, place, f" {value:.3g}", va="center", fontsize=9)
+        if quantity in (marks or {}):
+            axis.axvline(marks[quantity], **DASHED)
+        axis.set(xlabel=quantity, xlim=(0, 1.16 * max(rows.values())))
+        axis.tick_params(axis="y", length=0)
+    axes[0, 0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
 def ranges(rows, xlabel):
     """Medians with their quartiles: {row: (lower, median, upper)}; a line at 1."""
     figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 0.9))

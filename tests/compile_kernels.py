@@ -1,0 +1,62 @@
+"""Compile the kernels for a GPU that is not there, and print what its code loads with.
+
+A program of its own: Triton's interpreter, in which the tests run, has to be off.
+"""
+
+import collections
+import json
+import re
+
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from hfusion import kernels
+
+TARGET = GPUTarget("cuda", 90, 32)
+POINTERS = {"x", "weight", "bias", "y", "r3", "r5", "pooled", "w3", "b3", "w5", "b5"}
+POINTERS |= {"wp", "bp"}
+
+
+def loads(kernel, tile, dtype, ones=()):
+    """How many bytes the copies to shared memory carry: {bytes: instructions}.
+
+    ones: names of widths that are 1, which Triton compiles in.
+    """
+    rows, columns, depth, warps, stages = tile
+    fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
+    fixed |= dict.fromkeys(ones, 1)
+    signature, constants, aligned = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in fixed:
+            signature[name], constants[(place,)] = "constexpr", fixed[name]
+        elif name in POINTERS:
+            signature[name] = f"*{dtype}"
+            aligned[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+    source = ASTSource(kernel, signature, constants, aligned)
+    options = {"num_warps": warps, "num_stages": stages}
+    code = compile(source, target=TARGET, options=options).asm["ptx"]
+    sizes = re.findall(
+        r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", code
+    )
+    return collections.Counter(int(size, 0) for size in sizes)
+
+
+def main():
+    found = []
+    for kernel in (kernels._first, kernels._second):
+        name = kernel.__name__
+        for tile in kernels.TILES:
+            found.append((name, *tile, "fp16", dict(loads(kernel, tile, "fp16"))))
+        for dtype in ("fp32", "bf16"):
+            tile = kernels.TILES[0]
+            found.append((name, *tile, dtype, dict(loads(kernel, tile, dtype))))
+    loads(kernels._first, kernels.TILES[0], "fp16", ("c_in", "k1", "k3", "k5"))
+    loads(kernels._second, kernels.TILES[0], "fp16", ("c3", "c5", "k1", "k3", "k5"))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
