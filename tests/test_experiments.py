@@ -249,6 +249,24 @@ def test_limits_are_read_from_the_record():
         assert ceilings.chain_s(made, 10) == pytest.approx(13e-6)
 
 
+def test_the_limit_of_a_module_is_read_from_the_record():
+    """The arithmetic of this machine costs nothing; a copy of 8000 bytes takes 4 µs."""
+    matmul = {"what": "matmul", "dtype": "float16", "side": 10**6}
+    cases = (
+        records.Case({"what": "copy", "bytes": 8000}, {"copy": (4.0,)}),
+        records.Case(matmul, {"matmul": (1e-3,)}),
+        chain("conv", "eager", {"1": (9.0,), "100": (504.0,)}),
+        chain("abs", "graph", {"1": (4.0,), "2": (7.0,), "100": (103.0,)}),
+    )
+    machine = records.Machine("m", "cuda", "M", "M", 1, "3", "2")
+    made = records.Record("ceilings", "?", machine, "2026-11-22", "", "", "", {}, cases)
+    module = models.Inception.from_table("3a", batch_norm=False)
+    weights = sum(p.numel() for p in module.parameters())
+    numbers = weights + 2 * 28 * 28 * (192 + 256)
+    case = {"module": "3a", "batch": 2, "dtype": "float16", "layout": "NHWC"}
+    assert ceilings.module_us(made, **case) == pytest.approx(7 + 2 * numbers / 8000 * 4)
+
+
 def chain(operator, way, samples):
     return records.Case({"what": "empty", "operator": operator, "way": way}, samples)
 

@@ -109,7 +109,8 @@ def _conv(
 
 @_jit
 def _pool(
-    x, y, tile, channels, height, wide, positions, BM: constexpr, BN: constexpr
+    x, y, tile, channels, height, wide, positions,
+    BM: constexpr, BN: constexpr,
 ):  # fmt: skip
     """One tile of a 3×3 max pool of stride 1: what is outside of the image never wins."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -119,8 +120,9 @@ def _pool(
     for tap in tl.static_range(9):
         pixels, inside = _shifted(rows, tap, 3, height, wide, positions)
         x_at = x + pixels[:, None] * channels + columns[None, :]
-        part = tl.load(x_at, inside[:, None] & fits[None, :], other=float("-inf"))
-        most = tl.maximum(most, part.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+        known = inside[:, None] & fits[None, :]
+        part = tl.load(x_at, known, other=float("-inf")).to(tl.float32)
+        most = tl.maximum(most, part, propagate_nan=tl.PropagateNan.ALL)
     y_at = y + rows.to(tl.int64)[:, None] * channels + columns[None, :]
     live = (rows < positions)[:, None] & fits[None, :]
     tl.store(y_at, most.to(y.dtype.element_ty), live)
@@ -260,17 +262,20 @@ class TwoLaunches(nn.Module):
         image = height, wide, n * height * wide
         y = x.new_empty((n, height, wide, sum(self.widths)))
         c_in, (c3, c5), (k1, k3, k5, kp) = self.c_in, self.reduced, self.widths
-        r3, r5, pooled = (x.new_empty((image[-1], c)) for c in (c3, c5, c_in))
+        scratch = [x.new_empty((image[-1], c)) for c in (c3, c5, c_in)]
+        r3, r5, pooled = scratch
         grid, sizes = self._sized(0, x, (k1, c3, c5, c_in))
         _first[grid](
             x, self.first_weight, self.first_bias, y, r3, r5, pooled,
-            *self._units(c_in, k1, c3, c5, sum(self.widths)), *image, **sizes,
+            *self._units(c_in, k1, c3, c5, sum(self.widths)),
+            *image, **sizes,
         )  # fmt: skip
         grid, sizes = self._sized(1, x, (k3, k5, kp))
         _second[grid](
             r3, self.b3_weight, self.b3_bias, r5, self.b5_weight, self.b5_bias,
             pooled, self.proj_weight, self.proj_bias, y,
-            *self._units(c3, k3, c5, k5, c_in, kp, k1, sum(self.widths)), *image, **sizes,
+            *self._units(c3, k3, c5, k5, c_in, kp, k1, sum(self.widths)),
+            *image, **sizes,
         )  # fmt: skip
         return y.permute(0, 3, 1, 2)
 

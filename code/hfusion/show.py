@@ -35,18 +35,21 @@ def photographs(figure):
     return Image(buffer.getvalue(), format="jpeg")
 
 
-def race(case, base, missing=None):
+def race(case, base, missing=None, limit_us=None):
     """A recorded case as a table of text: launches, median time, gain over `base`.
 
     Launches are blank where they could not be counted. missing: {arm: why it did not
-    run}, for the last lines.
+    run}, for the last lines. limit_us: adds a column, times as multiples of it.
     """
-    lines = [f"{'':38} count        µs  gain (quartiles)"]
+    limits = f" {'limits':>6}" if limit_us else ""
+    lines = [f"{'':38} count        µs{limits}  gain (quartiles)"]
     for name in case.samples:
         low, middle, high = case.gain(name, base)
         count, us = case.launches.get(name, ""), case.median(name)
         gain = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-        lines.append(f"{name:38} {count:>5} {us:9,.0f}  {gain}")
+        limits = f" {us / limit_us:6.2f}" if limit_us else ""
+        digits = 2 if limit_us else 0  # a limit is a few µs
+        lines.append(f"{name:38} {count:>5} {us:9,.{digits}f}{limits}  {gain}")
     lines += [f"{name:38} {reason}" for name, reason in (missing or {}).items()]
     return "\n".join(lines)
 

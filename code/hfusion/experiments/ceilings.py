@@ -8,7 +8,7 @@ graph.
 
 import torch
 
-from ..cost import Ceilings
+from .. import cost, models
 from ..recording import Race
 from . import rungs
 
@@ -57,12 +57,12 @@ RACES = {"copy": copy, "matmul": matmul, "empty": empty}
 
 
 def limits(record, dtype):
-    """A record of this experiment as cost.Ceilings for one dtype."""
+    """A record of this experiment as `cost.Ceilings` for one dtype."""
     (multiplied,) = record.select(what="matmul", dtype=dtype)
     flops = 2 * multiplied.parameters["side"] ** 3
     copied = max(record.select(what="copy"), key=lambda case: case.parameters["bytes"])
     on_gpu = record.machine.kind == "cuda"
-    return Ceilings(
+    return cost.Ceilings(
         flops_per_s=flops / multiplied.median("matmul") * 1e6,
         bytes_per_s=copied.parameters["bytes"] / copied.median("copy") * 1e6,
         launch_s=_one_more(record, "conv", "eager"),
@@ -75,6 +75,16 @@ def chain_s(record, n):
     """A chain of n kernels that do nothing, as a CUDA graph, in seconds; on GPUs only."""
     (case,) = record.select(what="empty", operator="abs", way="graph")
     return case.median(str(n)) / 1e6
+
+
+def module_us(record, module, batch, dtype, **_):
+    """The limit of an Inception module in two launches, in µs: `cost.limit`, with what a
+    record of this experiment says. The arguments are those of a case of `module_ladder`.
+    """
+    c_in, size, *widths = models.TABLE[module]
+    item_bytes = getattr(torch, dtype).itemsize
+    work = cost.least((c_in, *widths), batch * size * size, item_bytes)
+    return 1e6 * cost.limit(work, limits(record, dtype), chain_s(record, 2))
 
 
 def _one_more(record, operator, way):

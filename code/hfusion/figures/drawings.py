@@ -222,17 +222,18 @@ def taps(height, wide, shown):
 
 
 def launches(grids, stores):
-    """Which program writes where: grids of programs above the memory that they write.
+    """Which program writes where: grids of programs, and the memory that they write.
 
-    grids: {title: [(name, branch, channels, (place, first channel)), …]}, the problems of
-    a launch. stores: {title: {place: channels}}, where it writes. Channels are to scale,
+    grids: {title: [(name, branch, channels, (place, first channel), source), …]}, the
+    problems of each launch; source: the place that it reads, "" for the module's input.
+    stores: {title: {place: channels}}, where the launch writes. Channels are to scale,
     and a tile has 64. What an earlier launch has written is drawn faint.
     """
-    figure, axes = canvas(7.4, 5.5, (-5, 750), (-25, 500))
-    written = []
+    figure, axes = canvas(7.4, 5.8, (-5, 750), (-45, 535))
+    written, places = [], {}
     for number, (title, problems) in enumerate(grids.items()):
-        top, places = 265 * number, {}
-        axes.text(0, top - 12, title, fontsize=10, weight="bold", va="center")
+        top, before, places = 300 * number, places, {}
+        axes.text(0, top - 30, title, fontsize=10, weight="bold", va="center")
         x = 0
         for name, channels in stores[title].items():
             places[name] = x
@@ -244,15 +245,16 @@ def launches(grids, stores):
                 box(axes, places[place] + first, top + 185, channels, 22,
                     BRANCHES[branch], strength=0.15, linewidth=0)  # fmt: skip
         x = column = 0
-        for name, branch, channels, (place, first) in problems:
-            across = -(-channels // 64)
-            _programs(axes, (x, top + 28), column, channels, BRANCHES[branch])
+        for name, branch, channels, (place, first), source in problems:
+            across, colour = -(-channels // 64), BRANCHES[branch]
+            _programs(axes, (x, top + 28), column, channels, colour)
             middle, at = x + 32 * across, places[place] + first
             axes.text(middle, top + 19, name, ha="center", fontsize=8.5)
-            box(axes, at, top + 185, channels, 22, BRANCHES[branch], strength=0.5,
-                linewidth=0)  # fmt: skip
-            arrow(axes, (middle, top + 118), (at + channels / 2, top + 183),
-                  BRANCHES[branch])  # fmt: skip
+            box(axes, at, top + 185, channels, 22, colour, strength=0.5, linewidth=0)
+            arrow(axes, (middle, top + 118), (at + channels / 2, top + 183), colour)
+            if source:
+                start = before[source] + 8, top - 300 + 230
+                arrow(axes, start, (middle, top + 2), colour)
             written.append((branch, channels, (place, first)))
             x, column = x + 64 * across + 38, column + across
     return figure
@@ -267,7 +269,7 @@ def _programs(axes, corner, column, channels, colour):
             box(axes, x, y, used, 26, colour, strength=0.4, linewidth=0)
             axes.add_patch(Rectangle((x, y), 64, 26, fill=False, edgecolor=colour,
                                      linewidth=0.6))  # fmt: skip
-            text = f"{row}, {column + start // 64}"
-            axes.text(x + 32, y + 13, text, ha="center", va="center", fontsize=6.5)
+            text, at = f"{row}, {column + start // 64}", used / 2 if used > 24 else 40
+            axes.text(x + at, y + 13, text, ha="center", va="center", fontsize=6.5)
     middle = corner[0] + 32 * -(-channels // 64)
     axes.text(middle, corner[1] + 84, "…", ha="center", va="center", fontsize=9)

@@ -110,10 +110,11 @@ def stacked_bars(rows, colours, xlabel):
     return figure
 
 
-def bars(panels, marks=None):
+def bars(panels, marks=None, label=""):
     """Horizontal bars side by side, with the same rows: {quantity: {row: number}}.
 
-    marks: {quantity: number}, where to draw a dashed line to compare with.
+    marks: {quantity: (word, number)}, a dashed line to compare with. label: of the record,
+    if the numbers are from one.
     """
     count = max(len(rows) for rows in panels.values())
     figure, axes = plt.subplots(
@@ -124,12 +125,13 @@ def bars(panels, marks=None):
         for place, value in enumerate(rows.values()):
             axis.text(value, place, f" {value:.3g}", va="center", fontsize=9)
         if quantity in (marks or {}):
-            axis.axvline(marks[quantity], **DASHED)
+            word, where = marks[quantity]
+            axis.axvline(where, **DASHED)
+            axis.text(where, -0.55, word, ha="center", va="bottom", fontsize=9)
         axis.set(xlabel=quantity, xlim=(0, 1.16 * max(rows.values())))
         axis.tick_params(axis="y", length=0)
     axes[0, 0].invert_yaxis()
-    figure.tight_layout()
-    return figure
+    return labelled(figure, label)
 
 
 def ranges(rows, xlabel):
