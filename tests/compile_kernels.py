@@ -18,14 +18,10 @@ POINTERS = {"x", "weight", "bias", "y", "r3", "r5", "pooled", "w3", "b3", "w5", 
 POINTERS |= {"wp", "bp"}
 
 
-def loads(kernel, tile, dtype, ones=()):
-    """How many bytes the copies to shared memory carry: {bytes: instructions}.
-
-    ones: names of widths that are 1, which Triton compiles in.
-    """
+def loads(kernel, tile, dtype):
+    """How many bytes the copies to shared memory carry: {bytes: instructions}."""
     rows, columns, depth, warps, stages = tile
     fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
-    fixed |= dict.fromkeys(ones, 1)
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in fixed:
@@ -53,8 +49,6 @@ def main():
         for dtype in ("fp32", "bf16"):
             tile = kernels.TILES[0]
             found.append((name, *tile, dtype, dict(loads(kernel, tile, dtype))))
-    loads(kernels._first, kernels.TILES[0], "fp16", ("c_in", "k1", "k3", "k5"))
-    loads(kernels._second, kernels.TILES[0], "fp16", ("c3", "c5", "k1", "k3", "k5"))
     print(json.dumps(found))
 
 

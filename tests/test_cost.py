@@ -190,9 +190,9 @@ def test_two_launches_compute_and_move_what_torch_counts(row):
 
 def test_the_limit_is_the_empty_chain_and_the_longer_of_two_times():
     # 1000 FLOPs at 1e9 a second are 1 µs; so are 2000 bytes at 2e9 a second.
-    ceilings = Ceilings(1e9, 2e9, 1.0, 1.0, overlaps=True)
-    assert cost.limit(Kernel(1000, 500), ceilings, 3e-6) == pytest.approx(4e-6)
-    assert cost.limit(Kernel(1000, 8000), ceilings, 3e-6) == pytest.approx(7e-6)
+    ceilings = Ceilings(1e9, 2e9, launch_s=9, kernel_s=1.5e-6, overlaps=True)
+    assert cost.limit(Kernel(1000, 500), ceilings, 2) == pytest.approx(4e-6)
+    assert cost.limit(Kernel(1000, 8000), ceilings, 2) == pytest.approx(7e-6)
 
 
 def test_merged_is_one_launch():

@@ -141,6 +141,15 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
         measure.near(wrong, exact, share)
 
 
+def test_arms_in_a_graph_say_how_often_they_repeat(ladder):
+    nets, x, _ = ladder
+    names = rungs.arms(nets, x, "cpu", times=20)
+    in_graphs = {name for name in names if name.startswith("graph")}
+    assert rungs.repeats(names, 20) == dict.fromkeys(in_graphs, 20)
+    assert {f"graph, {rung}" for rung in (*nets, rungs.TWO)} < in_graphs
+    assert f"graph, max-autotune, {rungs.FOLDED}" in in_graphs
+
+
 # In two launches; the choice of tiles is tested in test_kernels.py.
 
 
@@ -246,7 +255,6 @@ def test_limits_are_read_from_the_record():
         assert found.launch_s == pytest.approx(5e-6)
         assert found.kernel_s == pytest.approx(kernel_s)
         assert found.overlaps is overlaps
-        assert ceilings.chain_s(made, 10) == pytest.approx(13e-6)
 
 
 def test_the_limit_of_a_module_is_read_from_the_record():
@@ -256,7 +264,7 @@ def test_the_limit_of_a_module_is_read_from_the_record():
         records.Case({"what": "copy", "bytes": 8000}, {"copy": (4.0,)}),
         records.Case(matmul, {"matmul": (1e-3,)}),
         chain("conv", "eager", {"1": (9.0,), "100": (504.0,)}),
-        chain("abs", "graph", {"1": (4.0,), "2": (7.0,), "100": (103.0,)}),
+        chain("abs", "graph", {"1": (4.0,), "100": (301.0,)}),
     )
     machine = records.Machine("m", "cuda", "M", "M", 1, "3", "2")
     made = records.Record("ceilings", "?", machine, "2026-11-22", "", "", "", {}, cases)
@@ -264,7 +272,7 @@ def test_the_limit_of_a_module_is_read_from_the_record():
     weights = sum(p.numel() for p in module.parameters())
     numbers = weights + 2 * 28 * 28 * (192 + 256)
     case = {"module": "3a", "batch": 2, "dtype": "float16", "layout": "NHWC"}
-    assert ceilings.module_us(made, **case) == pytest.approx(7 + 2 * numbers / 8000 * 4)
+    assert ceilings.module_us(made, **case) == pytest.approx(6 + 2 * numbers / 8000 * 4)
 
 
 def chain(operator, way, samples):

@@ -121,7 +121,8 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_module(value):
     module, x = module_of((6, 5, 4, 5, 3, 5, 5)), image(2, 6, 5, 5)
     x[0, 2, 1, 1] = value
     with torch.no_grad():
-        y, expected = kernels.two_launches(module)(x), module(x)
+        y = kernels.two_launches(module)(x).cpu()
+        expected = module.cpu()(x.cpu())  # cuDNN's algorithms may spread what is infinite
     for same in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(same(y), same(expected))
     assert not expected[0].isfinite().all()
@@ -196,12 +197,13 @@ def test_the_fastest_tile_of_each_launch_is_kept(monkeypatch):
     monkeypatch.setattr(measure, "time_arms", made_up)
     two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
     if DEVICE == "cuda":
-        monkeypatch.setattr(measure, "graphed", lambda call: call)
+        monkeypatch.setattr(measure, "graphed", lambda call, times: call)
     tables = kernels.tune(two, x)
     assert two.tiles == best
-    assert [list(table) for table in tables] == [list(kernels.TILES)] * 2
+    assert [list(table) for table in tables] == [list(kernels.TILES)] * 3
     assert tables[0] == {tile: 1.0 + (tile != best[0]) for tile in kernels.TILES}
     assert tables[1] == {tile: float(tile != best[1]) for tile in kernels.TILES}
+    assert tables[2] == {tile: float(tile != best[0]) for tile in kernels.TILES}
 
 
 def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
@@ -217,7 +219,7 @@ def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
     two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
     fit = [tile for tile in kernels.TILES if tile[0] != 128]
     tables = kernels.tune(two, x)
-    assert [list(table) for table in tables] == [fit, fit]
+    assert [list(table) for table in tables] == [fit] * 3
 
 
 # What does not fit.
@@ -247,6 +249,7 @@ def test_a_module_that_does_not_fit_is_refused(message):
 
 
 INPUTS = {
+    "x requires a gradient": lambda: image(1, 6, 4, 5).requires_grad_(),
     "x was .3, 6, 5. of": lambda: torch.ones(3, 6, 5),
     "x was .1, 7, 4, 5. of": lambda: image(1, 7, 4, 5),
     "x was .2, 6, 4, 5. of torch.float32 with strides": lambda: torch.ones(2, 6, 4, 5),

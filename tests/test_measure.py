@@ -5,8 +5,10 @@ Nothing here depends on how fast the machine is: the clock is a fake one.
 
 import contextlib
 import dataclasses
+import gc
 import io
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -794,6 +796,26 @@ def test_a_replay_gives_the_same_tensors_and_calls_nothing(cuda):
     assert replay() is first
     assert len(calls) == made
     assert cuda.events[-2:] == ["replay", "replay"]
+
+
+def test_a_graph_may_have_it_many_times(cuda):
+    x = torch.ones(2)
+    replay = measure.graphed(adding_one(cuda, x, 1), times=3)
+    assert len(cuda.captured) == 3
+    agree(replay(), x + 1)
+
+
+def test_a_graph_keeps_alive_what_it_was_made_of(cuda):
+    class Weights:
+        pass
+
+    weights = Weights()
+    alive = weakref.ref(weights)
+    replay = measure.graphed(lambda weights=weights: torch.zeros(2))
+    del weights
+    gc.collect()
+    assert alive() is not None
+    assert replay() is not None
 
 
 def test_an_error_in_what_is_graphed_comes_out(cuda):

@@ -228,6 +228,24 @@ def test_a_race_may_say_how_many_calls_and_with_which_watch(monkeypatch):
     assert given == {"calls": 7, "watches": {"add": measure.host}}
 
 
+def test_an_arm_that_does_it_many_times_is_recorded_for_once(monkeypatch):
+    def time_arms(arms, *_):
+        return {"once": [30.0], "five times": [20.0]}
+
+    monkeypatch.setattr(measure, "time_arms", time_arms)
+
+    def five():
+        for _ in range(5):
+            y = X + X
+        return y
+
+    arms = {"once": lambda: lambda: X + X, "five times": lambda: five}
+    race = Race(arms, TWICE, 0, repeats={"five times": 5})
+    (case,) = recording.record(experiment(race)).cases
+    assert case.samples == {"once": [30.0], "five times": [4.0]}
+    assert case.launches == {"once": 1, "five times": 1}
+
+
 def test_operators_of_an_opaque_arm_are_not_counted():
     arms = {"seen": lambda: lambda: X + X, "compiled": lambda: lambda: X + X}
     race = Race(arms, TWICE, 0, opaque=("compiled",))
@@ -236,20 +254,22 @@ def test_operators_of_an_opaque_arm_are_not_counted():
     assert set(case.samples) == {"seen", "compiled"}
 
 
-def test_float32_stays_float32_and_the_setting_comes_back(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+def test_float32_stays_float32_and_the_settings_come_back(monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    monkeypatch.setattr(cudnn, "benchmark", False)
     during = []
 
     def add():
-        during.append(torch.backends.cudnn.allow_tf32)
+        during.append((cudnn.allow_tf32, cudnn.benchmark))
         return X + X
 
     recording.record(experiment(Race({"add": lambda: add}, TWICE, 0)))
-    assert set(during) == {False}
-    assert torch.backends.cudnn.allow_tf32
+    assert set(during) == {(False, True)}
+    assert (cudnn.allow_tf32, cudnn.benchmark) == (True, False)
     with pytest.raises(ZeroDivisionError):
         recording.record(experiment(twice(broken=lambda: lambda: 1 / 0)))
-    assert torch.backends.cudnn.allow_tf32
+    assert (cudnn.allow_tf32, cudnn.benchmark) == (True, False)
 
 
 # Where it comes from.

@@ -145,14 +145,13 @@ def least(widths, positions, item_bytes):
     return Kernel(whole.flops, whole.bytes - passed_on)
 
 
-def limit(kernel, ceilings, chain_s):
-    """No program of so many launches can be faster, in seconds: their chain, empty, and
-    then the longer of the kernel's arithmetic and its bytes.
-
-    chain_s: what as many kernels that do nothing take as a CUDA graph.
+def limit(work, ceilings, launches):
+    """A yardstick for `work` in so many launches, in seconds: as many kernels that do
+    nothing, and then the longer of its arithmetic and its bytes.
     """
-    flops_s = kernel.flops / ceilings.flops_per_s
-    return chain_s + max(flops_s, kernel.bytes / ceilings.bytes_per_s)
+    flops_s = work.flops / ceilings.flops_per_s
+    bytes_s = work.bytes / ceilings.bytes_per_s
+    return launches * ceilings.kernel_s + max(flops_s, bytes_s)
 
 
 def seconds(kernels, ceilings, graph=False):

@@ -50,6 +50,7 @@ class Race:
     watches: dict = dataclasses.field(default_factory=dict)  # {name: stopwatch}
     calls: int | None = None  # in a turn; as many as make it about TURN_US long
     opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
+    repeats: dict = dataclasses.field(default_factory=dict)  # {name: how often in a call}
     events: tuple = ()  # a timeline, if one was taken
 
 
@@ -58,19 +59,22 @@ def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
 
     limit_s: cases and arms that would begin later than this are skipped. progress: is
     given the list of cases and passes them on, as tqdm does. float32 means float32, also
-    in convolutions on a GPU. Raises measure.Disagreement where an arm is wrong.
+    in convolutions on a GPU, where cuDNN tries out its algorithms. Raises
+    measure.Disagreement where an arm is wrong.
     """
     rounds = getattr(experiment, "ROUNDS", ROUNDS)
     code = {"commit": commit() or "unknown", "sources": sources()}  # before they change
     deadline = Deadline(limit_s)
-    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, cudnn.benchmark = False, True  # it chooses, as its rivals may
     try:
         cases = [
             _case(experiment, device, parameters, rounds, deadline)
             for parameters in progress(experiment.cases(device))
         ]
     finally:
-        torch.backends.cudnn.allow_tf32 = tf32
+        cudnn.allow_tf32, cudnn.benchmark = before
     return Record(
         experiment=experiment.__name__.rpartition(".")[2],
         question=experiment.QUESTION,
@@ -86,7 +90,7 @@ def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
             "turn_us": TURN_US,
             "inputs": "random, the same for all arms of a case",
             "checked": "each arm against float64, before any timing",
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_benchmark": True,
         },
         cases=tuple(cases),
         missing=_missing(cases),
@@ -127,13 +131,19 @@ def _case(experiment, device, parameters, rounds, deadline):
 def _raced(race, arms, device, rounds):
     """What a Case keeps of arms that agree: launches, samples, page faults."""
     counted = [name for name in arms if device == "cuda" or name not in race.opaque]
-    launches = {n: measure.count_launches(arms[n], device).count for n in counted}
+    launches = {
+        name: measure.count_launches(arms[name], device).count // race.repeats.get(name, 1)
+        for name in counted
+    }
     watches = {name: race.watches[name] for name in arms if name in race.watches}
     calls = race.calls or _calls(arms, device)
     samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
     faults = {name: measure.count_faults(arm) for name, arm in arms.items()}
     return {
-        "samples": {n: [round(us, 3) for us in times] for n, times in samples.items()},
+        "samples": {
+            name: [round(us / race.repeats.get(name, 1), 3) for us in times]
+            for name, times in samples.items()
+        },
         "calls": calls,
         "launches": launches,
         "faults": {name: count for name, count in faults.items() if count is not None},

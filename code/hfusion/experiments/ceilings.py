@@ -50,7 +50,7 @@ def matmul(device, dtype, side):
 
 
 def empty(device, operator, way):
-    return Race(**rungs.chains(operator, way, (1, 2, 10, 100), device), calls=10)
+    return Race(**rungs.chains(operator, way, (1, 10, 100), device), calls=10)
 
 
 RACES = {"copy": copy, "matmul": matmul, "empty": empty}
@@ -71,12 +71,6 @@ def limits(record, dtype):
     )
 
 
-def chain_s(record, n):
-    """A chain of n kernels that do nothing, as a CUDA graph, in seconds; on GPUs only."""
-    (case,) = record.select(what="empty", operator="abs", way="graph")
-    return case.median(str(n)) / 1e6
-
-
 def module_us(record, module, batch, dtype, **_):
     """The limit of an Inception module in two launches, in µs: `cost.limit`, with what a
     record of this experiment says. The arguments are those of a case of `module_ladder`.
@@ -84,7 +78,7 @@ def module_us(record, module, batch, dtype, **_):
     c_in, size, *widths = models.TABLE[module]
     item_bytes = getattr(torch, dtype).itemsize
     work = cost.least((c_in, *widths), batch * size * size, item_bytes)
-    return 1e6 * cost.limit(work, limits(record, dtype), chain_s(record, 2))
+    return 1e6 * cost.limit(work, limits(record, dtype), launches=2)
 
 
 def _one_more(record, operator, way):

@@ -44,7 +44,8 @@ def race(device, network, batch, dtype, layout):
     x = torch.randn(batch, 3, 224, 224)
     model, x = rungs.placed(model, x, dtype, device, layout)
     nets = rungs.eager(model)
-    modes = rungs.MODES if device == "cuda" or batch == 1 else ["default"]
+    thorough = batch == 1 and (device == "cpu" or dtype == "float16")
+    modes = rungs.MODES if thorough else ["default"]
     arms = rungs.arms(nets, x, device, modes)
     for name, runtime in peers.RUNTIMES.items():
         for rung in (rungs.WRITTEN, rungs.HOISTED):

@@ -4,6 +4,7 @@ No experiment itself. Every function here makes something that computes the same
 model it is given, within rounding; `recording` checks that before it times it.
 """
 
+import contextlib
 import copy
 import dataclasses
 from functools import cache, partial
@@ -13,7 +14,6 @@ from torch import nn
 
 from .. import kernels, measure, models
 from ..folding import fold_batchnorm
-from ..layers import FusionError
 from ..recording import Unavailable
 from ..rewrite import Siblings, plan
 
@@ -31,8 +31,14 @@ WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
 ONE_CALL = "folded, stacked, one call"
 TWO = "two launches"
-# What torch.compile is told, and what the arms are called.
-MODES = {"default": "compile", "max-autotune": "max-autotune"}
+# What torch.compile is told: what the arms are called, and which rungs it gets.
+# max-autotune makes a CUDA graph by itself, with some work for the host at every call;
+# "graph, max-autotune" is what it compiles, in a graph like all others.
+MODES = {
+    "default": ("compile", (WRITTEN, FOLDED, HOISTED)),
+    "max-autotune": ("max-autotune", (FOLDED, HOISTED)),
+    "max-autotune-no-cudagraphs": ("graph, max-autotune", (FOLDED, HOISTED)),
+}
 
 
 def need_cuda(device):
@@ -151,20 +157,35 @@ def one_call(network):
     return network
 
 
-def arms(nets, x, device, modes=MODES):
-    """The arms of a ladder: each rung eager and as a CUDA graph, three compiled."""
+def arms(nets, x, device, modes=MODES, times=1):
+    """The arms of a ladder: each rung eager and as a CUDA graph, and compiled.
+
+    times: how often in a row a graph has what it is made of.
+    """
     torch.compiler.reset()  # after some compilations of one `forward` it gives up on it
-    calls = {rung: partial(net, x) for rung, net in nets.items()}
-    made = {rung: partial(tried, call) for rung, call in calls.items()}
+    calls = {rung: partial(tried, partial(net, x)) for rung, net in nets.items()}
+    calls[TWO] = cache(partial(on_cuda, device, in_two, nets[FOLDED], x))
+    made = dict(calls)
     for rung, call in calls.items():
-        made[f"graph, {rung}"] = partial(on_cuda, device, measure.graphed, call)
-    two = cache(partial(on_cuda, device, in_two, nets[FOLDED], x))
-    made[TWO] = two
-    made[f"graph, {TWO}"] = lambda: measure.graphed(two())
+        made[f"graph, {rung}"] = partial(on_cuda, device, in_graph, call, times)
     for mode in modes:
-        for rung in (WRITTEN, FOLDED, HOISTED):
-            made[f"{MODES[mode]}, {rung}"] = partial(compiled, nets[rung], x, mode)
+        name, compiles = MODES[mode]
+        for rung in compiles:
+            call = partial(compiled, nets[rung], x, mode)
+            if name.startswith("graph"):
+                call = partial(on_cuda, device, in_graph, call, times)
+            made[f"{name}, {rung}"] = call
     return made
+
+
+def in_graph(make, times):
+    """What `make` makes, so often in a row in one CUDA graph."""
+    return measure.graphed(make(), times)
+
+
+def repeats(names, times):
+    """For a Race: how often its arms do in a call what is timed."""
+    return {name: times for name in names if name.startswith("graph")}
 
 
 class Tuned(nn.Module):
@@ -189,14 +210,12 @@ def in_two(model, x):
     found = [name for name, m in whole.named_modules() if isinstance(m, models.Inception)]
     if not found:
         raise Unavailable("there is no Inception module of this book in it")
-    for name in found:
-        try:
-            two = kernels.two_launches(whole.get_submodule(name))
-        except FusionError as error:
-            raise Unavailable(str(error)) from error
-        whole.set_submodule(name, Tuned(two))
     call = partial(whole, x)
-    call()
+    with what_it_lacks():
+        for name in found:
+            two = kernels.two_launches(whole.get_submodule(name))
+            whole.set_submodule(name, Tuned(two))
+        call()
     return call
 
 
@@ -220,14 +239,21 @@ def tried(call):
 def compiled(net, x, mode):
     """torch.compile, for this one shape."""
     call = partial(torch.compile(net, mode=mode, dynamic=False), x)
-    try:
+    with what_it_lacks():
         call()
+    return call
+
+
+@contextlib.contextmanager
+def what_it_lacks():
+    """Whatever a compiler raises, as Unavailable: no C++, no memory on the chip, …"""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever its backends raise: no compiler, for one
+    except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise Unavailable(reason) from error
-    return call
 
 
 def on_streams(folded, x):
