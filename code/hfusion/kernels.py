@@ -66,7 +66,7 @@ def _shifted(rows, tap, side, height, wide, positions):
     """Under a tap of a window, how many rows further a pixel's neighbour lies, and whether
     it is in the image. side: 1, 3 or 5.
     """
-    # tap // side, but divided by constants, which is faster; a side of 1 has tap 0 only.
+    # tap // side, by constants, which is faster; side 1 has tap 0 only.
     down = tl.where(side == 5, tap // 5, tap // 3)
     dy, dx = down - side // 2, tap - down * side - side // 2
     line, column = rows // wide % height + dy, rows % wide + dx
@@ -122,8 +122,8 @@ def _pool(
     most = tl.full((BM, BN), float("-inf"), dtype=tl.float32)
     for tap in tl.static_range(9):
         shift, inside = _shifted(rows, tap, 3, height, wide, positions)
-        part = tl.load(x + at + shift * channels, inside & fits, other=float("-inf"))
-        part = part.to(tl.float32)
+        x_at = x + at + shift * channels
+        part = tl.load(x_at, inside & fits, other=float("-inf")).to(tl.float32)
         most = tl.maximum(most, part, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y + at, most.to(y.dtype.element_ty), (rows < positions) & fits)
 
