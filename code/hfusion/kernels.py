@@ -119,11 +119,12 @@ def _pool(
     columns = tile * BN + tl.arange(0, BN)[None, :]
     fits = columns < channels
     at = rows.to(tl.int64) * channels + columns
-    most = tl.full((BM, BN), float("-inf"), dtype=tl.float32)
+    outside = float("-inf")
+    most = tl.full((BM, BN), outside, dtype=tl.float32)
     for tap in tl.static_range(9):
         shift, inside = _shifted(rows, tap, 3, height, wide, positions)
         x_at = x + at + shift * channels
-        part = tl.load(x_at, inside & fits, other=float("-inf")).to(tl.float32)
+        part = tl.load(x_at, inside & fits, other=outside).to(tl.float32)
         most = tl.maximum(most, part, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y + at, most.to(y.dtype.element_ty), (rows < positions) & fits)
 
