@@ -129,21 +129,69 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_module(value):
     assert expected[1].isfinite().all()
 
 
-def test_numbers_beyond_two_to_the_31_are_reached():
-    """Rows that begin 2**31 numbers apart; memory that nobody touches costs nothing."""
+@pytest.mark.parametrize("place", range(7))
+def test_one_width_that_is_no_multiple_of_eight(place):
+    widths = [16] * 7
+    widths[place] = 20
+    check(widths, (1, 2, 3))
+
+
+# Numbers beyond the 2**31st; memory that nobody touches costs nothing.
+
+
+@pytest.fixture
+def unfilled():
+    """Memory as it comes: gigabytes that are set aside, and not written."""
     torch.use_deterministic_algorithms(False)
-    apart, ones = 2**31 + 64, torch.ones(64, device=DEVICE)
-    y = torch.empty(2 * apart, dtype=torch.float16, device=DEVICE)
-    x = torch.tensor([[2.0] * 16, [3.0] * 16], dtype=torch.float16, device=DEVICE)
-    w = torch.eye(16, dtype=torch.float16, device=DEVICE)
-    far[(1,)](x, w, ones, y, apart, BM=16, BN=16, BK=16)
-    assert y[:16].tolist() == [3.0] * 16
-    assert y[apart : apart + 16].tolist() == [4.0] * 16
 
 
 @triton.jit
-def far(x, w, bias, y, apart, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    kernels._conv(x, w, bias, y, 0, 1, 16, 16, 16, apart, 1, 2, 2, BM, BN, BK, False)
+def conv_far(x, w, bias, y, first, stride, c_in, BM: tl.constexpr, BK: tl.constexpr):
+    if tl.program_id(0) == first // BM:
+        kernels._conv(
+            x, w, bias, y, 0, 1, c_in, 16, 16, stride, 1, first + 3, first + 3,
+            BM, 16, BK, False,
+        )  # fmt: skip
+
+
+@triton.jit
+def pool_far(x, y, channels):
+    kernels._pool(x, y, 0, channels, 1, 3, 3, 16, 16)
+
+
+def halves(*shape):
+    return torch.empty(shape, dtype=torch.float16, device=DEVICE)
+
+
+def test_a_convolution_writes_far_away(unfilled):
+    stride = 2**30 + 32  # the third row begins beyond
+    x = torch.arange(3.0, device=DEVICE)[:, None].expand(3, 16).half().contiguous()
+    y, bias = halves(2 * stride + 16), torch.ones(16, device=DEVICE)
+    w = torch.eye(16, dtype=torch.float16, device=DEVICE)
+    conv_far[(1,)](x, w, bias, y, 0, stride, 16, BM=16, BK=16)
+    for row in range(3):
+        assert y[row * stride :][:16].tolist() == [row + 1.0] * 16
+
+
+def test_a_convolution_reads_far_away(unfilled):
+    c_in, first = 4096, 2**19
+    size = 512 if DEVICE == "cpu" else 64  # few programs for the interpreter
+    x, y = halves(first + 3, c_in), halves(first + 3, 16)
+    x[first:] = torch.arange(3.0)[:, None]
+    w = torch.full((c_in, 16), 2.0**-12, dtype=torch.float16, device=DEVICE)
+    bias = torch.ones(16, device=DEVICE)
+    grid = (first // size + 1,)
+    conv_far[grid](x, w, bias, y, first, 16, c_in, BM=size, BK=size)
+    for row in range(3):
+        assert y[first + row].tolist() == [row + 1.0] * 16
+
+
+def test_a_pooling_reads_and_writes_far_away(unfilled):
+    channels = 2**30 + 32
+    x, y = halves(3, channels), halves(3, channels)
+    x[:, :16] = torch.arange(3.0)[:, None]
+    pool_far[(1,)](x, y, channels)
+    assert y[:, :16].tolist() == [[1.0] * 16, [2.0] * 16, [2.0] * 16]
 
 
 def test_the_check_sees_a_branch_in_the_wrong_place():

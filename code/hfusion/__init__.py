@@ -16,9 +16,10 @@ Or a whole network, whoever wrote it:
 
 The modules, in the order in which the book needs them: `algebra` (NumPy),
 `measure` (agree, count, time), `layers` (the stacked layer), `models` (Inception,
-GoogLeNet); then graphs: `tracing`, `effects`, `siblings`, `rewrite`, `folding`.
-`figures` and `show` draw and are imported by name, so that `import hfusion` needs
-no matplotlib.
+GoogLeNet); then graphs: `tracing`, `effects`, `siblings`, `rewrite`, `folding`; then
+time: `recording`, `records`, `experiments`, `cost`; at last `kernels`, an Inception
+module in two launches. `figures` and `show` draw. What needs matplotlib or Triton is
+imported by name, so that `import hfusion` needs neither.
 """
 
 from . import algebra, layers, measure, models
