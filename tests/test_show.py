@@ -73,6 +73,46 @@ def test_stacked_bars_show_their_numbers():
     plt.close(figure)
 
 
+def words(figure):
+    """What is written on a figure, and closes it."""
+    plt.close(figure)
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_bars_show_their_numbers_and_what_to_compare_with():
+    figure = figures.bars({"µs": {"a": 4.0, "b": 1.0}}, {"µs": ("limit", 0.5)}, "on M")
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [4, 1]
+    assert [text.get_text() for text in figure.texts] == ["on M"]
+    assert [word.strip() for word in words(figure)] == ["4", "1", "limit"]
+
+
+def test_taps_are_the_rows_that_are_read():
+    found = words(figures.taps(2, 3, [(0, 1), (-1, -1)]))
+    right = ["tap (0, 1)", "1", "2", "", "4", "5", "", "row + 1"]
+    above = ["tap (−1, −1)", "", "", "", "", "0", "1", "row − 4"]
+    assert found == right + above
+
+
+def test_one_program_of_a_gemm_has_its_row_of_x_and_its_column_of_weight():
+    found = words(figures.gemm(rows=2, columns=3, depth=2, program=(1, 2)))
+    assert [found.count(f"step {step}") for step in (0, 1, 2)] == [2, 2, 0]
+    assert {"0, 0", "1, 2"} < set(found)
+    assert "2, 0" not in found
+
+
+def test_launches_number_their_programs_across_all_problems():
+    grids = {
+        "launch 1": [("a", 0, 64, ("y", 0), ""), ("b", 1, 80, ("r", 0), "")],
+        "launch 2": [("c", 1, 16, ("y", 64), "r")],
+    }
+    stores = {"launch 1": {"y": 80, "r": 80}, "launch 2": {"y": 80}}
+    found = words(figures.launches(grids, stores))
+    numbers = [word for word in found if word[:1].isdigit()]
+    across = lambda columns: [f"{row}, {c}" for c in columns for row in range(3)]
+    assert numbers == across(range(3)) + across([0])
+    assert {"y: 80", "r: 80", "launch 1", "launch 2", "a", "b", "c"} < set(found)
+
+
 def test_branches_have_four_colours_that_nothing_else_has():
     assert len(set(figures.BRANCHES)) == 4
     assert not set(figures.BRANCHES) & {*figures.OTHERS, figures.INPUT, figures.INK}
@@ -92,3 +132,10 @@ def test_a_race_is_a_table_with_what_is_missing():
         ["graph", "needs", "a", "CUDA", "device"],
     ]
     assert max(map(len, table.splitlines())) <= 76
+
+
+def test_a_race_may_have_times_as_multiples_of_a_limit():
+    case = records.Case({"module": "3a"}, {"two launches": (3.0, 4.5, 6.0)})
+    first, line = show.race(case, "two launches", limit_us=3.0).splitlines()
+    assert first.split()[:3] == ["count", "µs", "limits"]
+    assert line.split()[:4] == ["two", "launches", "4.50", "1.50"]
