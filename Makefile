@@ -50,9 +50,10 @@ zoo: .venv/zoo.stamp
 bench: .venv/test.stamp
 	$(BIN)/python benchmarks/planning.py
 
-# With EXTRAS=peers beside ONNX Runtime, OpenVINO and torchvision's GoogLeNet.
+# With EXTRAS=peers beside ONNX Runtime, OpenVINO and torchvision's GoogLeNet. What does not
+# fit into the time is skipped; on a GPU max-autotune alone wants MINUTES=30.
 record: .venv/$(or $(EXTRAS),record).stamp
-	$(BIN)/python -m hfusion record $(EXPERIMENTS)
+	$(BIN)/python -m hfusion record $(EXPERIMENTS) $(MINUTES:%=--minutes %)
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab chapters

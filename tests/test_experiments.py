@@ -143,9 +143,9 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
 
 def test_arms_in_a_graph_say_how_often_they_repeat(ladder):
     nets, x, _ = ladder
-    names = rungs.arms(nets, x, "cpu", times=20)
+    names = rungs.arms(nets, x, "cpu", times=rungs.TIMES)
     in_graphs = {name for name in names if name.startswith("graph")}
-    assert rungs.repeats(names, 20) == dict.fromkeys(in_graphs, 20)
+    assert rungs.repeats(names) == dict.fromkeys(in_graphs, rungs.TIMES)
     assert {f"graph, {rung}" for rung in (*nets, rungs.TWO)} < in_graphs
     assert f"graph, max-autotune, {rungs.FOLDED}" in in_graphs
 

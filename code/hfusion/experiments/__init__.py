@@ -18,8 +18,8 @@ SHARES = {
     "stopwatches": 0.03,
     "launch_overhead": 0.03,
     "timeline": 0.02,
-    "stage": 0.4,
-    "module_ladder": 0.25,
+    "stage": 0.3,
+    "module_ladder": 0.35,
     "network": 0.17,
     "memory": 0.05,  # last: it changes how this process gets its memory
 }

@@ -10,7 +10,6 @@ from ..recording import Race
 from . import rungs
 
 QUESTION = "What is each step of fusion worth, in a whole Inception module?"
-TIMES = 20  # a module in a graph: one alone is over before the next replay has begun
 
 
 def cases(device):
@@ -34,12 +33,12 @@ def race(device, module, batch, dtype, layout):
     # Where max-autotune may take its time: the cases that the book compares with it.
     thorough = device == "cpu" or (dtype, layout) == ("float16", "NHWC")
     modes = rungs.MODES if thorough else ["default"]
-    arms = rungs.arms(nets, x, device, modes, TIMES)
+    arms = rungs.arms(nets, x, device, modes, rungs.TIMES)
     arms["streams"] = lambda: rungs.on_cuda(device, rungs.on_streams, nets[rungs.FOLDED], x)
     return Race(
         arms,
         rungs.exact(model, x),
         2 * rungs.SHARE[dtype],
         opaque=rungs.opaque(arms),
-        repeats=rungs.repeats(arms, TIMES),
+        repeats=rungs.repeats(arms),
     )

@@ -31,6 +31,9 @@ WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
 ONE_CALL = "folded, stacked, one call"
 TWO = "two launches"
+# How often in a row a stage or a module is in a graph: one alone is over before the host
+# has begun the next replay.
+TIMES = 20
 # What torch.compile is told: what the arms are called, and which rungs it gets.
 # max-autotune makes a CUDA graph by itself, with some work for the host at every call;
 # "graph, max-autotune" is what it compiles, in a graph like all others.
@@ -183,9 +186,9 @@ def in_graph(make, times):
     return measure.graphed(make(), times)
 
 
-def repeats(names, times):
-    """For a Race: how often its arms do in a call what is timed."""
-    return {name: times for name in names if name.startswith("graph")}
+def repeats(names):
+    """For a Race: how often arms in a graph do in a call what is timed."""
+    return {name: TIMES for name in names if name.startswith("graph")}
 
 
 class Tuned(nn.Module):

@@ -17,7 +17,6 @@ from . import rungs
 
 QUESTION = "When is one stacked 1×1 convolution faster than three separate ones?"
 ROUNDS = 15
-TIMES = 20  # a stage in a graph: one alone is over before the next replay has begun
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -50,11 +49,10 @@ def race(device, module, batch, dtype, layout):
 
     ways = {"separate": separate, "stacked": partial(stacked, x), "copied": copied}
     graphs = {
-        f"graph, {name}": partial(rungs.on_cuda, device, graphed, way, TIMES)
+        f"graph, {name}": partial(rungs.on_cuda, device, graphed, way, rungs.TIMES)
         for name, way in ways.items()
     }
     arms = {name: lambda way=way: way for name, way in ways.items()} | graphs
     with torch.no_grad():
         expected = tuple(rungs.doubled(conv)(x.double()) for conv in convs)
-    repeats = rungs.repeats(arms, TIMES)
-    return Race(arms, expected, rungs.SHARE[dtype], repeats=repeats)
+    return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))
