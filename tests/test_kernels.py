@@ -150,7 +150,7 @@ def conv_far(x, w, bias, y, first, stride, c_in, BM: tl.constexpr, BK: tl.conste
     if tl.program_id(0) == first // BM:
         kernels._conv(
             x, w, bias, y, 0, 1, c_in, 16, 16, stride, 1, first + 3, first + 3,
-            BM, 16, BK, False,
+            BM, 16, BK, False, 1,
         )  # fmt: skip
 
 
@@ -340,5 +340,8 @@ def test_the_kernels_compile_for_a_gpu_and_load_sixteen_bytes_at_a_time():
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout)
     assert len(compiled) == 2 * (len(kernels.TILES) + 2)
-    for *what, loads in compiled:
-        assert list(loads) == ["16"], what
+    for kernel, rows, columns, depth, warps, stages, dtype, loads in compiled:
+        item_bytes = 4 if dtype == "fp32" else 2
+        step = (rows + columns) * depth * item_bytes // (32 * warps)  # bytes a thread
+        # All of x and weight, under way before they are needed, and 16 bytes at a time.
+        assert loads == {"16": stages * step // 16}, (kernel, rows, columns, dtype)

@@ -78,13 +78,16 @@ def _shifted(rows, tap, side, height, wide, positions):
 def _conv(
     x, weight, bias, y, tile, side, c_in, c_out,
     weight_stride, y_stride, height, wide, positions,
-    BM: constexpr, BN: constexpr, BK: constexpr, WIDEN: constexpr,
+    BM: constexpr, BN: constexpr, BK: constexpr,
+    WIDEN: constexpr, UNIT: constexpr,
 ):  # fmt: skip
     """One tile of relu(convolution + bias): BM pixels, the tile-th BN output channels.
 
     x [positions, c_in]; weight [side · side · c_in, c_out], one tap below the other; the
-    rows of y lie y_stride apart. A step is BK rows of weight.
+    rows of y lie y_stride apart. A step is BK rows of weight. c_in counts in UNIT
+    channels: seeing what divides it, Triton loads 16 bytes at a time.
     """
+    c_in *= UNIT  # here, since what a branch knew is forgotten behind it
     rows = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     columns = tile * BN + tl.arange(0, BN)[None, :]
     fits = columns < c_out
@@ -138,10 +141,9 @@ def _first(
     """Launch 1: a tile of one of the three siblings, or of the pooling.
 
     A tile belongs to one branch, so that all of it goes to one place. Widths count in
-    UNIT channels: knowing what divides them, Triton loads 16 bytes at a time.
+    UNIT channels.
     """
-    c_in, k1, k3, k5 = c_in * UNIT, k1 * UNIT, k3 * UNIT, k5 * UNIT
-    y_stride *= UNIT
+    k1, k3, k5, y_stride = k1 * UNIT, k3 * UNIT, k5 * UNIT, y_stride * UNIT
     tiles1, tiles3 = tl.cdiv(k1, BN), tl.cdiv(k3, BN)
     tiles5 = tl.cdiv(k5, BN)
     tile = tl.program_id(1)
@@ -157,11 +159,11 @@ def _first(
         _conv(
             x, weight + first, bias + first, place, tile, 1, c_in, size,
             k1 + k3 + k5, stride, height, wide, positions,
-            BM, BN, BK, WIDEN,
+            BM, BN, BK, WIDEN, UNIT,
         )  # fmt: skip
     else:
         tile -= tiles1 + tiles3 + tiles5
-        _pool(x, pooled, tile, c_in, height, wide, positions, BM, BN)
+        _pool(x, pooled, tile, c_in * UNIT, height, wide, positions, BM, BN)
 
 
 @_jit
@@ -172,8 +174,8 @@ def _second(
     WIDEN: constexpr, UNIT: constexpr,
 ):  # fmt: skip
     """Launch 2: a tile of the 3×3, of the 5×5, or of the pooled 1×1."""
-    c3, k3, c5, k5 = c3 * UNIT, k3 * UNIT, c5 * UNIT, k5 * UNIT
-    cp, kp, k1, y_stride = cp * UNIT, kp * UNIT, k1 * UNIT, y_stride * UNIT
+    k1, k3, k5, kp = k1 * UNIT, k3 * UNIT, k5 * UNIT, kp * UNIT
+    y_stride *= UNIT
     tiles3, tiles5 = tl.cdiv(k3, BN), tl.cdiv(k5, BN)
     tile = tl.program_id(1)
     if tile < tiles3:
@@ -189,7 +191,7 @@ def _second(
         tile -= tiles3 + tiles5
     _conv(
         x, weight, bias, y + first, tile, side, c_in, size, size, y_stride,
-        height, wide, positions, BM, BN, BK, WIDEN,
+        height, wide, positions, BM, BN, BK, WIDEN, UNIT,
     )  # fmt: skip
 
 
