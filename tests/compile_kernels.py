@@ -14,8 +14,6 @@ from triton.compiler import ASTSource
 from hfusion import kernels
 
 TARGET = GPUTarget("cuda", 90, 32)
-POINTERS = {"x", "weight", "bias", "y", "r3", "r5", "pooled", "w3", "b3", "w5", "b5"}
-POINTERS |= {"wp", "bp"}
 
 
 def loads(kernel, tile, dtype):
@@ -26,11 +24,11 @@ def loads(kernel, tile, dtype):
     for place, name in enumerate(kernel.arg_names):
         if name in fixed:
             signature[name], constants[(place,)] = "constexpr", fixed[name]
-        elif name in POINTERS:
+        elif name in kernel.do_not_specialize:
+            signature[name] = "i32"
+        else:
             signature[name] = f"*{dtype}"
             aligned[(place,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "i32"
     source = ASTSource(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages}
     code = compile(source, target=TARGET, options=options).asm["ptx"]
