@@ -579,3 +579,35 @@ def test_what_is_no_list_is_refused_by_name(bad):
         algebra.split(np.arange(5), bad, axis=0)
     with pytest.raises(ValueError, match=r"^biases was .*; a list fits"):
         algebra.stack([[[1, 2]]], bad)
+
+
+@given(st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2, 3]), st.integers(0, 3))
+def test_an_embedded_kernel_computes_the_same_with_more_padding(grow, stride, k, padding):
+    rng = np.random.default_rng(k)
+    x, weight = rng.standard_normal((2, 3, 6, 5)), rng.standard_normal((2, 3, k, k))
+    larger = algebra.embed(weight, k + 2 * grow)
+    expected = algebra.conv_loops(x, weight, stride=stride, padding=padding)
+    actual = algebra.conv_loops(x, larger, stride=stride, padding=padding + grow)
+    assert actual.shape == expected.shape
+    np.testing.assert_array_equal(actual, expected)
+    if grow:  # the wrong way: the padding left as it was
+        try:
+            wrong = algebra.conv_loops(x, larger, stride=stride, padding=padding)
+        except ValueError:
+            return
+        assert wrong.shape != expected.shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "said"),
+    [
+        ((2, 3, 3, 3), 4, "side was 4; 3, 5, 7, … fit"),
+        ((2, 3, 3, 3), 1, "side was 1; 3, 5, 7"),
+        ((2, 3, 1, 3), 3, r"weight has shape \[2, 3, 1, 3\]; a square window fits"),
+        ((2, 3), 3, r"weight has shape \[2, 3\]; \[K, C, k, k\] fits"),
+        ((1, 1, 1, 1), 2.0, "side was 2.0; a whole number"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(shape, side, said):
+    with pytest.raises(ValueError, match=said):
+        algebra.embed(np.ones(shape), side)

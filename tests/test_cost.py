@@ -197,3 +197,70 @@ def test_the_limit_is_the_empty_chain_and_the_longer_of_two_times():
 
 def test_merged_is_one_launch():
     assert cost.merged(Kernel(1, 2), Kernel(3, 4), Kernel(0, 1, 0)) == Kernel(4, 7, 1)
+
+
+windows = st.tuples(st.integers(1, 7), st.integers(1, 7))
+siblings = st.lists(st.tuples(st.integers(1, 40), windows), min_size=2, max_size=4)
+
+
+def test_inflation_by_hand():
+    # GoogLeNet's first module in its naive form: 1×1, 3×3 and 5×5 side by side.
+    separate = 64 * 1 + 128 * 9 + 32 * 25
+    by_hand = 25 * (64 + 128 + 32) / separate
+    assert cost.inflation((64, 128, 32), ((1, 1), (3, 3), (5, 5))) == by_hand
+    assert cost.inflation((5,), ((1, 1),)) == 1
+    assert cost.common(((1, 7), (7, 1), (3, 3))) == (7, 7)
+
+
+@given(siblings, small)
+def test_inflation_is_what_torch_counts_more(members, c_in):
+    sizes, sides = zip(*members, strict=True)
+    counted = []
+    for shapes in (members, [(sum(sizes), cost.common(sides))]):
+        with FlopCounterMode(display=False) as counter:
+            for size, (height, width) in shapes:
+                x = torch.empty(1, c_in, height + 2, width + 1, device="meta")
+                torch.nn.functional.conv2d(
+                    x, torch.empty(size, c_in, height, width, device="meta")
+                )
+        counted.append(counter.get_total_flops())
+    assert cost.inflation(sizes, sides) == pytest.approx(counted[1] / counted[0])
+
+
+@given(siblings, small, st.integers(1, 10**6))
+def test_embedding_never_computes_less_and_reads_the_input_once(members, c_in, positions):
+    sizes, sides = zip(*members, strict=True)
+    ways = cost.embedded(sizes, sides, c_in, positions, 4)
+    flops, moved = (
+        {way: sum(getattr(k, what) for k in ways[way]) for way in ways}
+        for what in ("flops", "bytes")
+    )
+    assert flops["embedded"] >= flops["separate"]
+    larger = sum(sizes) * cost.inflation(sizes, sides) * c_in * 4
+    read_again = (len(sizes) - 1) * c_in * positions * 4
+    assert moved["embedded"] <= moved["separate"] - read_again + larger * 49
+    if len(set(sides)) == 1:
+        assert moved["embedded"] == moved["separate"] - read_again
+
+
+@given(siblings, small)
+def test_at_the_break_even_both_ways_take_as_long(members, c_in):
+    sizes, sides = zip(*members, strict=True)
+    positions = cost.break_even(sizes, sides, c_in, dataclasses.replace(CPU))
+    no_bytes = dataclasses.replace(CPU, bytes_per_s=float("inf"))
+    if positions == float("inf"):
+        assert len(set(sides)) == 1
+        return
+    ways = cost.embedded(sizes, sides, c_in, positions, 4)
+    assert cost.gain(ways["separate"], ways["embedded"], no_bytes) == pytest.approx(1)
+    for times, wins in ((0.5, True), (2, False)):
+        ways = cost.embedded(sizes, sides, c_in, times * positions, 4)
+        gain = cost.gain(ways["separate"], ways["embedded"], no_bytes)
+        assert (gain > 1) == wins
+
+
+@pytest.mark.parametrize("sides", [(), ((1, 1),), ((1, 1), (3, 3), (5, 5))])
+def test_a_window_for_each_sibling(sides):
+    for count in (cost.inflation, lambda *a: cost.embedded(*a, 1, 1, 1)):
+        with pytest.raises(ValueError, match=f"windows has {len(sides)} entries, sizes 2"):
+            count((4, 4), sides)

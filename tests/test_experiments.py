@@ -54,15 +54,21 @@ def test_cases_are_parameters_of_the_race(name, device):
 
 
 # One small case of each experiment, run whole; what takes long is left out.
+# fmt: off
 SMALL = {
     "ceilings": {"what": "copy", "bytes": 2**16},
     "stopwatches": {"module": "5b", "batch": 1, "calls": 3},
     "launch_overhead": {"operator": "abs", "way": "eager"},
     "timeline": {"module": "5b", "rung": rungs.HOISTED},
     "stage": {"module": "5b", "batch": 2, "dtype": "float32", "layout": "NHWC"},
+    "embedding": {"windows": "1×7, 7×1", "channels": 4, "side": 7, "batch": 1,
+                  "dtype": "float32"},
+    "projections": {"projections": "layer, four adapters", "tokens": 3,
+                    "dtype": "float32"},
     "module_ladder": {"module": "5b", "batch": 1, "dtype": "float32", "layout": "NCHW"},
     "memory": {"memory": "as it comes", "module": "5b", "batch": 1, "layout": "NCHW"},
 }
+# fmt: on
 
 
 @pytest.mark.parametrize("name", SMALL)

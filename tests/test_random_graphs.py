@@ -31,7 +31,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import hfusion
-from hfusion import effects, layers, rewrite, siblings
+from hfusion import effects, embedding, layers, rewrite, siblings
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -422,7 +422,7 @@ def geometry(draw, x):
     rng, batched = draw.rng, x.ndim == 5 or (x.ndim > 2 and draw.chance(0.85))
     if not 2 <= x.ndim <= 5 or draw.chance(0.8 if x.ndim == 2 else 0.2):
         return lambda: nn.Linear(x.shape[-1], rng.randint(1, 4), draw.chance(0.7))
-    kernel = rng.choice([1, 1, 1, 2, 3, 3])
+    kernel = rng.choice([1, 1, 1, 2, 3, 3, 5])
     options = {"kernel_size": kernel, "padding": kernel // 2}
     if draw.chance(0.15):
         options |= {"stride": 2, "dilation": rng.choice([1, 2])}
@@ -431,7 +431,18 @@ def geometry(draw, x):
     if kernel == 3 and draw.chance(0.2):
         options["padding_mode"] = rng.choice(["circular", "reflect", "replicate"])
     conv, c_in = CONVS[x.ndim - 2 - batched], x.shape[int(batched)]
+    if kernel % 2 and options["padding"] == kernel // 2 and draw.chance(0.4):
+        return lambda: of_any_size(draw, conv, c_in, options)
     return lambda: conv(c_in, rng.randint(1, 4), bias=draw.chance(0.7), **options)
+
+
+def of_any_size(draw, conv, c_in, options):
+    """A convolution with another window, and mostly the same size of output."""
+    kernel, step = draw.rng.choice([1, 3, 5]), options.get("dilation", 1)
+    grown = 2 * options["padding"] - step * (options["kernel_size"] - 1)
+    padding = max(0, (grown + step * (kernel - 1)) // 2)
+    options = options | {"kernel_size": kernel, "padding": padding}
+    return conv(c_in, draw.rng.randint(1, 4), bias=draw.chance(0.7), **options)
 
 
 def unusual(draw, layer):
@@ -659,17 +670,22 @@ class Outcome:
 
 def check(seed):
     """Draw a network, fuse it, compare: an Outcome. Raises Mismatch."""
-    return compare(Draw(seed), with_gradients=seed % 2 == 0, with_loading=seed % 5 == 1)
+    return compare(
+        Draw(seed),
+        with_gradients=seed % 2 == 0,
+        with_loading=seed % 5 == 1,
+        embed=seed % 3 == 0,
+    )
 
 
-def compare(draw, with_gradients, with_loading):
+def compare(draw, with_gradients, with_loading, embed):
     model = as_graph(draw.root) if draw.is_graph else draw.root
     try:
         expected = run(copy.deepcopy(model), draw)
     except FAILS:
         return Outcome("raised")
     try:
-        plan = hfusion.plan(model)
+        plan = hfusion.plan(model, embed=embed)
     except hfusion.FusionError:
         return Outcome("untraceable")
     fused = attempt("apply", plan.apply)
@@ -773,13 +789,16 @@ def check_shares(outcomes):
     fused = sum(any(g.fused for g in o.groups) for o in outcomes)
     refused = sum(any(not g.fused for g in o.groups) for o in outcomes)
     followed = sum(g.activation is not None for g in groups)
+    embedded = sum(g.window is not None for g in groups)
     learned = sum(outcome.learned for outcome in outcomes)
     print(f"{dict(status)}; fused {fused}, refused {refused}, gradients {learned}; "
-          f"{len(groups)} groups, {followed} with activation; {reasons}")  # fmt: skip
+          f"{len(groups)} groups, {followed} with activation, {embedded} embedded; "
+          f"{reasons}")  # fmt: skip
     assert status["raised"] + status["untraceable"] < 0.1 * len(outcomes)
     assert min(fused, refused) > len(outcomes) / 3
     assert learned > len(outcomes) / 10
     assert followed > len(outcomes) / 20
+    assert embedded > len(outcomes) / 100
     assert len(outcomes) < 300 or len(reasons) > 7
 
 
@@ -797,12 +816,22 @@ def wrong_order(stacked, x):
     )
 
 
+def padding_left(layers):
+    window = common(layers)
+    return dataclasses.replace(window, padding=layers[0].padding)
+
+
+def in_the_corner(window, layer):
+    sides = zip(window.kernel_size, layer.kernel_size, strict=True)
+    return tuple(large - small for large, small in sides)
+
+
 def rows_shuffled(weights, biases):
     weight, bias = stack_parameters(weights, biases)
     return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
 
 
-stack_parameters = layers.stack_parameters
+stack_parameters, common = layers.stack_parameters, embedding.common
 MISTAKES = {
     "no writes known": (effects, "written", lambda node, modules: []),
     "nothing shares memory": (effects, "_sources", lambda node, modules: []),
@@ -815,9 +844,11 @@ MISTAKES = {
     "shared tensors": without(siblings.shared_tensors),
     "layout": without(siblings.layout_matters),
     "unfit layers": without(siblings.unfit),
-    "unlike layers": (layers, "unlike", lambda labelled: ""),
+    "unlike layers": (layers, "unlike", lambda labelled, embed=False: ""),
     "split in the wrong order": (layers.Stacked, "forward", wrong_order),
     "rows shuffled": (layers, "stack_parameters", rows_shuffled),
+    "padding not moved": (embedding, "common", padding_left),
+    "embedded in the corner": (embedding.Window, "margins", in_the_corner),
 }
 
 

@@ -1063,7 +1063,7 @@ def switch_off(monkeypatch, rule):
     assert len(others) == len(siblings.RULES) - 1
     monkeypatch.setattr(siblings, "RULES", others)
     if rule == "unfit":  # apply() asks once more
-        monkeypatch.setattr(layers, "refusal", lambda members: "")
+        monkeypatch.setattr(layers, "refusal", lambda members, embed: "")
     if rule == "shared_tensors":  # whoever owns what is read may also write to it
         monkeypatch.setattr(effects, "_tensors_read", lambda graph, modules: {})
 

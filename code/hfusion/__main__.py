@@ -53,6 +53,9 @@ def _parser():
     plan.add_argument(
         "--fold", action="store_true", help="fold batch norms first (eval mode)"
     )
+    plan.add_argument(
+        "--embed", action="store_true", help="let smaller windows join larger ones"
+    )
     plan.add_argument("--min-siblings", type=_from_two, default=2, metavar="N")
     measured = commands.add_parser(
         "record", allow_abbrev=False, help="run the experiments on this machine"
@@ -104,7 +107,7 @@ def _plan(options):
             model.eval()
         if options.fold:
             model = hfusion.fold_batchnorm(model)
-        print(hfusion.plan(model, min_siblings=options.min_siblings))
+        print(hfusion.plan(model, options.min_siblings, embed=options.embed))
     except hfusion.FusionError as error:
         return _fail(1, error)
     return 0

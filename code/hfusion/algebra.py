@@ -138,6 +138,26 @@ def im2col(x, kernel_size, stride=1, padding=0):
     return patches.reshape(N, C * k * k, H * W)
 
 
+def embed(weight, side):
+    """A convolution's weights in a larger window: zeros around them, the same sums.
+
+    weight [K, C, k, k] -> [K, C, side, side], where side − k is even. The window begins
+    (side − k)/2 pixels earlier, so the padding has to grow by as much.
+
+    >>> embed([[[[7]]]], 3)
+    array([[[[0, 0, 0],
+             [0, 7, 0],
+             [0, 0, 0]]]])
+    """
+    weight = _array("weight", weight, "K", "C", "k", "k")
+    k, side = weight.shape[-1], _whole("side", side, 1)
+    if weight.shape[2] != k:
+        raise ValueError(f"weight has shape {list(weight.shape)}; a square window fits")
+    if side < k or (side - k) % 2:
+        raise ValueError(f"side was {side}; {k}, {k + 2}, {k + 4}, … fit, for a middle")
+    return _pad(weight, (side - k) // 2)
+
+
 def stack(weights, biases=None):
     """Stack the branches' matrices along their rows, the output channels.
 

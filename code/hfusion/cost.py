@@ -7,6 +7,7 @@ kernels. No device is asked here; a machine's ceilings come from its record.
 """
 
 import dataclasses
+import math
 
 PARTS = ("input", "weight", "output")
 
@@ -43,8 +44,8 @@ class Ceilings:
     overlaps: bool
 
 
-def product(c_out, c_in, positions, item_bytes, side=1):
-    """A convolution with bias whose window has so many pixels a side, and stride 1.
+def product(c_out, c_in, positions, item_bytes, window=(1, 1)):
+    """A convolution with bias, a window of (height, width) and stride 1.
 
     For a 1×1: [c_out, c_in] times [c_in, positions]. positions: pixels of all images
     together. Each number is read or written once, and the window is counted whole at the
@@ -53,7 +54,7 @@ def product(c_out, c_in, positions, item_bytes, side=1):
     >>> product(64, 192, 28 * 28, item_bytes=4)
     Kernel(flops=19317760, bytes=852224, launches=1)
     """
-    depth = side * side * c_in
+    depth = math.prod(window) * c_in
     flops = 2 * c_out * depth * positions + c_out * positions
     numbers = c_in * positions + c_out * depth + c_out + c_out * positions
     return Kernel(flops, numbers * item_bytes)
@@ -121,11 +122,83 @@ def in_two(widths, positions, item_bytes):
     stacked = product(k1 + c3 + c5, c_in, positions, item_bytes)
     pooled = Kernel(0, c_in * positions * item_bytes)  # of its input, which is read already
     parts = (
-        product(k3, c3, positions, item_bytes, side=3),
-        product(k5, c5, positions, item_bytes, side=5),
+        product(k3, c3, positions, item_bytes, (3, 3)),
+        product(k5, c5, positions, item_bytes, (5, 5)),
         product(kp, c_in, positions, item_bytes),
     )
     return merged(stacked, pooled), merged(*parts)
+
+
+def inflation(sizes, windows):
+    """How many times the multiply-adds, if siblings get one window that holds them all.
+
+        w Σ K_i / Σ w_i K_i,   w_i the taps of window i, w those of the common one
+
+    sizes: output channels K_i of each sibling; windows: (height, width) of each.
+
+    >>> inflation((64, 64), ((1, 1), (3, 3)))
+    1.8
+    >>> inflation((1, 1), ((1, 7), (7, 1)))
+    7.0
+    """
+    _as_many(sizes, windows)
+    separate = sum(
+        size * math.prod(sides) for size, sides in zip(sizes, windows, strict=True)
+    )
+    return sum(sizes) * math.prod(common(windows)) / separate
+
+
+def common(windows):
+    """The smallest window that holds all of these: the largest side along each axis.
+
+    >>> common(((1, 7), (7, 1)))
+    (7, 7)
+    """
+    return tuple(map(max, zip(*windows, strict=True)))
+
+
+def embedded(sizes, windows, c_in, positions, item_bytes):
+    """Siblings with windows of their own, and all in one window: {way: kernels}.
+
+    sizes, windows: as for `inflation`.
+
+    >>> ways = embedded((8, 8), ((1, 1), (3, 3)), 16, 784, 4)
+    >>> [kernel.flops for kernel in ways["separate"] + ways["embedded"]]
+    [206976, 1812608, 3625216]
+    """
+    _as_many(sizes, windows)
+    shape = (c_in, positions, item_bytes)
+    each = zip(sizes, windows, strict=True)
+    return {
+        "separate": [product(size, *shape, sides) for size, sides in each],
+        "embedded": [product(sum(sizes), *shape, common(windows))],
+    }
+
+
+def break_even(sizes, windows, c_in, ceilings):
+    """Up to how many positions embedding pays, if launches and arithmetic are all that
+    counts: the launches saved take as long as the multiply-adds that come on top.
+
+        positions = (B − 1) ℓ · rate / (2 C (w Σ K_i − Σ w_i K_i))
+
+    inf where nothing comes on top. positions: pixels of all images together.
+
+    >>> slow = Ceilings(1e9, 1e9, launch_s=1e-6, kernel_s=0, overlaps=False)
+    >>> break_even((1, 1), ((1, 1), (3, 3)), 1, slow)  # 1000 FLOPs for 16 a position
+    62.5
+    """
+    ways = embedded(sizes, windows, c_in, 1, 1)
+    flops = {way: sum(kernel.flops for kernel in ways[way]) for way in ways}
+    extra = flops["embedded"] - flops["separate"]
+    saved_s = (len(sizes) - 1) * ceilings.launch_s
+    return saved_s * ceilings.flops_per_s / extra if extra else math.inf
+
+
+def _as_many(sizes, windows):
+    if not sizes or len(sizes) != len(windows):
+        raise ValueError(
+            f"windows has {len(windows)} entries, sizes {len(sizes)}; as many, from 1, fit"
+        )
 
 
 def merged(*kernels):

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from . import embedding
+
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -61,9 +63,11 @@ ALONE = (
      "one for weight and bias"),
 )  # fmt: skip
 
-# What decides which numbers a layer computes from its input, besides its weights.
+# What decides which numbers a layer computes from its input, besides its weights …
 GEOMETRY = ("in_channels", "in_features", "kernel_size", "stride", "padding")
 GEOMETRY += ("padding_mode", "dilation")
+# … and what of it may differ if a smaller window is embedded in a larger one.
+WINDOW = ("kernel_size", "padding", "dilation", "size of weight", "strides of weight")
 
 # What siblings must have in common: (name, how to read it; None where it has none).
 TOGETHER = (
@@ -78,12 +82,14 @@ TOGETHER = (
     ("requires_grad of output", lambda m: any(p.requires_grad for p in m.parameters())),
     ("training", lambda m: m.training),
 )
+EMBEDDED = (*(row for row in TOGETHER if row[0] not in WINDOW), *embedding.TOGETHER)
 
 
-def refusal(layers):
+def refusal(layers, embed=False):
     """Why these layers cannot be stacked, in a sentence; "" if they can.
 
-    layers: a list of modules, or a dict from names to modules.
+    layers: a list of modules, or a dict from names to modules. embed: whether small
+    windows may be embedded in larger ones.
 
     >>> refusal([nn.Linear(4, 2), nn.Linear(5, 2)])
     'in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features'
@@ -92,15 +98,15 @@ def refusal(layers):
         named = _named(layers)
     except FusionError as error:
         return str(error)
-    return _refusal(named)
+    return _refusal(named, embed)
 
 
-def _refusal(named):
+def _refusal(named, embed):
     if not named:
         return "layers is empty; one layer or more fits"
     labelled = {f"layers[{name}]": layer for name, layer in named.items()}
     alone = (unfit(label, layer) for label, layer in labelled.items())
-    reason = next(filter(None, alone), "") or unlike(labelled)
+    reason = next(filter(None, alone), "") or unlike(labelled, embed)
     if reason:
         return reason
     parameters = [p for layer in named.values() for p in layer.parameters()]
@@ -116,15 +122,28 @@ def unfit(label, layer):
     >>> unfit("depthwise", nn.Conv2d(4, 4, 3, groups=4))
     'groups of depthwise was 4; 1 fits'
     """
-    for name, show, fits, wanted in ALONE:
+    return _first_misfit(label, layer, ALONE)
+
+
+def _first_misfit(label, layer, rows):
+    for name, show, fits, wanted in rows:
         if not fits(layer):
             return f"{name} of {label} was {show(layer)}; {wanted} fits"
     return ""
 
 
-def unlike(labelled):
-    """In what labelled layers differ though siblings must not; "" if in nothing."""
-    for name, read in TOGETHER:
+def unlike(labelled, embed=False):
+    """In what labelled layers differ though siblings must not; "" if in nothing.
+
+    embed: whether small windows may be embedded in larger ones.
+    """
+    rows = TOGETHER
+    if embed and embedding.mixed(labelled.values()):
+        rows = EMBEDDED
+        for label, layer in labelled.items():
+            if reason := _first_misfit(label, layer, embedding.ALONE):
+                return reason
+    for name, read in rows:
         values = {label: read(layer) for label, layer in labelled.items()}
         values = {label: value for label, value in values.items() if value is not None}
         if len({repr(value) for value in values.values()}) > 1:
@@ -133,7 +152,7 @@ def unlike(labelled):
     return ""
 
 
-def stack(layers, activation=None):
+def stack(layers, activation=None, embed=False):
     """One layer that computes what several siblings compute.
 
     layers: a list (or a dict, or nn.ModuleList / ModuleDict) of Conv1d, Conv2d,
@@ -141,7 +160,8 @@ def stack(layers, activation=None):
     biases possibly missing. They are left as they were; the weights are copied.
     Values are not looked at: a NaN stays in the rows of its own branch.
     activation: a module that treats each number alone, as ReLU does; applied once.
-    Raises FusionError where they do not fit together.
+    embed: embed small windows in the largest (see `embedding`), which takes more
+    multiply-adds. Raises FusionError where they do not fit together.
     Source: Lei Mao, "Neural Network 1x1 Convolution Horizontal Fusion".
 
     >>> stacked = stack([nn.Conv2d(192, 64, 1), nn.Conv2d(192, 96, 1)])
@@ -149,7 +169,7 @@ def stack(layers, activation=None):
     [(8, 64, 28, 28), (8, 96, 28, 28)]
     """
     named = _named(layers)
-    reason = _refusal(named)
+    reason = _refusal(named, embed)
     if reason:
         raise FusionError(reason)
     return Stacked(named, activation)
@@ -236,7 +256,8 @@ class Stacked(nn.Module):
     forward: x -> a tuple with each branch's output, in order, all views of one
     tensor. Its state_dict is that of the separate layers in an nn.ModuleDict,
     and each loads the other's. Where only some siblings have a bias, the zeros
-    of the others are kept zero by a mask, at the price of one small operator.
+    of the others are kept zero by a mask, at the price of one small operator. So are the
+    zeros around embedded windows, while gradients are recorded.
     """
 
     def __init__(self, layers, activation=None):
@@ -248,13 +269,20 @@ class Stacked(nn.Module):
         self.has_bias = tuple(m.bias is not None for m in layers.values())
         # Channels lie in front of the pixels, a Linear's features behind all else.
         self.dim = 1 - first.weight.ndim
-        weight, bias = stack_parameters(
-            [m.weight for m in layers.values()], [m.bias for m in layers.values()]
-        )
-        self.layer = _like(first, weight, bias)
-        mixed = any(self.has_bias) and not all(self.has_bias)
-        mask = _mask(self, weight.device) if mixed else None
-        self.register_buffer("absent", mask, persistent=False)
+        members = list(layers.values())
+        self.windows = tuple(embedding.window(m) for m in members)
+        window, self.inside = self.windows[0], ((),) * len(members)
+        weights = [m.weight for m in members]
+        if embedding.mixed(members):
+            window = embedding.common(members)
+            self.inside = tuple((slice(None), *window.place(m)) for m in members)
+            grad = weights[0].requires_grad
+            weights = [window.embed(m).requires_grad_(grad) for m in members]
+        weight, bias = stack_parameters(weights, [m.bias for m in members])
+        self.layer = _like(first, weight, bias, window)
+        self.register_buffer("absent", None, persistent=False)
+        self.register_buffer("around", None, persistent=False)
+        self._set_masks(weight.device)
         self._keep_keys()
         self.train(first.training)
 
@@ -263,14 +291,32 @@ class Stacked(nn.Module):
         self.register_state_dict_post_hook(_after_state_dict)
         self.register_load_state_dict_pre_hook(_before_load)
 
+    def _set_masks(self, device):
+        """What belongs to no branch: missing biases, and zeros around small windows."""
+        if any(self.has_bias) and not all(self.has_bias):
+            rows = zip(self.sizes, self.has_bias, strict=True)
+            flags = [not has for size, has in rows for _ in range(size)]
+            self.absent = torch.tensor(flags, device=device)  # [K]
+        if any(self.inside):
+            weight = self.layer.weight
+            shape = (len(weight), 1, *weight.shape[2:])
+            self.around = torch.ones(shape, dtype=torch.bool, device=device)
+            for place in places(self):
+                self.around[place] = False
+
     def product(self, x):
         """x -> every branch's output in one tensor, along `dim`."""
-        if self.absent is None:
+        learns = self.around is not None and torch.is_grad_enabled()
+        if self.absent is None and not learns:
             return self.layer(x)
-        bias = self.layer.bias.masked_fill(self.absent, 0)
+        weight, bias = self.layer.weight, self.layer.bias
+        if learns:
+            weight = weight.masked_fill(self.around, 0)
+        if self.absent is not None:
+            bias = bias.masked_fill(self.absent, 0)
         if isinstance(self.layer, nn.Linear):
-            return nn.functional.linear(x, self.layer.weight, bias)
-        return self.layer._conv_forward(x, self.layer.weight, bias)
+            return nn.functional.linear(x, weight, bias)
+        return self.layer._conv_forward(x, weight, bias)
 
     def forward(self, x):
         y = self.product(x)
@@ -288,15 +334,16 @@ class Stacked(nn.Module):
 
     def unstack(self):
         """See `hfusion.layers.unstack`."""
-        weights = self.layer.weight.split(self.sizes)
-        biases = [None] * len(self.sizes)
-        if self.layer.bias is not None:
-            biases = self.layer.bias.split(self.sizes)
+        weight, bias = self.layer.weight, self.layer.bias
+        branches = zip(self.names, places(self), self.has_bias, self.windows, strict=True)
         return {
-            name: _like(self.layer, weight.clone(), bias.clone() if has else None)
-            for name, weight, bias, has in zip(
-                self.names, weights, biases, self.has_bias, strict=True
+            name: _like(
+                self.layer,
+                weight[place].clone(),
+                bias[place[0]].clone() if has else None,
+                window,
             )
+            for name, place, has, window in branches
         }
 
     def extra_repr(self):
@@ -319,21 +366,25 @@ def _named(layers):
     return named
 
 
-def _mask(stacked, device):
-    """[K] booleans: whether the branch that a row belongs to lacks a bias."""
-    rows = zip(stacked.sizes, stacked.has_bias, strict=True)
-    flags = [not has for size, has in rows for _ in range(size)]
-    return torch.tensor(flags, device=device)
+def places(stacked):
+    """Where each branch lies in the stacked weight: its rows, and its window in theirs.
+
+    >>> places(stack([nn.Linear(4, 2), nn.Linear(4, 3)]))
+    [(slice(0, 2, None),), (slice(2, 5, None),)]
+    """
+    ends = itertools.accumulate(stacked.sizes)
+    branches = zip(stacked.sizes, ends, stacked.inside, strict=True)
+    return [(slice(end - size, end), *inside) for size, end, inside in branches]
 
 
-def _like(layer, weight, bias):
-    """A layer with the settings of `layer` and these tensors as its parameters."""
-    if isinstance(layer, nn.Linear):
+def _like(layer, weight, bias, window):
+    """A layer with this window, the other settings of `layer`, and these parameters."""
+    if window is None:
         sizes, settings = (layer.in_features, len(weight)), {}
     else:
-        sizes = (layer.in_channels, len(weight), layer.kernel_size)
-        names = ("stride", "padding", "dilation", "padding_mode")
-        settings = {name: getattr(layer, name) for name in names}
+        sizes = (layer.in_channels, len(weight))
+        settings = {name: getattr(layer, name) for name in ("stride", "padding_mode")}
+        settings |= vars(window)
     # On "meta" nothing is set aside or drawn that would be thrown away at once.
     new = type(layer)(*sizes, bias=bias is not None, device="meta", **settings)
     new.weight = nn.Parameter(weight.detach(), weight.requires_grad)
@@ -343,16 +394,19 @@ def _like(layer, weight, bias):
 
 
 def _pieces(stacked, prefix):
-    """(parameter of the stacked layer, [(key of the branch's part, start, end), …])."""
-    every = [True] * len(stacked.sizes)
-    for parameter, present in (("weight", every), ("bias", stacked.has_bias)):
-        pieces, start = [], 0
-        for name, size, has in zip(stacked.names, stacked.sizes, present, strict=True):
-            key = f"{prefix}{name}.{parameter}" if has else None
-            pieces.append((key, start, start + size))
-            start += size
-        if any(present):
-            yield parameter, pieces
+    """(parameter of the stacked layer, [(key of a branch's part, its place), …])."""
+    whole = places(stacked)
+    yield (
+        "weight",
+        [
+            (f"{prefix}{name}.weight", place)
+            for name, place in zip(stacked.names, whole, strict=True)
+        ],
+    )
+    branches = zip(stacked.names, whole, stacked.has_bias, strict=True)
+    biases = [(f"{prefix}{name}.bias", place[:1]) for name, place, has in branches if has]
+    if biases:
+        yield "bias", biases
 
 
 def split_state(stacked, state, at, to):
@@ -364,9 +418,7 @@ def split_state(stacked, state, at, to):
     parts = {}
     for parameter, pieces in _pieces(stacked, to):
         whole = state.pop(f"{at}layer.{parameter}")
-        for key, start, end in pieces:
-            if key is not None:
-                parts[key] = whole[start:end]
+        parts |= {key: whole[place] for key, place in pieces}
     for name in stacked.names:  # in the order of separate layers
         for key in (f"{to}{name}.weight", f"{to}{name}.bias"):
             if key in parts:
@@ -382,26 +434,27 @@ def stack_state(stacked, state, at, to, assign=False):
     """
     missing, errors = [], []
     for parameter, pieces in _pieces(stacked, to):
-        now, found = getattr(stacked.layer, parameter).detach(), {}
-        for key, start, end in pieces:
-            part, place = state.pop(key, None), now[start:end]
-            if key is not None and part is None:
+        now, found = getattr(stacked.layer, parameter).detach(), []
+        for key, place in pieces:
+            part, fits = state.pop(key, None), now[place].shape
+            if part is None:
                 missing.append(key)
-            elif key is not None and getattr(part, "shape", None) != place.shape:
+            elif getattr(part, "shape", None) != fits:
                 was = list(getattr(part, "shape", [])) or type(part).__name__
-                errors.append(f"{key} was {was}; a tensor {list(place.shape)} fits")
-            elif key is not None:
-                found[start] = torch.as_tensor(part)
-        if len(found) == sum(key is not None for key, _, _ in pieces):
-            like = next(iter(found.values())) if assign else now
+                errors.append(f"{key} was {was}; a tensor {list(fits)} fits")
+            else:
+                found.append((place, torch.as_tensor(part)))
+        if len(found) == len(pieces):
+            like = found[0][1] if assign else now
             whole = torch.zeros_like(now, dtype=like.dtype, device=like.device)
         else:
             whole = now.clone()
-        for start, part in found.items():
-            whole[start : start + len(part)] = part
+        for place, part in found:
+            whole[place] = part
         state[f"{at}layer.{parameter}"] = whole
-    if stacked.absent is not None:  # in no state, so after to_empty() it is still unset
-        stacked.absent = _mask(stacked, whole.device)
+    stacked._set_masks(
+        whole.device
+    )  # in no state, so after to_empty() they are still unset
     return missing, errors
 
 
@@ -410,7 +463,7 @@ def _after_state_dict(module, state_dict, prefix, metadata):
 
 
 def _before_load(module, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-    branches = {key for _, pieces in _pieces(module, prefix) for key, _, _ in pieces}
+    branches = {key for _, pieces in _pieces(module, prefix) for key, _ in pieces}
     own = {f"{prefix}layer.weight", f"{prefix}layer.bias"} - branches
     unexpected += sorted(own & set(state_dict))
     assign = metadata.get("assign_to_params_buffers", False)

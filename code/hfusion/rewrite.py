@@ -16,6 +16,7 @@ import itertools
 import operator
 import textwrap
 from collections import Counter
+from functools import partial
 
 from torch import nn
 
@@ -24,12 +25,14 @@ from .layers import FusionError
 from .tracing import Network, Trace, copied, put, trace
 
 
-def plan(model, min_siblings=2, accept=None):
+def plan(model, min_siblings=2, accept=None, embed=False):
     """Find every group of siblings in a model, and decide about each: a FusionPlan.
 
     model: an nn.Module that torch.fx can trace, or a GraphModule; it is left as it
     was. min_siblings: smaller groups are refused. accept: is asked about every
-    group that could be fused, and returns True or a reason, a string. Raises
+    group that could be fused, and returns True or a reason, a string. embed: let
+    convolutions with smaller windows join siblings with larger ones (see `embedding`):
+    more multiply-adds, which the plan tells, and for finite inputs only. Raises
     FusionError for arguments that do not fit and for models that cannot be traced.
 
     >>> from hfusion import models
@@ -42,15 +45,16 @@ def plan(model, min_siblings=2, accept=None):
         raise FusionError(f"min_siblings was {min_siblings!r}; a whole number from 2 fits")
     if accept is not None and not callable(accept):
         raise FusionError(f"accept was {accept!r}; a function of a group fits")
+    if type(embed) is not bool:
+        raise FusionError(f"embed was {embed!r}; True or False fits")
     traced = trace(model)
-    groups = siblings.find(siblings.Scene(model, traced), min_siblings)
-    if accept is not None:
-        groups = [_asked(group, accept) for group in groups]
+    scene, asked = siblings.Scene(model, traced), partial(_asked, accept)
+    groups = siblings.find(scene, min_siblings, embed, asked)
     return FusionPlan(tuple(groups), model, traced)
 
 
-def _asked(group, accept):
-    answer = accept(group) if group.fused else True
+def _asked(accept, group):
+    answer = accept(group) if accept and group.fused else True
     if answer is True:
         return group
     if not isinstance(answer, str) or not answer:
@@ -70,7 +74,8 @@ class FusionPlan:
     In the table, `then` is the activation that all members have, applied once;
     `saved` counts the operators that are launched less than before; `B/px` is what
     consumers move if they make all branches contiguous, bytes read and written for
-    each pixel (for a Linear: each row). The split itself moves nothing.
+    each pixel (for a Linear: each row). The split itself moves nothing. Where windows are
+    embedded, a line says in which, and the multiply-adds for each pixel before and after.
     """
 
     groups: tuple
@@ -179,7 +184,7 @@ def _stack_calls(model, graph, group, where):
     """In `model` and its `graph`: one call of a stacked layer in place of a group's."""
     nodes, ends = ([where[n] for n in each] for each in (group.nodes, group.ends))
     members = group.layers
-    reason = layers.refusal(members)
+    reason = layers.refusal(members, embed=group.window is not None)
     if reason:
         raise FusionError(f"model has changed since it was planned: {reason}")
     path = _free_path(model, group.members)
@@ -268,6 +273,12 @@ def _rows(group):
         ("0", "") if not group.fused else (group.launches_saved, f"{group.split_bytes:,}")
     )
     yield _ROW.format(_short(group.members), sizes, then, saved, moved).rstrip()
+    if group.window:
+        before = sum(layer.weight.numel() for layer in group.layers.values())
+        after = before + group.extra_macs
+        yield (
+            f"    embedded in {group.window}: {before:,} -> {after:,} multiply-adds a pixel"
+        )
     if group.reason:
         reason = f"    refused: {group.reason}"
         yield from textwrap.wrap(reason, 76, subsequent_indent="    ")

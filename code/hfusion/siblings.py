@@ -9,12 +9,13 @@ the user reads. What cannot be shown to be safe is refused.
 
 import copy
 import dataclasses
+import math
 from collections import Counter, defaultdict
 
 import torch
 from torch import fx, nn
 
-from . import effects, layers
+from . import effects, embedding, layers
 from .layers import FusionError
 
 # Activations that treat each number alone, so that they commute with the split:
@@ -39,6 +40,8 @@ class Group:
     activation: nn.Module | None = None  # follows every member, and is applied once
     launches_saved: int = 0  # operators less, in eager PyTorch
     split_bytes: int = 0  # for each pixel (row), if a consumer copies all branches
+    window: embedding.Window | None = None  # for all members, where theirs differ
+    extra_macs: int = 0  # multiply-adds more for each pixel of the output, if so
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
     nodes: tuple = dataclasses.field(default=(), repr=False)  # the calls
     ends: tuple = dataclasses.field(default=(), repr=False)  # the calls, or what follows
@@ -54,7 +57,8 @@ class Group:
 
     def stacked(self):
         """The members as one layer with their activation, beside the model: a Stacked."""
-        return layers.stack(self.layers, copy.deepcopy(self.activation))
+        embed = self.window is not None
+        return layers.stack(self.layers, copy.deepcopy(self.activation), embed)
 
 
 def kind_of(module):
@@ -209,28 +213,43 @@ def _activation(scene, call):
     return activation
 
 
-def find(scene, min_siblings):
-    """All groups in a scene, fusable or refused, in graph order."""
-    families = defaultdict(list)
+def find(scene, min_siblings, embed=False, asked=lambda group: group):
+    """All groups in a scene, fusable or refused, in graph order.
+
+    embed: whether siblings may have windows of different sizes. Where such a group is
+    refused, its members of one size are groups again. asked: has the last word on a group.
+    """
+    calls = []
     for node in scene.graph.nodes:
         given = [*node.args, *node.kwargs.values()]
         module = scene.modules.get(node.target) if node.op == "call_module" else None
-        kind = kind_of(module)
-        if kind and len(given) == 1 and isinstance(given[0], fx.Node):
-            geometry = [str(getattr(module, name, None)) for name in layers.GEOMETRY]
-            families[given[0], kind, *geometry].append(node)
-    groups = [
-        group
-        for key, family in families.items()
-        if len(family) > 1
-        for group in judge(scene, key[0], family, min_siblings)
-    ]
+        if kind_of(module) and len(given) == 1 and isinstance(given[0], fx.Node):
+            calls.append(node)
+    groups = []
+    for family in families(scene, calls, embed):
+        for group in map(asked, judge(scene, family, min_siblings, embed)):
+            groups.append(group)
+            if not group.fused and embedding.mixed(group.layers.values()):
+                for part in families(scene, group.nodes):
+                    groups += map(asked, judge(scene, part, min_siblings))
     return sorted(groups, key=lambda group: scene.memory.place[group.nodes[0]])
 
 
-def judge(scene, source, family, min_siblings):
-    """The groups of one family: calls of layers of one geometry, all reading `source`."""
-    fit = []
+def families(scene, calls, embed=False):
+    """Calls of layers that read one value and have one geometry: lists of two or more."""
+    found = defaultdict(list)
+    names = [name for name in layers.GEOMETRY if not (embed and name in layers.WINDOW)]
+    for node in calls:
+        module = scene.modules[node.target]
+        geometry = [str(getattr(module, name, None)) for name in names]
+        geometry += [str(embedding.growth(module))] if embed else []
+        found[node.all_input_nodes[0], kind_of(module), *geometry].append(node)
+    return [family for family in found.values() if len(family) > 1]
+
+
+def judge(scene, family, min_siblings, embed=False):
+    """The groups of one family: calls of layers of one geometry, with one input."""
+    source, fit = family[0].all_input_nodes[0], []
     for node in family:
         reason = next(filter(None, (rule(scene, node) for rule in RULES)), "")
         if reason:
@@ -246,19 +265,20 @@ def judge(scene, source, family, min_siblings):
     for part in parts.values():
         if len(part) < min_siblings:
             alone += part
-        elif reason := layers.unlike(_labelled(scene, part)):
+        elif reason := layers.unlike(_labelled(scene, part), embed):
             yield refused(scene, part, reason)
         else:
             yield fusable(scene, part)
     if alone:
-        yield refused(scene, alone, _why_alone(scene, source, fit, alone, min_siblings))
+        reason = _why_alone(scene, source, fit, alone, min_siblings, embed)
+        yield refused(scene, alone, reason)
 
 
 def _labelled(scene, nodes):
     return {node.target: scene.modules[node.target] for node in nodes}
 
 
-def _why_alone(scene, source, fit, alone, min_siblings):
+def _why_alone(scene, source, fit, alone, min_siblings, embed):
     """Why members that could be fused have nobody to be fused with."""
     if len(fit) == 1:
         return "no other layer that reads its input can be fused"
@@ -268,7 +288,7 @@ def _why_alone(scene, source, fit, alone, min_siblings):
         first, last = fit[0].target, fit[-1].target
         return f"`{called}` ({change}) may change their input between {first} and {last}"
     if len(fit) > len(alone) or len(fit) >= min_siblings:
-        return layers.unlike(_labelled(scene, fit))
+        return layers.unlike(_labelled(scene, fit), embed)
     return f"{len(alone)} siblings; min_siblings is {min_siblings}"
 
 
@@ -291,7 +311,9 @@ def fusable(scene, nodes):
         n if activation is None else user for n, (user, _) in zip(nodes, found, strict=True)
     ]
     views = [view for end in ends for view in scene.memory.views(end)]
-    item_bytes = scene.modules[nodes[0].target].weight.element_size()
+    members = [scene.modules[node.target] for node in nodes]
+    item_bytes = members[0].weight.element_size()
+    window = embedding.common(members) if embedding.mixed(members) else None
     return Group(
         fused=True,
         activation=activation,
@@ -299,10 +321,19 @@ def fusable(scene, nodes):
         launches_saved=(len(nodes) - 1) * (1 if activation is None else 2)
         - (len(biases) - 1),
         split_bytes=2 * sum(about["c_out"]) * item_bytes,
+        window=window,
+        extra_macs=_extra_macs(members, window) if window else 0,
         ends=tuple(ends),
         views=tuple(dict.fromkeys(views)),
         **about,
     )
+
+
+def _extra_macs(members, window):
+    """For each pixel of the output a convolution multiplies with each of its weights."""
+    taps = math.prod(window.kernel_size)
+    whole = sum(m.out_channels * m.in_channels * taps for m in members)
+    return whole - sum(m.weight.numel() for m in members)
 
 
 def _about(scene, nodes):
