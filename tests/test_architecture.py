@@ -29,6 +29,7 @@ ALLOWED = {
     "records": set(),
     "recording": {"measure", "records", "torch", "triton"},
     "rewrite": {"layers", "siblings", "torch", "tracing"},
+    "sharding": {"measure", "torch"},
     "show": {"figures", "IPython", "matplotlib"},
     "siblings": {"effects", "embedding", "layers", "torch"},
     "tracing": {"layers", "numpy", "torch"},

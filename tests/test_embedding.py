@@ -117,6 +117,13 @@ REFUSED = {
         [nn.Conv2d(3, 4, 2, padding="same"), nn.Conv2d(3, 4, 4, padding="same")],
         "padding of .* was uneven; as much on both sides",
     ),
+    "layouts": (
+        [
+            nn.Conv2d(3, 4, 1).to(memory_format=torch.channels_last),
+            nn.Conv2d(3, 4, 3, padding=1),
+        ],
+        r"order of weight in memory differs: layers\[0\] \(1, 2, 0\)",
+    ),
     "groups": (
         [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)],
         r"groups of layers\[1\] was 4; 1 fits",

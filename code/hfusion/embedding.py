@@ -121,6 +121,20 @@ def even(layer):
     return layer.padding != "same" or all(span % 2 == 0 for span in spans)
 
 
+def order(layer):
+    """The axes of a filter [C, *window] from the slowest to the fastest in memory.
+
+    A convolution looks at it to choose the layout of its output.
+
+    >>> import torch
+    >>> conv = torch.nn.Conv2d(4, 8, 3)
+    >>> order(conv), order(conv.to(memory_format=torch.channels_last))
+    ((0, 1, 2), (1, 2, 0))
+    """
+    strides = layer.weight.stride()[1:]
+    return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
+
+
 # What an embedding needs of each layer beside `layers.ALONE`, in the same form …
 ALONE = (
     ("padding_mode", lambda m: repr(m.padding_mode), lambda m: m.padding_mode == "zeros",
@@ -134,4 +148,5 @@ TOGETHER = (
     *((f"dilation along axis {axis}", lambda m, axis=axis: dilation(m, axis))
       for axis in range(3)),
     ("parity of kernel_size", lambda m: tuple(side % 2 for side in m.kernel_size)),
+    ("order of weight in memory", order),
 )  # fmt: skip

@@ -1,0 +1,193 @@
+"""sharding.py: parts that make the whole, and processes that always end."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfusion import measure, sharding
+
+HERE = Path(__file__).parent
+# A machine that is busy takes long to start a process; a hang takes forever.
+LIMIT_S = 100
+
+
+def numbers(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_the_rows_of_all_are_those_of_the_whole(shares, world, c_in):
+    sizes = [share * world for share in shares]
+    whole = numbers(sum(sizes), c_in)
+    parts = [sharding.rows(whole, rank, world, sizes) for rank in range(world)]
+    for block, start in zip(whole.split(sizes), offsets(shares), strict=True):
+        share = len(block) // world
+        together = torch.cat([part[start : start + share] for part in parts])
+        measure.agree(together, block)
+
+
+def offsets(shares):
+    return [sum(shares[:i]) for i in range(len(shares))]
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_the_columns_of_all_add_up_to_the_product(share, world, c_out):
+    weight, x = numbers(c_out, share * world), numbers(share * world)
+    parts = x.chunk(world)
+    total = sum(
+        sharding.columns(weight, rank, world) @ parts[rank] for rank in range(world)
+    )
+    measure.agree(total, weight @ x, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda w: sharding.rows(w, 0, 4), "rows were 6; a multiple of 4 processes fits"),
+        (lambda w: sharding.rows(w, 0, 2, (3, 3)), "rows were 3; a multiple of 2"),
+        (lambda w: sharding.columns(w, 0, 2), "columns were 5; a multiple of 2"),
+        (lambda w: sharding.rows(w, 2, 2), "rank was 2 of 2; 0 to 1 fits"),
+        (lambda w: sharding.run(main_function), "work was f of __main__; a function of a"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call(torch.zeros(6, 5))
+
+
+def main_function():
+    """Stands for one that was defined in a notebook."""
+
+
+main_function.__module__, main_function.__qualname__ = "__main__", "f"
+
+
+@pytest.fixture
+def mlp():
+    x, gate_up, down = numbers(3, 4), numbers(12, 4), numbers(4, 6)
+    gate, up = gate_up[:6] @ x.T, gate_up[6:] @ x.T
+    return (x, gate_up, down), (down @ (gate / (1 + (-gate).exp()) * up)).T
+
+
+@pytest.mark.parametrize("work", [sharding.gated_mlp, sharding.gated_mlp_by_rows])
+def test_two_processes_compute_what_one_does(mlp, work):
+    arguments, expected = mlp
+    for result in sharding.run(work, *arguments, limit_s=LIMIT_S):
+        measure.agree(result, expected, 1e-12)
+
+
+def test_a_projection_has_nothing_to_send():
+    x, weight, sizes = numbers(3, 4), numbers(12, 4), (8, 2, 2)
+    parts = sharding.run(sharding.projection, x, weight, sizes, limit_s=LIMIT_S)
+    for block, (start, share) in zip(
+        weight.split(sizes), ((0, 4), (4, 1), (5, 1)), strict=True
+    ):
+        together = torch.cat([part[:, start : start + share] for part in parts], 1)
+        measure.agree(together, x @ block.T, 1e-12)
+    names = sharding.run(
+        sharding.counted, sharding.projection, x, weight, sizes, limit_s=LIMIT_S
+    )
+    assert not {"allreduce_", "allgather_"} & set(names[0])
+
+
+def test_one_collective_or_two(mlp):
+    for work, wanted in (
+        (sharding.gated_mlp, ["allreduce_"]),
+        (sharding.gated_mlp_by_rows, ["allgather_", "allgather_"]),
+    ):
+        for names in sharding.run(sharding.counted, work, *mlp[0], limit_s=LIMIT_S):
+            assert [name for name in names if name.startswith("all")] == wanted
+
+
+# Processes that do not do what they should. Rank 0 waits for rank 1 in each.
+
+
+def raises(rank, world):
+    if rank == 1:
+        raise ZeroDivisionError("on purpose")
+    dist.barrier()
+
+
+def dies(rank, world):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    dist.barrier()
+
+
+def sleeps(rank, world, path=None):
+    if rank == 1:
+        if path:
+            Path(path).write_text(str(os.getpid()))
+        time.sleep(1000)
+    dist.barrier()
+
+
+@pytest.mark.parametrize(
+    ("work", "limit_s", "said"),
+    [
+        (raises, LIMIT_S, "rank 1 of 2: ZeroDivisionError: on purpose"),
+        (dies, LIMIT_S, "rank 1 of 2: died without a word"),
+        (sleeps, 10, r"rank .*1 of 2: not done in 10 s"),
+    ],
+)
+def test_who_fails_is_named_and_nobody_is_left(work, limit_s, said):
+    with pytest.raises(sharding.WorkerError, match=said):
+        sharding.run(work, limit_s=limit_s)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="asks for a process by a signal")
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    code = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+import test_sharding
+from hfusion import sharding
+if __name__ == "__main__":
+    sharding.run(test_sharding.sleeps, {str(tmp_path / "pid")!r})
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, script])
+    try:
+        pid = int(wait_for(lambda: (tmp_path / "pid").exists() and read(tmp_path / "pid")))
+    finally:
+        parent.kill()
+        parent.wait()
+    assert wait_for(lambda: not is_alive(pid))
+
+
+def read(path):
+    return path.read_text()
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError("it did not happen")
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")  # one that nobody has asked after is dead as well
+    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
