@@ -16,7 +16,7 @@ from ..recording import Race
 from . import rungs
 
 QUESTION = "When does it pay to embed small windows in a large one?"
-ROUNDS = 15
+ROUNDS = 30
 WINDOWS = {
     "1×1, 3×3": ((1, 1), (3, 3)),
     "3×3, 5×5": ((3, 3), (5, 5)),

@@ -16,7 +16,7 @@ from ..recording import Race
 from . import rungs
 
 QUESTION = "What is stacking worth in attention, in a gated MLP and with adapters?"
-ROUNDS = 15
+ROUNDS = 30
 # Features in, and features out of each sibling.
 PROJECTIONS = {
     "q, k, v": (512, (512, 512, 512)),
