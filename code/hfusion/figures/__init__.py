@@ -15,6 +15,7 @@ from .drawings import (
     memory,
     taps,
     unroll,
+    windows,
 )
 from .plots import (
     bars,
@@ -30,6 +31,7 @@ from .plots import (
     ranges,
     stacked_bars,
     timeline,
+    tradeoff,
 )
 from .style import BRANCHES, DASHED, FAINT, INK, INPUT, OTHERS, tint, use_style
 
@@ -62,6 +64,8 @@ __all__ = [
     "taps",
     "timeline",
     "tint",
+    "tradeoff",
     "unroll",
     "use_style",
+    "windows",
 ]

@@ -1,5 +1,7 @@
 """Drawings: what is made of what, and where it lies. Nothing here is to a scale of time."""
 
+import itertools
+
 from matplotlib.patches import Rectangle
 
 from .style import BRANCHES, INK, INPUT, OTHERS, arrow, box, canvas, node
@@ -273,3 +275,41 @@ def _programs(axes, corner, column, channels, colour):
             axes.text(x + at, y + 13, text, ha="center", va="center", fontsize=6.5)
     middle = corner[0] + 32 * -(-channels // 64)
     axes.text(middle, corner[1] + 84, "…", ha="center", va="center", fontsize=9)
+
+
+def windows(members, side):
+    """Windows in one larger window, and the matrix that stacks them, tap by tap.
+
+    members: {name: (window side, output channels)}; side: of the window for all. A cell
+    of the matrix stands for a tap: output channels by input channels. White is zero.
+    """
+    taps, gap = side * side, side + 3
+    tall = max(c_out for _, c_out in members.values())
+    left = 1.5
+    figure, axes = canvas(7.4, 3.7, (-0.6, 2 * gap + side + left + 1), (-1.6, side + 6.0))
+    text = {"ha": "center", "va": "center", "fontsize": 9.5}
+    for place, (name, (own, _)) in enumerate(members.items()):
+        x, margin = left + place * gap, (side - own) // 2
+        axes.text(x + side / 2, -0.8, name, **text)
+        for row, column in itertools.product(range(side), repeat=2):
+            inside = all(margin <= at < margin + own for at in (row, column))
+            _tap(axes, x + column, row, 1, 1, BRANCHES[place] if inside else None)
+    top, wide = side + 1.9, (2 * gap + side) / taps
+    for place, (own, c_out) in enumerate(members.values()):
+        margin, height = (side - own) // 2, 1.6 * c_out / tall
+        for tap in range(taps):
+            inside = all(margin <= at < margin + own for at in divmod(tap, side))
+            colour = BRANCHES[place] if inside else None
+            _tap(axes, left + tap * wide, top, wide, height, colour)
+        axes.text(left - 0.3, top + height / 2, f"$\\mathbf{{W}}_{place + 1}$", ha="right",
+                  va="center", fontsize=9.5)  # fmt: skip
+        top += height
+    label = f"stacked: {taps} taps, each of all input channels"
+    axes.text(left + (2 * gap + side) / 2, top + 0.7, label, **text)
+    return figure
+
+
+def _tap(axes, x, y, width, height, colour):
+    """A weight of a window in its branch's colour, or a zero around it."""
+    strength = 0.6 if colour else 0.0
+    box(axes, x, y, width, height, colour or INPUT, strength=strength, linewidth=0.5)

@@ -286,3 +286,33 @@ def by_batch(panels, label):
     axes[0, 0].set_ylabel("gain over separate")
     axes[0, 0].legend(fontsize=8.5)
     return labelled(figure, label)
+
+
+def tradeoff(groups, even, xlabel, label):
+    """Gains over what comes on top: {group: [(x, (lower, median, upper)), …]}.
+
+    even: the x at which a model says that nothing is gained and nothing lost. The
+    quarters in which it says the opposite of the record are shaded.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 3.6))
+    points = [point for group in groups.values() for point in group]
+    left, right = (f(x for x, _ in points) for f in (min, max))
+    left, right = left / 2, right * 2
+    low, high = 0.9 * min(y[0] for _, y in points), 1.1 * max(y[2] for _, y in points)
+    axis.fill_between([left, even], low, 1, color=FAINT, alpha=0.5, linewidth=0)
+    axis.fill_between([even, right], 1, high, color=FAINT, alpha=0.5, linewidth=0)
+    axis.axhline(1, **DASHED)
+    axis.axvline(even, **DASHED)
+    colours = dict(zip(groups, OTHERS, strict=False))
+    for group, rows in groups.items():
+        for x, (lower, middle, upper) in rows:
+            axis.plot([x, x], [lower, upper], color=colours[group], alpha=0.4, linewidth=3)
+            axis.plot(x, middle, "o", color=colours[group], markersize=5)
+        axis.plot([], [], "o", color=colours[group], markersize=5, label=group)
+    axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="y", which="minor", labelsize=8)
+    axis.set(xlabel=xlabel, ylabel="recorded gain")
+    axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
+    return labelled(figure, label)
