@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -122,12 +121,6 @@ def raises(rank, world):
     dist.barrier()
 
 
-def dies(rank, world):
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    dist.barrier()
-
-
 def sleeps(rank, world, path=None):
     if rank == 1:
         if path:
@@ -140,7 +133,7 @@ def sleeps(rank, world, path=None):
     ("work", "limit_s", "said"),
     [
         (raises, LIMIT_S, "rank 1 of 2: ZeroDivisionError: on purpose"),
-        (dies, LIMIT_S, "rank 1 of 2: died without a word"),
+        (sharding.leaves, LIMIT_S, "rank 1 of 2: died without a word"),
         (sleeps, 10, r"rank .*1 of 2: not done in 10 s"),
     ],
 )

@@ -15,6 +15,7 @@ al. 2019 (Megatron-LM) call the first column-parallel, since their matrix is the
 import datetime
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -105,6 +106,13 @@ def counted(rank, world, work, *args):
     return measure.count_launches(lambda: work(rank, world, *args)).names
 
 
+def leaves(rank, world):
+    """For trying out what `run` does: the last process dies, the others wait for it."""
+    if rank == world - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    dist.barrier()
+
+
 def run(work, *args, world=2, limit_s=120):
     """Call work(rank, world, *args) in `world` new processes: [result of rank 0, …].
 
@@ -148,14 +156,21 @@ def _wait(processes, folder, limit_s):
         if not ended:
             ranks = ", ".join(map(str, running.values()))
             raise WorkerError(f"rank {ranks} of {len(processes)}: not done in {limit_s} s")
-        for sentinel in ended:
-            rank = running.pop(sentinel)
+        ranks = [running.pop(sentinel) for sentinel in ended]
+        for rank in ranks:
             processes[rank].join()
-            if processes[rank].exitcode:
-                reason, said = Path(folder, f"{rank}.error"), "died without a word"
-                if reason.exists():
-                    said = reason.read_text(encoding="utf-8")
-                raise WorkerError(f"rank {rank} of {len(processes)}: {said}")
+        failed = [rank for rank in ranks if processes[rank].exitcode]
+        if failed:
+            rank, said = min((_last_word(folder, rank), rank) for rank in failed)[::-1]
+            raise WorkerError(f"rank {rank} of {len(processes)}: {said[1]}")
+
+
+def _last_word(folder, rank):
+    """When and with what a process ended that failed; who died is the cause of the rest."""
+    path = Path(folder, f"{rank}.error")
+    if not path.exists():
+        return 0, "died without a word"
+    return path.stat().st_mtime_ns, path.read_text(encoding="utf-8")
 
 
 def _worker(rank, world, folder, limit_s, work, args):
