@@ -246,7 +246,7 @@ def test_embedding_never_computes_less_and_reads_the_input_once(members, c_in, p
 @given(siblings, small)
 def test_at_the_break_even_both_ways_take_as_long(members, c_in):
     sizes, sides = zip(*members, strict=True)
-    positions = cost.break_even(sizes, sides, c_in, dataclasses.replace(CPU))
+    positions = cost.break_even(sizes, sides, c_in, CPU)
     no_bytes = dataclasses.replace(CPU, bytes_per_s=float("inf"))
     if positions == float("inf"):
         assert len(set(sides)) == 1
@@ -264,3 +264,8 @@ def test_a_window_for_each_sibling(sides):
     for count in (cost.inflation, lambda *a: cost.embedded(*a, 1, 1, 1)):
         with pytest.raises(ValueError, match=f"windows has {len(sides)} entries, sizes 2"):
             count((4, 4), sides)
+
+
+def test_where_times_overlap_there_is_no_such_break_even():
+    with pytest.raises(ValueError, match="ceilings overlap; those of a machine where"):
+        cost.break_even((4, 4), ((1, 1), (3, 3)), 8, GPU)

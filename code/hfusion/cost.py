@@ -176,17 +176,20 @@ def embedded(sizes, windows, c_in, positions, item_bytes):
 
 
 def break_even(sizes, windows, c_in, ceilings):
-    """Up to how many positions embedding pays, if launches and arithmetic are all that
-    counts: the launches saved take as long as the multiply-adds that come on top.
+    """Up to how many positions embedding pays, where launches and arithmetic add up and
+    nothing else counts: the launches saved take as long as the extra multiply-adds.
 
         positions = (B − 1) ℓ · rate / (2 C (w Σ K_i − Σ w_i K_i))
 
-    inf where nothing comes on top. positions: pixels of all images together.
+    inf where there are none. positions: pixels of all images together. Raises ValueError
+    for a machine on which launches and arithmetic overlap.
 
     >>> slow = Ceilings(1e9, 1e9, launch_s=1e-6, kernel_s=0, overlaps=False)
     >>> break_even((1, 1), ((1, 1), (3, 3)), 1, slow)  # 1000 FLOPs for 16 a position
     62.5
     """
+    if ceilings.overlaps:
+        raise ValueError("ceilings overlap; those of a machine where times add up fit")
     ways = embedded(sizes, windows, c_in, 1, 1)
     flops = {way: sum(kernel.flops for kernel in ways[way]) for way in ways}
     extra = flops["embedded"] - flops["separate"]

@@ -2,7 +2,8 @@
 
 Siblings with as many channels out as in: a 1×1 beside a 3×3, a 3×3 beside a 5×5, all
 three, and a 1×7 beside a 7×1; one by one, and stacked in one window. Few channels and
-small images save a launch cheaply, many of either pay for it with multiply-adds.
+small images save a launch cheaply, many of either pay for it with multiply-adds. On a CPU
+once more with PyTorch's own convolutions only, since oneDNN gets some windows and not others.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ from torch import nn
 
 from .. import cost, layers, models
 from ..measure import graphed
-from ..recording import Race
+from ..recording import Race, Unavailable
 from . import rungs
 
 QUESTION = "When does it pay to embed small windows in a large one?"
@@ -44,6 +45,18 @@ def ways(windows, channels, side, batch, dtype):
     return cost.embedded(sizes, shapes, channels, batch * side * side, item_bytes)
 
 
+def without_onednn(device, fn):
+    """An arm that is not allowed oneDNN; allowing it or not takes a microsecond or two."""
+    if device != "cpu":
+        raise Unavailable("oneDNN is for CPUs")
+
+    def call():
+        with torch.backends.mkldnn.flags(enabled=False):
+            return fn()
+
+    return call
+
+
 def race(device, windows, channels, side, batch, dtype):
     x = torch.randn(batch, channels, side, side)
     convs = [
@@ -57,10 +70,10 @@ def race(device, windows, channels, side, batch, dtype):
         "separate": lambda: [conv(x) for conv in whole],
         "embedded": partial(stacked, x),
     }
-    arms = {name: lambda fn=fn: fn for name, fn in fns.items()} | {
-        f"graph, {name}": partial(rungs.on_cuda, device, graphed, fn, rungs.TIMES)
-        for name, fn in fns.items()
-    }
+    arms = {name: lambda fn=fn: fn for name, fn in fns.items()}
+    for name, fn in fns.items():
+        arms[f"graph, {name}"] = partial(rungs.on_cuda, device, graphed, fn, rungs.TIMES)
+        arms[f"{name}, no oneDNN"] = partial(without_onednn, device, fn)
     with torch.no_grad():
         expected = tuple(rungs.doubled(conv)(x.double()) for conv in whole)
     return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))
