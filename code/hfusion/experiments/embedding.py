@@ -3,7 +3,7 @@
 Siblings with as many channels out as in: a 1×1 beside a 3×3, a 3×3 beside a 5×5, all
 three, and a 1×7 beside a 7×1; one by one, and stacked in one window. Few channels and
 small images save a launch cheaply, many of either pay for it with multiply-adds. On a CPU
-once more with PyTorch's own convolutions only, since oneDNN gets some windows and not others.
+once more with PyTorch's own convolutions only: oneDNN gets some windows and not others.
 """
 
 from functools import partial
