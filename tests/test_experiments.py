@@ -11,7 +11,7 @@ from test_architecture import PACKAGE
 from test_recording import raising
 
 from hfusion import experiments, kernels, measure, models, recording, records
-from hfusion.experiments import ceilings, rungs, stage
+from hfusion.experiments import ceilings, leftover, peers, rungs, stage
 from hfusion.recording import Unavailable
 
 MODULES = {
@@ -66,6 +66,7 @@ SMALL = {
     "projections": {"projections": "layer, four adapters", "tokens": 3,
                     "dtype": "float32"},
     "module_ladder": {"module": "5b", "batch": 1, "dtype": "float32", "layout": "NCHW"},
+    "leftover": {"network": "GoogLeNet", "batch": 1},
     "memory": {"memory": "as it comes", "module": "5b", "batch": 1, "layout": "NCHW"},
 }
 # fmt: on
@@ -77,13 +78,14 @@ def test_a_small_case_makes_a_record(name, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "cases", lambda device: [SMALL[name]])
     monkeypatch.setattr(module, "ROUNDS", 2, raising=False)
     monkeypatch.setattr(rungs, "compiled", unavailable)
+    monkeypatch.setattr(peers, "inductor", unavailable)
     made = experiments.run(name, "cpu")
     assert made.cases[0].samples
     again = records.load(records.save(made, tmp_path))
     assert again.cases[0].parameters == SMALL[name]
 
 
-def unavailable(*args):
+def unavailable(*args, **options):
     raise Unavailable("left out")
 
 
@@ -305,3 +307,38 @@ def test_results_are_records_unless_live(tmp_path, monkeypatch):
     records.save(made, tmp_path)
     found = experiments.results("stage", tmp_path)
     assert [record.experiment for record in found.values()] == ["stage"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
+def test_convolutions_are_counted_in_what_a_compiler_made():
+    net = models.randomise(models.Digits()).eval()
+    x = torch.randn(1, 1, 8, 8)
+    try:
+        arms = [peers.inductor(net, x), leftover.eager(net, x)]
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert [leftover.convolutions(arm) for arm in arms] == [13, 13]
+    with torch.no_grad():
+        measure.near(arms[0](), arms[1](), 1e-4)
+
+
+@pytest.mark.parametrize("runtime", peers.RUNTIMES.values(), ids=peers.RUNTIMES)
+def test_convolutions_are_counted_in_what_a_runtime_made(runtime):
+    net = models.randomise(models.Digits()).eval()
+    x = torch.randn(1, 1, 8, 8)
+    try:
+        arm = runtime(net, x)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert arm.convolutions == 13
+    with torch.no_grad():
+        measure.near(arm()[0], net(x), 1e-4)
+
+
+def test_a_record_of_counts_says_what_it_counted(monkeypatch):
+    monkeypatch.setattr(peers, "inductor", unavailable)
+    monkeypatch.setattr(peers, "RUNTIMES", {})
+    made = experiments.run("leftover", "cpu")
+    (case,) = made.cases
+    assert made.counted == "convolutions"
+    assert case.launches == {leftover.WRITTEN: 57, leftover.OURS: 39}

@@ -6,6 +6,7 @@ An experiment is a module with three names:
     cases(device)        [{parameter: value, …}, …], what is raced, one dict a race
     race(device, **one)  a Race: the arms, and what each of them must compute
     ROUNDS               if it wants others than this module's
+    COUNTED              if its races count something else than launches
 
 An arm that cannot run here (no such library, no such device) or for which there is not
 enough memory is skipped, and the record says why. A wrong result stops everything.
@@ -22,6 +23,7 @@ import re
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
@@ -52,6 +54,7 @@ class Race:
     opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
     repeats: dict = dataclasses.field(default_factory=dict)  # {name: how often in a call}
     events: tuple = ()  # a timeline, if one was taken
+    count: Callable | None = None  # of an arm: what COUNTED says, in place of launches
 
 
 def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
@@ -81,7 +84,9 @@ def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
         machine=machine(device),
         date=datetime.date.today().isoformat(),
         **code,
-        counted="kernels" if device == "cuda" else "operators",
+        counted=getattr(
+            experiment, "COUNTED", "kernels" if device == "cuda" else "operators"
+        ),
         protocol={
             "order": "arms take turns, and each round begins with the next arm",
             "turn": "one call that is not timed, then the case's calls in a row",
@@ -131,10 +136,8 @@ def _case(experiment, device, parameters, rounds, deadline):
 def _raced(race, arms, device, rounds):
     """What a Case keeps of arms that agree: launches, samples, page faults."""
     counted = [name for name in arms if device == "cuda" or name not in race.opaque]
-    launches = {
-        name: measure.count_launches(arms[name], device).count // race.repeats.get(name, 1)
-        for name in counted
-    }
+    count = race.count or (lambda arm: measure.count_launches(arm, device).count)
+    launches = {name: count(arms[name]) // race.repeats.get(name, 1) for name in counted}
     watches = {name: race.watches[name] for name in arms if name in race.watches}
     calls = race.calls or _calls(arms, device)
     samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)

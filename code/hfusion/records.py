@@ -73,7 +73,7 @@ class Record:
     date: str  # "2026-11-22"
     commit: str  # of the sources; ends in "+" if files had been changed since
     sources: str  # the hash of the package's files
-    counted: str  # what `launches` counts: "kernels" on a GPU, "operators" on a CPU
+    counted: str  # what `launches` counts: "kernels" on a GPU, "operators" on a CPU, …
     protocol: dict  # {"order": …, "rounds": …, …}
     cases: tuple
     missing: dict = dataclasses.field(default_factory=dict)  # {competitor: why nowhere}

@@ -1,11 +1,15 @@
-"""Other runtimes, where they are installed: a network as a function of no arguments."""
+"""Compilers and other runtimes: a network as a function of no arguments."""
 
 import io
+import re
+import tempfile
 import warnings
+from pathlib import Path
 
 import torch
 
 from ..recording import Unavailable
+from .rungs import what_it_lacks
 
 
 def _onnx(net, x):
@@ -23,7 +27,10 @@ def _onnx(net, x):
 
 
 def onnx_runtime(net, x):
-    """Run by ONNX Runtime, all of its optimisations on, with torch's number of threads."""
+    """Run by ONNX Runtime, all of its optimisations on, with torch's number of threads.
+
+    The function's `convolutions` says how many it has left of the network's.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -32,15 +39,31 @@ def onnx_runtime(net, x):
     options.intra_op_num_threads = torch.get_num_threads()
     # Else its threads keep a processor busy for a while after each call, in others' turns.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        _onnx(net, x), options, providers=["CPUExecutionProvider"]
-    )
+    options.log_severity_level = 3  # no warning that what it writes fits this machine only
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+        session = onnxruntime.InferenceSession(
+            _onnx(net, x), options, providers=["CPUExecutionProvider"]
+        )
+        import onnx
+
+        kinds = [
+            node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node
+        ]
     inputs = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: [torch.from_numpy(y) for y in session.run(None, inputs)]
+
+    def call():
+        return [torch.from_numpy(y) for y in session.run(None, inputs)]
+
+    call.convolutions = sum(kind.endswith("Conv") for kind in kinds)  # Conv, FusedConv
+    return call
 
 
 def openvino(net, x):
-    """Run by OpenVINO, in float32 and with torch's number of threads."""
+    """Run by OpenVINO, in float32 and with torch's number of threads.
+
+    The function's `convolutions` says how many it has left of the network's.
+    """
     try:
         import openvino
     except ImportError as error:
@@ -53,7 +76,37 @@ def openvino(net, x):
     model = openvino.Core().read_model(_onnx(net, x))
     compiled = openvino.compile_model(model, "CPU", settings)
     array = x.numpy()
-    return lambda: [torch.from_numpy(y) for y in compiled(array).values()]
+    kinds = [
+        node.get_rt_info()["layerType"] for node in compiled.get_runtime_model().get_ops()
+    ]
+
+    def call():
+        return [torch.from_numpy(y) for y in compiled(array).values()]
+
+    call.convolutions = sum(kind.astype(str) == "Convolution" for kind in kinds)
+    return call
+
+
+def inductor(net, x, **options):
+    """Compiled by torch.compile with these options of Inductor's.
+
+    The function's `convolutions` says how many calls of one are in the code it generated.
+    """
+    from torch._inductor.utils import run_and_get_code  # seconds, and only needed here
+
+    torch._dynamo.reset()
+    compiled = torch.compile(net, options=options)
+    with torch.no_grad(), what_it_lacks():
+        _, programs = run_and_get_code(compiled, x)
+    calls = re.findall(r"(?:extern_kernels\.|\._)convolution\w*\(", "".join(programs))
+    if not calls:
+        raise Unavailable("the code it generated has no convolution that is known here")
+
+    def call():
+        return compiled(x)
+
+    call.convolutions = len(calls)
+    return call
 
 
 RUNTIMES = {"ONNX Runtime": onnx_runtime, "OpenVINO": openvino}
