@@ -218,12 +218,13 @@ def split(y, sizes, axis):
 def fold(weight, bias, mean, var, gamma, beta, eps):
     """Fold a batch norm in eval mode into the matrix in front of it.
 
-        γ (Wx + b − μ) / √(σ² + ε) + β  =  (s W) x + (s (b − μ) + β),  s = γ/√(σ² + ε)
+        γ (Wx + b − μ) / √(σ² + ε) + β  =  (s W) x + (s (b − μ) + β)
+        with s = γ / √(σ² + ε)
 
     weight [K, C]; bias [K] or None; mean μ, var σ², gamma γ, beta β all [K];
     eps ≥ 0. Returns (weight, bias) (Ioffe and Szegedy 2015, section 3.1).
 
-    >>> fold([[2.0]], None, mean=[1.0], var=[4.0], gamma=[6.0], beta=[5.0], eps=0.0)
+    >>> fold([[2.0]], None, mean=[1], var=[4], gamma=[6], beta=[5], eps=0)
     (array([[6.]]), array([2.]))
     """
     weight = _array("weight", weight, "K", "C")

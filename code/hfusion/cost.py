@@ -91,7 +91,8 @@ def stage(sizes, c_in, positions, item_bytes, reordered=(), copied=()):
     in each convolution. copied: the sizes of those branches that a consumer copies out
     of the stacked product.
 
-    >>> {way: len(kernels) for way, kernels in stage((64, 96, 16), 192, 784, 4).items()}
+    >>> ways = stage((64, 96, 16), 192, 784, item_bytes=4)
+    >>> {way: len(kernels) for way, kernels in ways.items()}
     {'separate': 3, 'stacked': 1, 'copied': 1}
     """
 
@@ -114,7 +115,8 @@ def in_two(widths, positions, item_bytes):
     widths: a row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce,
     5×5, pool proj.
 
-    >>> first, second = in_two((192, 64, 96, 128, 16, 32, 32), 28 * 28, item_bytes=2)
+    >>> widths = (192, 64, 96, 128, 16, 32, 32)
+    >>> first, second = in_two(widths, 28 * 28, item_bytes=2)
     >>> first.bytes, second.bytes
     (946016, 1037184)
     """
@@ -132,9 +134,10 @@ def in_two(widths, positions, item_bytes):
 def inflation(sizes, windows):
     """How many times the multiply-adds, if siblings get one window that holds them all.
 
-        w Σ K_i / Σ w_i K_i,   w_i the taps of window i, w those of the common one
+        w Σ K_i / Σ w_i K_i
 
-    sizes: output channels K_i of each sibling; windows: (height, width) of each.
+    sizes: output channels K_i of each sibling; windows: (height, width) of each, with
+    w_i taps; w: taps of the one that holds all.
 
     >>> inflation((64, 64), ((1, 1), (3, 3)))
     1.8
@@ -185,7 +188,7 @@ def break_even(sizes, windows, c_in, ceilings):
     for a machine on which launches and arithmetic overlap.
 
     >>> slow = Ceilings(1e9, 1e9, launch_s=1e-6, kernel_s=0, overlaps=False)
-    >>> break_even((1, 1), ((1, 1), (3, 3)), 1, slow)  # 1000 FLOPs for 16 a position
+    >>> break_even((1, 1), ((1, 1), (3, 3)), 1, slow)  # 1000 FLOPs, 16 each
     62.5
     """
     if ceilings.overlaps:

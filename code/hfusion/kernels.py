@@ -2,7 +2,7 @@
 
 The module is two dependent steps, and what is in one step can run side by side:
 
-    launch 1   x ─► stacked 1×1, bias, ReLU ─┬► y[:, b1]  (its place in the output)
+    launch 1   x ─► stacked 1×1, bias, ReLU ─┬► y[:, b1]  (its place in y)
                                              ├► r3        (scratch)
                                              └► r5        (scratch)
                x ─► 3×3 max pool ────────────► pooled     (scratch)
@@ -202,7 +202,8 @@ def two_launches(module):
     one of DTYPES. Its weights are copied. Raises FusionError for anything else, and
     where Triton is missing.
 
-    >>> two = two_launches(models.Inception.from_table("3a").eval())  # doctest: +SKIP
+    >>> module = models.Inception.from_table("3a").eval()
+    >>> two = two_launches(module)  # doctest: +SKIP
     >>> x = torch.zeros(1, 192, 28, 28).to(memory_format=torch.channels_last)
     >>> two(x).shape  # doctest: +SKIP
     torch.Size([1, 256, 28, 28])

@@ -91,8 +91,8 @@ def refusal(layers, embed=False):
     layers: a list of modules, or a dict from names to modules. embed: whether small
     windows may be embedded in larger ones.
 
-    >>> refusal([nn.Linear(4, 2), nn.Linear(5, 2)])
-    'in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features'
+    >>> print(refusal([nn.Linear(4, 2), nn.Linear(5, 2)]))
+    in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features
     """
     try:
         named = _named(layers)
@@ -213,7 +213,8 @@ def stack_parameters(weights, biases):
     None. A missing bias becomes zeros where a sibling has one. The results are
     copies, and require a gradient where the branches' do.
 
-    >>> stack_parameters([torch.ones(1, 2), torch.ones(2, 2)], [torch.ones(1), None])[1]
+    >>> one, two = torch.ones(1, 2), torch.ones(2, 2)
+    >>> stack_parameters([one, two], [torch.ones(1), None])[1]
     tensor([1., 0., 0.])
     """
     weights, biases = list(weights), list(biases)

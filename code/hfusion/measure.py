@@ -411,7 +411,8 @@ def faster(example_inputs, margin=0.02, rounds=20, calls=10):
     otherwise says what the gain was.
 
     >>> from hfusion import models, plan
-    >>> judge = faster((torch.zeros(1, 192, 28, 28),), margin=1e6, rounds=3, calls=1)
+    >>> x = torch.zeros(1, 192, 28, 28)
+    >>> judge = faster((x,), margin=1e6, rounds=3, calls=1)
     >>> plan(models.Inception.from_table("3a"), accept=judge).groups[0].fused
     False
     """

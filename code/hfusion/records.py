@@ -5,7 +5,7 @@ to doubt them: versions, date, commit, a hash of the sources that were timed, an
 competitors took turns. It is written whole or not at all. Nobody edits it: it carries a
 digest of its own content, and reading it checks that.
 
-    records/<machine>/<experiment>.json          described by records/schema.json
+    records/<machine>/<experiment>.json   described by records/schema.json
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Plan, fuse and undo: siblings in a whole network. torch.fx.
 
-    model ──trace──► graph ──find──► groups ──judge──► plan ──apply──► fused network
+    model ──trace──► graph ──find──► groups ──judge──► plan ──apply──► fused
                                                         │
                                           print(plan): each group, fused
                                           or refused, and the reason

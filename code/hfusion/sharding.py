@@ -1,11 +1,12 @@
 """The reverse of stacking: one matrix cut across processes. torch.distributed, gloo.
 
-    by rows, the outputs                       by columns, the inputs
+    by rows, the outputs             by columns, the inputs
 
-    [W_0]       [W_0 x]  process 0                          [x_0]   W_0 x_0  process 0
-    [W_1] x  =  [W_1 x]  process 1             [W_0  W_1] · [x_1] =    +
-                                                                    W_1 x_1  process 1
-    all of x in, a part of y out               a part of x in, a summand of y out
+    [W_0]     [W_0 x]  process 0               [x_0]   W_0 x_0  process 0
+    [W_1] x = [W_1 x]  process 1     [W_0 W_1] [x_1] =    +
+                                                       W_1 x_1  process 1
+
+    all of x in, part of y out       part of x in, a summand of y out
 
 What is cut by rows and then by columns fits together, with one sum at the end. Shoeybi et
 al. 2019 (Megatron-LM) call the first column-parallel, since their matrix is the transpose.

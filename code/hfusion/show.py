@@ -9,6 +9,7 @@ are SVG, so they are the same text everywhere and nbval can compare them.
 import dataclasses
 import inspect
 import io
+import re
 import textwrap
 from html import escape
 
@@ -25,6 +26,51 @@ def source(function):
         before, _, after = code.partition('"""')
         code = before.rstrip() + "\n" + after.partition('"""')[2].lstrip("\n")
     return Markdown(f"```python\n{code}```")
+
+
+def reference(module):
+    """What a module offers, from its docstrings: public functions and classes, in order."""
+    members = [
+        thing
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+    ]
+    entries = [_documented(inspect.getdoc(module))]
+    for thing in sorted(members, key=lambda thing: inspect.getsourcelines(thing)[1]):
+        entries += _entry(thing.__name__, thing)
+        for name, method in vars(thing).items() if inspect.isclass(thing) else ():
+            shown = inspect.isroutine(method) or isinstance(method, property)
+            if shown and not name.startswith("_") and inspect.getdoc(method):
+                entries += _entry(f"{thing.__name__}.{name}", getattr(thing, name))
+    return Markdown("\n\n".join(entries))
+
+
+def _entry(name, thing):
+    """A signature and a docstring, as Markdown."""
+    bare = isinstance(thing, property) or (
+        inspect.isclass(thing) and issubclass(thing, Exception)
+    )
+    signature = "" if bare else str(inspect.signature(thing))
+    plain = re.sub(r" at 0x[0-9a-f]+|<class '|'>", "", signature)
+    lines = textwrap.wrap(name + plain, 76, subsequent_indent="    ")
+    return ["```python\n" + "\n".join(lines) + "\n```", _documented(inspect.getdoc(thing))]
+
+
+def _documented(text):
+    """A docstring as Markdown: examples and diagrams as they are, the rest as text."""
+    blocks, text = [], re.sub(r"  # doctest: .*", "", text)
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith(">>>"):
+            blocks.append(f"```pycon\n{paragraph}\n```")
+        elif all(line.startswith("    ") for line in paragraph.splitlines()):
+            # Blank lines within a diagram belong to it.
+            joins = blocks and blocks[-1].startswith("```text")
+            before = blocks.pop().removesuffix("\n```") + "\n\n" if joins else "```text\n"
+            blocks.append(f"{before}{paragraph}\n```")
+        else:
+            text = re.sub(r"([*|<])", r"\\\1", paragraph)
+            blocks.append("\n".join(textwrap.wrap(text, 76)))
+    return "\n\n".join(blocks)
 
 
 def photographs(figure):

@@ -1,7 +1,7 @@
 """The experiments: one question a file, one record a machine.
 
 >>> list(SHARES)  # doctest: +ELLIPSIS
-['ceilings', 'stopwatches', 'launch_overhead', 'timeline', 'stage', 'embedding', ...]
+['ceilings', 'stopwatches', 'launch_overhead', 'timeline', 'stage', ...]
 """
 
 import importlib
