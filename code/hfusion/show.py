@@ -40,7 +40,7 @@ def reference(module):
         entries += _entry(thing.__name__, thing)
         for name, method in vars(thing).items() if inspect.isclass(thing) else ():
             shown = inspect.isroutine(method) or isinstance(method, property)
-            if shown and not name.startswith("_") and inspect.getdoc(method):
+            if shown and not name.startswith("_") and method.__doc__:
                 entries += _entry(f"{thing.__name__}.{name}", getattr(thing, name))
     return Markdown("\n\n".join(entries))
 
