@@ -97,10 +97,10 @@ def test_a_projection_has_nothing_to_send():
     ):
         together = torch.cat([part[:, start : start + share] for part in parts], 1)
         measure.agree(together, x @ block.T, 1e-12)
-    names = sharding.run(
-        sharding.counted, sharding.projection, x, weight, sizes, limit_s=LIMIT_S
+    counted = sharding.run(
+        sharding.projection, x, weight, sizes, count=True, limit_s=LIMIT_S
     )
-    assert not {"allreduce_", "allgather_"} & set(names[0])
+    assert counted == [("cat", "mm")] * 2
 
 
 def test_one_collective_or_two(mlp):
@@ -108,8 +108,9 @@ def test_one_collective_or_two(mlp):
         (sharding.gated_mlp, ["allreduce_"]),
         (sharding.gated_mlp_by_rows, ["allgather_", "allgather_"]),
     ):
-        for names in sharding.run(sharding.counted, work, *mlp[0], limit_s=LIMIT_S):
-            assert [name for name in names if name.startswith("all")] == wanted
+        for names in sharding.run(work, *mlp[0], count=True, limit_s=LIMIT_S):
+            local = {"cat", "mm", "silu", "mul"}
+            assert [name for name in names if name not in local] == wanted
 
 
 # Processes that do not do what they should. Rank 0 waits for rank 1 in each.
@@ -119,6 +120,71 @@ def raises(rank, world):
     if rank == 1:
         raise ZeroDivisionError("on purpose")
     dist.barrier()
+
+
+def leaves_nothing(rank, world):
+    if rank == 1:
+        os._exit(0)
+    dist.barrier()
+
+
+def changes(rank, world, x):
+    x += rank + 1
+    return x
+
+
+def test_each_process_gets_a_copy():
+    x = torch.zeros(3)
+    results = sharding.run(changes, x, limit_s=LIMIT_S)
+    assert [result.tolist() for result in results] == [[1.0] * 3, [2.0] * 3]
+    assert x.tolist() == [0.0] * 3
+    assert not x.is_shared()
+
+
+def test_one_or_three_processes():
+    for world in (1, 3):
+        x, gate_up, down = numbers(2, 5), numbers(12, 5), numbers(5, 6)
+        expected = sharding.run(
+            sharding.gated_mlp, x, gate_up, down, world=1, limit_s=LIMIT_S
+        )[0]
+        results = sharding.run(
+            sharding.gated_mlp, x, gate_up, down, world=world, limit_s=LIMIT_S
+        )
+        assert len(results) == world
+        for result in results:
+            measure.agree(result, expected, 1e-12)
+
+
+def test_the_first_to_fail_is_named(tmp_path):
+    """Others fail because of it: who died without a word, or else who spoke first."""
+    (tmp_path / "0.error").write_text("20 RuntimeError: connection closed: by peer")
+    (tmp_path / "1.error").write_text("3 ZeroDivisionError: on purpose")
+    assert sharding._last_word(tmp_path, 0) == (
+        20,
+        "RuntimeError: connection closed: by peer",
+    )
+    assert sharding._last_word(tmp_path, 1) == (3, "ZeroDivisionError: on purpose")
+    assert sharding._last_word(tmp_path, 2) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"world": 0}, "world was 0; a whole number from 1 fits"),
+        ({"world": 2.0}, "world was 2.0"),
+        ({"limit_s": 0}, "limit_s was 0; a number of seconds above 0 fits"),
+        ({"limit_s": None}, "limit_s was None"),
+        ({"limit_s": float("inf")}, "limit_s was inf"),
+    ],
+)
+def test_bad_numbers_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        sharding.run(leaves_nothing, **options)
+
+
+def test_a_function_that_others_cannot_find_is_refused():
+    with pytest.raises(ValueError, match=r"work was .*<lambda> of .*; a function of a mod"):
+        sharding.run(lambda rank, world: None)
 
 
 def sleeps(rank, world, path=None):
@@ -133,7 +199,8 @@ def sleeps(rank, world, path=None):
     ("work", "limit_s", "said"),
     [
         (raises, LIMIT_S, "rank 1 of 2: ZeroDivisionError: on purpose"),
-        (sharding.leaves, LIMIT_S, "rank 1 of 2: died without a word"),
+        (sharding.leaves, LIMIT_S, "rank 1 of 2: ended without a word, exit status -15"),
+        (leaves_nothing, LIMIT_S, "rank 1 of 2: ended without a word, exit status 0"),
         (sleeps, 10, r"rank .*1 of 2: not done in 10 s"),
     ],
 )

@@ -14,6 +14,7 @@ al. 2019 (Megatron-LM) call the first column-parallel, since their matrix is the
 """
 
 import datetime
+import importlib
 import multiprocessing
 import os
 import signal
@@ -102,11 +103,6 @@ def _gathered(part, world):
     return torch.cat(parts, dim=-1)
 
 
-def counted(rank, world, work, *args):
-    """The names of the operators that a call of `work` launches, collectives among them."""
-    return measure.count_launches(lambda: work(rank, world, *args)).names
-
-
 def leaves(rank, world):
     """For trying out what `run` does: the last process dies, the others wait for it."""
     if rank == world - 1:
@@ -114,25 +110,28 @@ def leaves(rank, world):
     dist.barrier()
 
 
-def run(work, *args, world=2, limit_s=120):
+def run(work, *args, world=2, limit_s=120, count=False):
     """Call work(rank, world, *args) in `world` new processes: [result of rank 0, …].
 
-    work: a function of a module, so that another process finds it. Its result: tensors,
-    numbers, strings, or lists, tuples and dicts of them. The processes can talk with
-    torch.distributed. If one raises or dies, the others are ended too; after limit_s
-    seconds all are. Either way WorkerError says which process, and what became of it.
+    work: a function at the top of a module, so that another process finds it. args and
+    results: tensors, numbers, strings, or lists, tuples and dicts of them; each process
+    gets copies. count: return the names of the operators that a call launches,
+    collectives among them, and not its result. The processes can talk with
+    torch.distributed; what they print is lost. If one raises or dies, the others are ended
+    too; after limit_s seconds all are. Either way WorkerError says which one it was.
 
     >>> run(projection, torch.ones(1, 2), torch.eye(2), (2,))  # doctest: +SKIP
     [tensor([[1.]]), tensor([[1.]])]
     """
-    if work.__module__ == "__main__":
-        name = work.__qualname__
-        raise ValueError(f"work was {name} of __main__; a function of a module fits")
+    _refuse_bad(work, world, limit_s)
     context = torch.multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        # In a file: a process that dies early would never read a large argument.
+        torch.save(args, Path(folder, "args.pt"))
+        called = (work.__module__, work.__name__, count)
         processes = [
             context.Process(
-                target=_worker, args=(rank, world, folder, limit_s, work, args), daemon=True
+                target=_worker, args=(rank, world, folder, limit_s, *called), daemon=True
             )
             for rank in range(world)
         ]
@@ -141,15 +140,27 @@ def run(work, *args, world=2, limit_s=120):
                 process.start()
             _wait(processes, folder, limit_s)
         finally:
-            for process in processes:
-                if process.pid is not None:
-                    process.kill()
-                    process.join()
+            started = [process for process in processes if process.pid is not None]
+            for process in started:
+                process.kill()
+            for process in started:
+                process.join()
         return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world)]
 
 
+def _refuse_bad(work, world, limit_s):
+    name = getattr(work, "__qualname__", repr(work))
+    module = getattr(work, "__module__", None)
+    if module in (None, "__main__") or not name.isidentifier():
+        raise ValueError(f"work was {name} of {module}; a function of a module fits")
+    if type(world) is not int or world < 1:
+        raise ValueError(f"world was {world!r}; a whole number from 1 fits")
+    if not isinstance(limit_s, int | float) or not 0 < limit_s < 1e6:
+        raise ValueError(f"limit_s was {limit_s!r}; a number of seconds above 0 fits")
+
+
 def _wait(processes, folder, limit_s):
-    """Return when all have ended well; raise WorkerError as soon as one has not."""
+    """Return when all have left results; raise WorkerError as soon as one has not."""
     deadline = time.monotonic() + limit_s
     running = {process.sentinel: rank for rank, process in enumerate(processes)}
     while running:
@@ -158,23 +169,25 @@ def _wait(processes, folder, limit_s):
             ranks = ", ".join(map(str, running.values()))
             raise WorkerError(f"rank {ranks} of {len(processes)}: not done in {limit_s} s")
         ranks = [running.pop(sentinel) for sentinel in ended]
-        for rank in ranks:
-            processes[rank].join()
-        failed = [rank for rank in ranks if processes[rank].exitcode]
+        failed = [rank for rank in ranks if not Path(folder, f"{rank}.pt").exists()]
         if failed:
-            rank, said = min((_last_word(folder, rank), rank) for rank in failed)[::-1]
-            raise WorkerError(f"rank {rank} of {len(processes)}: {said[1]}")
+            rank = min(failed, key=lambda rank: _last_word(folder, rank)[0])
+            processes[rank].join()
+            status, said = processes[rank].exitcode, _last_word(folder, rank)[1]
+            said = said or f"ended without a word, exit status {status}"
+            raise WorkerError(f"rank {rank} of {len(processes)}: {said}")
 
 
 def _last_word(folder, rank):
     """When and with what a process ended that failed; who died is the cause of the rest."""
     path = Path(folder, f"{rank}.error")
     if not path.exists():
-        return 0, "died without a word"
-    return path.stat().st_mtime_ns, path.read_text(encoding="utf-8")
+        return 0, ""
+    when, _, said = path.read_text(encoding="utf-8").partition(" ")
+    return int(when), said
 
 
-def _worker(rank, world, folder, limit_s, work, args):
+def _worker(rank, world, folder, limit_s, module, name, count):
     """One process: joins the others, works, and leaves its result in `folder`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -187,11 +200,18 @@ def _worker(rank, world, folder, limit_s, work, args):
     store = dist.FileStore(str(Path(folder, "store")), world)
     limit = datetime.timedelta(seconds=limit_s)
     try:
+        work = getattr(importlib.import_module(module), name)
+        args = torch.load(Path(folder, "args.pt"))
         dist.init_process_group("gloo", None, limit, world, rank, store)
-        torch.save(work(rank, world, *args), Path(folder, f"{rank}.pt"))
+        dist.barrier()  # nobody leaves before all are connected
+        if count:
+            result = measure.count_launches(lambda: work(rank, world, *args)).names
+        else:
+            result = work(rank, world, *args)
+        torch.save(result, Path(folder, f"{rank}.pt"))
         dist.destroy_process_group()
     except BaseException as error:
-        said = f"{type(error).__name__}: {error}"
+        said = f"{time.monotonic_ns()} {type(error).__name__}: {error}"
         Path(folder, f"{rank}.error").write_text(said, encoding="utf-8")
         os._exit(1)
 
