@@ -111,11 +111,11 @@ TERMS = {
 
 # What is not read: fences and their options, headings, code, mathematics, roles, links.
 APART = re.compile(
-    r"""^(?:```|:::)[^\n]*$ | ^:\w[\w-]*:[^\n]*$ | ^\#[^\n]*$   # lines of their own
-    | ^```(?:python|sh|text|bibtex)\n.*?^```                     # code
-    | \$\$.*?\$\$ | (?<!\\)\$[^$]+\$                          # mathematics
-    | \{[\w:]+\}`[^`]*` | `[^`]*`                              # roles and code
-    | !?\[[^\]]*\]\([^)]*\)                                    # links
+    r"""^```(?:python|sh|text|bibtex)\n.*?^```                     # code
+    | ^(?:```|:::)[^\n]*$ | ^:\w[\w-]*:[^\n]*$ | ^\#[^\n]*$        # lines of their own
+    | \$\$.*?\$\$ | (?<!\\)\$[^$]+\$                             # mathematics
+    | \{[\w:]+\}`[^`]*` | ``[^`]+`` | `[^`]*`                     # roles and code
+    | !?\[[^\]]*\]\([^)]*\)                                       # links
     """,
     re.VERBOSE | re.MULTILINE | re.DOTALL,
 )
@@ -153,6 +153,15 @@ def missing(notebook):
     return wanted
 
 
+def without_links(source, term):
+    """A cell's text with the links to one term as plain words."""
+
+    def plain(found):
+        return found[1] if (found[2] or found[1]) == term else found[0]
+
+    return LINK.sub(plain, source)
+
+
 def link(notebook):
     """Make every first use a link, in place; longer terms first, where two overlap."""
     cells = [c for c in notebook.cells if c.cell_type == "markdown"]
@@ -161,8 +170,7 @@ def link(notebook):
         source = cells[number].source
         # A later link of this term was its first use until something was written before.
         for cell in cells:
-            cell.source = LINK.sub(lambda f: f[1] if (f[2] or f[1]) == term else f[0],
-                                   cell.source)  # fmt: skip
+            cell.source = without_links(cell.source, term)
         if cells[number].source != source:
             continue
         word = " ".join(source[start:end].split())

@@ -1,12 +1,19 @@
 """The pictures in steps, the source shown, and the figures' data."""
 
+import inspect
 import re
+from pathlib import Path
 
+import example
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 
+import hfusion
 from hfusion import algebra, figures, records, show
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_stacking_shows_the_product_worked_by_hand():
@@ -139,3 +146,34 @@ def test_a_race_may_have_times_as_multiples_of_a_limit():
     first, line = show.race(case, "two launches", limit_us=3.0).splitlines()
     assert first.split()[:3] == ["count", "µs", "limits"]
     assert line.split()[:4] == ["two", "launches", "4.50", "1.50"]
+
+
+def test_a_reference_has_every_public_name_and_no_other():
+    text = show.reference(example).data
+    assert text.startswith("A module.\n\n```text\n    with   a drawing\n```")
+    assert "```python\nfirst(a, b=2)\n```\n\nAdds \\*two\\* numbers." in text
+    assert "```pycon\n>>> first(1)\n3\n```" in text
+    assert "```python\nThing(size)\n```" in text
+    assert "```python\nThing.half(self)\n```\n\nHalf of it." in text
+    for name in ("_hidden", "undocumented", "doctest", "getsource"):
+        assert name not in text
+
+
+def test_the_reference_page_has_what_the_library_offers():
+    path = ROOT / "back" / "api-reference.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    text = "\n".join(
+        output.get("data", {}).get("text/markdown", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+    for name in hfusion.__all__:
+        thing = getattr(hfusion, name)
+        if inspect.ismodule(thing):
+            names = [n for n, f in vars(thing).items() if inspect.isfunction(f)]
+            own = [n for n in names if getattr(thing, n).__module__ == thing.__name__]
+            wanted = [n for n in own if not n.startswith("_")]
+        else:
+            wanted = [name]
+        assert wanted
+        assert [n for n in wanted if not re.search(rf"```python\n{n}\b", text)] == []

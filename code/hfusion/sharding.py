@@ -81,18 +81,21 @@ def gated_mlp(rank, world, x, gate_up, down):
 
     x [T, C]; gate_up [2 F, C], two blocks stacked; down [C, F] -> [T, C], on each.
     """
-    both = F.linear(x, rows(gate_up, rank, world, [len(gate_up) // 2] * 2))
+    blocks = [len(gate_up) // 2] * 2
+    both = F.linear(x, rows(gate_up, rank, world, blocks))
     gate, up = both.chunk(2, dim=-1)  # [T, F / world] each
-    y = F.linear(F.silu(gate) * up, columns(down, rank, world))  # a summand of [T, C]
+    hidden = F.silu(gate) * up
+    y = F.linear(hidden, columns(down, rank, world))  # a summand of [T, C]
     dist.all_reduce(y)
     return y
 
 
 def gated_mlp_by_rows(rank, world, x, gate_up, down):
     """The same with both matrices cut by rows: two all-gathers."""
-    both = F.linear(x, rows(gate_up, rank, world, [len(gate_up) // 2] * 2))
+    blocks = [len(gate_up) // 2] * 2
+    both = F.linear(x, rows(gate_up, rank, world, blocks))
     gate, up = both.chunk(2, dim=-1)
-    hidden = _gathered(F.silu(gate) * up, world)  # [T, F]: each row needs all of it
+    hidden = _gathered(F.silu(gate) * up, world)  # [T, F], for each row
     return _gathered(F.linear(hidden, rows(down, rank, world)), world)
 
 
