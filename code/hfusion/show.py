@@ -69,7 +69,7 @@ def _documented(text):
             blocks.append(f"{before}{paragraph}\n```")
         else:
             text = re.sub(r"([*|<])", r"\\\1", paragraph)
-            blocks.append("\n".join(textwrap.wrap(text, 76)))
+            blocks.append("\n".join(textwrap.wrap(text, 76, break_on_hyphens=False)))
     return "\n\n".join(blocks)
 
 
