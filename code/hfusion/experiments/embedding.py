@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from .. import cost, layers, models
-from ..measure import graphed
 from ..recording import Race, Unavailable
 from . import rungs
 
@@ -73,9 +72,8 @@ def race(device, windows, channels, side, batch, dtype):
         "separate": lambda: [conv(x) for conv in whole],
         "embedded": partial(stacked, x),
     }
-    arms = {name: lambda fn=fn: fn for name, fn in fns.items()}
+    arms = rungs.with_graphs(device, fns)
     for name, fn in fns.items():
-        arms[f"graph, {name}"] = partial(rungs.on_cuda, device, graphed, fn, rungs.TIMES)
         arms[f"{name}, no oneDNN"] = partial(without_onednn, device, fn)
     with torch.no_grad():
         expected = tuple(rungs.doubled(conv)(x.double()) for conv in whole)

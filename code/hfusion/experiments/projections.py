@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from .. import layers, models
-from ..measure import graphed
 from ..recording import Race
 from . import rungs
 
@@ -48,10 +47,7 @@ def race(device, projections, tokens, dtype):
         "stacked": partial(stacked, x),
         "copied": lambda: [part.contiguous() for part in stacked(x)],
     }
-    arms = {name: lambda way=way: way for name, way in ways.items()} | {
-        f"graph, {name}": partial(rungs.on_cuda, device, graphed, way, rungs.TIMES)
-        for name, way in ways.items()
-    }
+    arms = rungs.with_graphs(device, ways)
     with torch.no_grad():
         expected = tuple(rungs.doubled(linear)(x.double()) for linear in linears)
     return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))

@@ -56,6 +56,15 @@ def on_cuda(device, make, *args):
     return make(*args)
 
 
+def with_graphs(device, ways):
+    """Arms of functions: each as it is, and TIMES times in a CUDA graph."""
+    eager = {name: lambda way=way: way for name, way in ways.items()}
+    return eager | {
+        f"graph, {name}": partial(on_cuda, device, measure.graphed, way, TIMES)
+        for name, way in ways.items()
+    }
+
+
 # How a chain is run: as it is, handed over and not waited for, or as a CUDA graph.
 WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": measure.graphed}
 

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 
 from .. import layers, models
-from ..measure import graphed
 from ..recording import Race
 from . import rungs
 
@@ -48,11 +47,7 @@ def race(device, module, batch, dtype, layout):
         return [first, *(part.contiguous(memory_format=form) for part in others)]
 
     ways = {"separate": separate, "stacked": partial(stacked, x), "copied": copied}
-    graphs = {
-        f"graph, {name}": partial(rungs.on_cuda, device, graphed, way, rungs.TIMES)
-        for name, way in ways.items()
-    }
-    arms = {name: lambda way=way: way for name, way in ways.items()} | graphs
+    arms = rungs.with_graphs(device, ways)
     with torch.no_grad():
         expected = tuple(rungs.doubled(conv)(x.double()) for conv in convs)
     return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))
