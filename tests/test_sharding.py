@@ -167,6 +167,22 @@ def test_the_first_to_fail_is_named(tmp_path):
     assert sharding._last_word(tmp_path, 2) == (0, "")
 
 
+def test_of_several_that_failed_the_cause_is_named(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=os._exit, args=(1,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    (tmp_path / "0.error").write_text("20 RuntimeError: connection closed")
+    (tmp_path / "1.error").write_text("3 ZeroDivisionError: on purpose")
+    with pytest.raises(sharding.WorkerError, match="rank 1 of 2: ZeroDivisionError"):
+        sharding._wait(processes, tmp_path, 10)
+    (tmp_path / "0.error").unlink()
+    with pytest.raises(sharding.WorkerError, match="rank 0 of 2: ended without a word"):
+        sharding._wait(processes, tmp_path, 10)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
