@@ -293,6 +293,26 @@ def test_a_window_that_does_not_fit_leaves_the_others_their_groups(naive):
     assert (small.members, small.fused) == (("one", "other"), True)
 
 
+def test_pairs_of_two_dilations_are_fused_apart():
+    """Their outputs have one size and their windows too, and yet they are no family."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, step in (("a", 1), ("b", 2), ("c", 1), ("d", 2)):
+                setattr(self, name, nn.Conv2d(3, 4, 3, padding=step, dilation=step))
+
+        def forward(self, x):
+            return self.a(x), self.b(x), self.c(x), self.d(x)
+
+    refused, *pairs = hfusion.plan(Net(), embed=True).groups
+    assert refused.reason.startswith("padding differs")
+    assert [(pair.members, pair.fused) for pair in pairs] == [
+        (("a", "c"), True),
+        (("b", "d"), True),
+    ]
+
+
 def test_the_judge_races_what_would_be_embedded(naive, x):
     judge = measure.faster((x,), margin=1e6, rounds=2, calls=1)
     planned = hfusion.plan(naive, accept=judge, embed=True)
@@ -309,3 +329,37 @@ def test_embed_is_yes_or_no(naive, embed):
 def test_a_window_says_its_sides():
     assert str(embedding.Window((3, 5), (1, 2), (1, 1))) == "3×5"
     assert embedding.window(nn.Linear(2, 3)) is None
+
+
+class Impostor(nn.Module):
+    """Somebody else's layer, which only has the name of one."""
+
+    def __init__(self, kernel_size):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+Impostor.__name__, Impostor.__module__ = "Conv2d", "torch.nn.impostor"  # not traced into
+
+
+@pytest.mark.parametrize("kernel_size", [3, [3, 3], (3, 3), None])
+@pytest.mark.parametrize("embed", [False, True])
+def test_a_layer_that_only_has_the_name_is_refused(naive, x, kernel_size, embed):
+    """2026-11-23: plan() failed on a kernel_size that is a list."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.net = Impostor(kernel_size), Impostor(kernel_size), naive
+
+        def forward(self, x):
+            return self.a(x) + self.b(x), self.net(x)
+
+    a, b, fused = hfusion.plan(Net(), embed=embed).groups
+    for group, name in ((a, "a"), (b, "b")):
+        assert group.reason.startswith(f"type of {name} was Conv2d")
+    assert fused.fused

@@ -396,15 +396,8 @@ def _like(layer, weight, bias, window):
 
 def _pieces(stacked, prefix):
     """(parameter of the stacked layer, [(key of a branch's part, its place), …])."""
-    whole = places(stacked)
-    yield (
-        "weight",
-        [
-            (f"{prefix}{name}.weight", place)
-            for name, place in zip(stacked.names, whole, strict=True)
-        ],
-    )
-    branches = zip(stacked.names, whole, stacked.has_bias, strict=True)
+    branches = [*zip(stacked.names, places(stacked), stacked.has_bias, strict=True)]
+    yield "weight", [(f"{prefix}{name}.weight", place) for name, place, _ in branches]
     biases = [(f"{prefix}{name}.bias", place[:1]) for name, place, has in branches if has]
     if biases:
         yield "bias", biases
@@ -453,9 +446,8 @@ def stack_state(stacked, state, at, to, assign=False):
         for place, part in found:
             whole[place] = part
         state[f"{at}layer.{parameter}"] = whole
-    stacked._set_masks(
-        whole.device
-    )  # in no state, so after to_empty() they are still unset
+    # The masks are in no state, so after to_empty() they are still unset.
+    stacked._set_masks(whole.device)
     return missing, errors
 
 

@@ -229,8 +229,9 @@ def find(scene, min_siblings, embed=False, asked=lambda group: group):
     for family in families(scene, calls, embed):
         for group in map(asked, judge(scene, family, min_siblings, embed)):
             groups.append(group)
-            if not group.fused and embedding.mixed(group.layers.values()):
-                for part in families(scene, group.nodes):
+            parts = families(scene, group.nodes) if embed and not group.fused else []
+            for part in parts:
+                if len(part) < len(group.nodes):  # else it was judged as it is
                     groups += map(asked, judge(scene, part, min_siblings))
     return sorted(groups, key=lambda group: scene.memory.place[group.nodes[0]])
 
@@ -242,7 +243,8 @@ def families(scene, calls, embed=False):
     for node in calls:
         module = scene.modules[node.target]
         geometry = [str(getattr(module, name, None)) for name in names]
-        geometry += [str(embedding.growth(module))] if embed else []
+        if embed and isinstance(module, layers.KINDS):  # others only have the name of one
+            geometry.append(str(embedding.growth(module)))
         found[node.all_input_nodes[0], kind_of(module), *geometry].append(node)
     return [family for family in found.values() if len(family) > 1]
 
