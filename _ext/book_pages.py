@@ -1,0 +1,35 @@
+"""What the pages need beyond the options of the theme: a Sphinx extension."""
+
+# Of HTML that docutils and MyST-NB write: roles that ARIA no longer has, or has elsewhere,
+# and a name that hides what a fold says of itself.
+WRONG = {
+    '<div role="list" class="citation-list">': '<div class="citation-list">',
+    ' role="doc-biblioentry"': "",
+    '<summary aria-label="Toggle hidden content">': "<summary>",
+}
+
+
+def setup(app):
+    app.connect("config-inited", offer_to_launch)
+    app.connect("html-page-context", mend)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def offer_to_launch(app, config):
+    """Buttons to Binder, the repository and its issues, once `_config.yml` has an address.
+
+    Binder brings the whole folder, so the chapters find the library and the records.
+    """
+    theme = config.html_theme_options
+    if theme.get("repository_url"):
+        theme["launch_buttons"] = {
+            "binderhub_url": "https://mybinder.org",
+            "notebook_interface": "jupyterlab",
+        }
+        theme["use_repository_button"] = theme["use_issues_button"] = True
+
+
+def mend(app, page, template, context, doctree):
+    """Replace what is WRONG in the page that is about to be written."""
+    for wrong, right in WRONG.items():
+        context["body"] = context.get("body", "").replace(wrong, right)
