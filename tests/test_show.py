@@ -1,6 +1,7 @@
 """The pictures in steps, the source shown, and the figures' data."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -47,8 +48,65 @@ def test_a_player_is_the_same_text_every_time_and_escapes_its_label():
     player = show.Player('a "label" <b>', (("<svg></svg>", "x < y"),))
     assert player._repr_html_() == player._repr_html_()
     assert "&lt;b&gt;" in player._repr_html_()
-    assert "<figcaption>x &lt; y</figcaption>" in player._repr_html_()
+    assert "<p>x &lt; y</p>" in player._repr_html_()
     assert repr(player).splitlines()[1] == "1. x < y"
+
+
+def test_a_walk_says_of_each_block_who_when_and_after_what_gap():
+    events = [("host", "b", 4, 8), ("device", "a", 4, 6), ("host", "a", 0, 4),
+              ("device", "b", 8, 9)]  # fmt: skip
+    walk = show.walk("w", {"p": events}, {"a": ("#111111",), "b": ("#222222",)})
+    assert [step.split(": ")[1] for step in walk.steps] == [
+        "the host is at a from 0 µs to 4 µs, for 4 µs.",
+        "the device is at a from 4 µs to 6 µs, for 2 µs, after 4 µs idle.",
+        "the host is at b from 4 µs to 8 µs, for 4 µs.",
+        "the device is at b from 8 µs to 9 µs, for 1 µs, after 2 µs idle.",
+    ]
+    blocks = re.findall(r"<rect [^>]*data-step=[^>]*>", walk.svg)
+    number = lambda block, name: float(re.search(rf' {name}="([\d.]+)"', block)[1])
+    widths = {number(block, "data-step"): number(block, "width") for block in blocks}
+    assert widths[1] == pytest.approx(2 * widths[2], abs=0.1)
+    assert walk._repr_html_().count("<li>") == 4
+    assert repr(walk).splitlines()[0] == "w"
+
+
+def test_a_walk_draws_a_stacked_block_in_all_its_colours():
+    colours = {"stacked": ("#111111", "#222222", "#333333")}
+    walk = show.walk("w", {"p": [("host", "stacked", 0, 150)]}, colours)
+    assert walk.svg.count('data-step="1"') == 3
+    marks = re.findall(r">([\d,.]+)</text>", walk.svg)
+    assert marks == ["0", "50", "100", "150"]
+
+
+CASES = tuple(
+    (
+        {"batch": batch},
+        "So <it> is.",
+        ((("one", f"{batch} µs"), (1, 2, 3, 4)), (("two", "</td>"), ())),
+    )
+    for batch in (1, 8)
+)
+
+
+def test_an_explorer_holds_all_cases_and_shows_the_first():
+    explorer = show.Explorer("Times", ("way", "time"), CASES)
+    html = explorer._repr_html_()
+    data = re.search(r"<script[^>]*>(.*)</script>", html)[1]
+    assert "</" not in data
+    assert json.loads(data)["cases"] == json.loads(json.dumps(CASES))
+    shown = html.partition("</script>")[2]
+    assert "<td>1 µs</td>" in shown
+    assert "8 µs" not in shown
+    assert "&lt;/td&gt;" in shown
+    assert repr(explorer) == "Times: 2 cases, of which the first is batch 1. So <it> is."
+
+
+def test_an_explorer_refuses_cases_that_do_not_fit_together():
+    other = ({"dtype": "x"}, "", ())
+    with pytest.raises(ValueError, match="one set for all"):
+        show.Explorer("t", ("way", "time"), (*CASES, other))
+    with pytest.raises(ValueError, match=r"\{'batch': 1\}: a row needs 3 cells"):
+        show.Explorer("t", ("way", "time", "more"), CASES)
 
 
 def test_source_is_the_code_without_its_docstring():

@@ -1,0 +1,25 @@
+"""What a page shows that is no plot: source, tables, photographs, things to play with.
+
+`stacking`, `splitting`, `walk` and `Explorer` need no kernel and no network. They are
+text, SVG or a table, so they are the same everywhere, and nbval can compare them. In a
+notebook, on paper, or without JavaScript they stand there whole; on the book's pages
+`_static/steps.js` and `_static/explorer.js` give them their controls.
+"""
+
+from .explorer import Explorer
+from .player import Player, splitting, stacking
+from .text import photographs, race, reference, source
+from .walk import Walk, walk
+
+__all__ = [
+    "Explorer",
+    "Player",
+    "Walk",
+    "photographs",
+    "race",
+    "reference",
+    "source",
+    "splitting",
+    "stacking",
+    "walk",
+]

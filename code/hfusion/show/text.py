@@ -1,0 +1,90 @@
+"""Source, documentation, tables of records and photographs, as a page shows them."""
+
+import inspect
+import io
+import re
+import textwrap
+
+import matplotlib.pyplot as plt
+from IPython.display import Image, Markdown
+
+
+def source(function):
+    """The code of a function of the library, less its docstring, as a code block."""
+    code = textwrap.dedent(inspect.getsource(function))
+    if function.__doc__:
+        before, _, after = code.partition('"""')
+        code = before.rstrip() + "\n" + after.partition('"""')[2].lstrip("\n")
+    return Markdown(f"```python\n{code}```")
+
+
+def reference(module):
+    """What a module offers, from its docstrings: public functions and classes, in order."""
+    members = [
+        thing
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+    ]
+    entries = [_documented(inspect.getdoc(module))]
+    for thing in sorted(members, key=lambda thing: inspect.getsourcelines(thing)[1]):
+        entries += _entry(thing.__name__, thing)
+        for name, method in vars(thing).items() if inspect.isclass(thing) else ():
+            shown = inspect.isroutine(method) or isinstance(method, property)
+            if shown and not name.startswith("_") and method.__doc__:
+                entries += _entry(f"{thing.__name__}.{name}", getattr(thing, name))
+    return Markdown("\n\n".join(entries))
+
+
+def _entry(name, thing):
+    """A signature and a docstring, as Markdown."""
+    bare = isinstance(thing, property) or (
+        inspect.isclass(thing) and issubclass(thing, Exception)
+    )
+    signature = "" if bare else str(inspect.signature(thing))
+    plain = re.sub(r" at 0x[0-9a-f]+|<class '|'>", "", signature)
+    lines = textwrap.wrap(name + plain, 76, subsequent_indent="    ")
+    return ["```python\n" + "\n".join(lines) + "\n```", _documented(inspect.getdoc(thing))]
+
+
+def _documented(text):
+    """A docstring as Markdown: examples and diagrams as they are, the rest as text."""
+    blocks, text = [], re.sub(r"  # doctest: .*", "", text)
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith(">>>"):
+            blocks.append(f"```pycon\n{paragraph}\n```")
+        elif all(line.startswith("    ") for line in paragraph.splitlines()):
+            # Blank lines within a diagram belong to it.
+            joins = blocks and blocks[-1].startswith("```text")
+            before = blocks.pop().removesuffix("\n```") + "\n\n" if joins else "```text\n"
+            blocks.append(f"{before}{paragraph}\n```")
+        else:
+            text = re.sub(r"([*|<])", r"\\\1", paragraph)
+            blocks.append("\n".join(textwrap.wrap(text, 76, break_on_hyphens=False)))
+    return "\n\n".join(blocks)
+
+
+def photographs(figure):
+    """A figure of photographs as a JPEG, a tenth of the PNG's size; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="jpeg", pil_kwargs={"quality": 88})
+    plt.close(figure)
+    return Image(buffer.getvalue(), format="jpeg")
+
+
+def race(case, base, missing=None, limit_us=None):
+    """A recorded case as a table of text: launches, median time, gain over `base`.
+
+    Launches are blank where they could not be counted. missing: {arm: why it did not
+    run}, for the last lines. limit_us: adds a column, times as multiples of it.
+    """
+    limits = f" {'limits':>6}" if limit_us else ""
+    lines = [f"{'':38} count        µs{limits}  gain (quartiles)"]
+    for name in case.samples:
+        low, middle, high = case.gain(name, base)
+        count, us = case.launches.get(name, ""), case.median(name)
+        gain = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        limits = f" {us / limit_us:6.2f}" if limit_us else ""
+        digits = 2 if limit_us else 0  # a limit is a few µs
+        lines.append(f"{name:38} {count:>5} {us:9,.{digits}f}{limits}  {gain}")
+    lines += [f"{name:38} {reason}" for name, reason in (missing or {}).items()]
+    return "\n".join(lines)
