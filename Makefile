@@ -3,11 +3,14 @@ PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
+PDF    := playwright pypdf
 
-.PHONY: help book test nbval zoo bench record lab run lint lock clean
+.PHONY: help book pdf zip test nbval zoo bench record lab run lint lock clean
 
 help:
 	@echo "make book   build the book into _build/html/index.html"
+	@echo "make pdf    the whole book as _build/fusing-sideways.pdf (wants Chromium or Chrome)"
+	@echo "make zip    the pages as _build/fusing-sideways.zip, to read anywhere"
 	@echo "make test   unit tests, property tests, and nbval over every chapter"
 	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
 	@echo "make bench  how long planning takes, beside torch.compile"
@@ -36,6 +39,20 @@ help:
 book: .venv/book.stamp
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 
+.venv/pdf.stamp: .venv/pip Makefile constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PDF)
+	touch $@
+
+pdf: book .venv/pdf.stamp
+	$(BIN)/python _ext/pdf.py _build/html _build/fusing-sideways.pdf
+
+# Under another name until it is whole.
+zip: book
+	rm -rf _build/zip && mkdir _build/zip && cp -r _build/html _build/zip/fusing-sideways
+	cd _build/zip && ../../$(BIN)/python -m zipfile -c unfinished fusing-sideways
+	mv _build/zip/unfinished _build/fusing-sideways.zip && rm -rf _build/zip
+	@echo _build/fusing-sideways.zip
+
 test: .venv/test.stamp .venv/book.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules tests code
 	$(MAKE) nbval
@@ -62,14 +79,14 @@ run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
 
 lint: .venv/test.stamp
-	$(BIN)/ruff check benchmarks code tests weights chapters back
-	$(BIN)/ruff format --check benchmarks code tests weights
+	$(BIN)/ruff check _ext benchmarks code tests weights chapters back
+	$(BIN)/ruff format --check _ext benchmarks code tests weights
 	$(BIN)/ruff format --check --line-length 76 chapters back
 
 # The local package is not a version, and torch's "+cpu" is a build, not a release.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) ".[test,lab]"
+	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) $(PDF) ".[test,lab]"
 	.venv-lock/bin/python -m pip freeze --exclude hfusion | sed 's/+cpu$$//' \
 		| grep -v -i -E '^(nvidia|triton|cuda)' > .venv-lock/constraints.txt
 	mv .venv-lock/constraints.txt constraints.txt

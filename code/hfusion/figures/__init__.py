@@ -26,12 +26,10 @@ from .plots import (
     error_bars,
     fitted,
     gallery,
-    lanes,
     margins,
     predicted,
     ranges,
     stacked_bars,
-    timeline,
     tradeoff,
 )
 from .style import BRANCHES, DASHED, FAINT, INK, INPUT, OTHERS, tint, use_style
@@ -55,7 +53,6 @@ __all__ = [
     "gemm",
     "graph",
     "inception",
-    "lanes",
     "launches",
     "margins",
     "memory",
@@ -64,7 +61,6 @@ __all__ = [
     "sharded",
     "stacked_bars",
     "taps",
-    "timeline",
     "tint",
     "tradeoff",
     "unroll",

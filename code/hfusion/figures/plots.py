@@ -3,44 +3,9 @@
 import statistics
 
 import matplotlib.pyplot as plt
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .style import DASHED, FAINT, INK, INPUT, OTHERS, labelled, tint
-
-
-def timeline(panels, until_us):
-    """Who works when: host and device, one pair of lanes a panel.
-
-    panels: {title: [(label, colours, (host start, host end, device start, device
-    end)), …]}, all in µs; a kernel is drawn in equal parts of its colours. The gaps
-    in the device's lane are the time it waits for launches.
-    """
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(7.4, 1.55 * len(panels) + 0.3), sharex=True, squeeze=False
-    )
-    for axis, (title, launches) in zip(axes[:, 0], panels.items(), strict=True):
-        for label, colours, (host_0, host_1, device_0, device_1) in launches:
-            edge = colours[0] if len(colours) == 1 else INPUT
-            axis.barh(1, host_1 - host_0, left=host_0, height=0.62, color=tint(edge),
-                      edgecolor=edge, linewidth=0.9)  # fmt: skip
-            axis.text(
-                (host_0 + host_1) / 2, 1, label, ha="center", va="center", fontsize=7.5
-            )
-            part = (device_1 - device_0) / len(colours)
-            for place, colour in enumerate(colours):
-                axis.barh(0, part, left=device_0 + place * part, height=0.62, color=colour)
-        end = max(times[3] for _, _, times in launches)
-        axis.axvline(end, **DASHED)
-        axis.text(end, 1.52, f" {end:.1f} µs", fontsize=9, va="center")
-        axis.set_title(title)
-        axis.set(xlim=(0, until_us), ylim=(-0.5, 1.75), yticks=[0, 1])
-        axis.set_yticklabels(["device runs", "host launches"])
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-    axes[-1, 0].set_xlabel("time, µs")
-    figure.tight_layout()
-    return figure
+from .style import DASHED, FAINT, INK, OTHERS, labelled
 
 
 def gallery(images, columns=3, width=7.4):
@@ -211,31 +176,6 @@ def fitted(ns, points, lines, label):
     axis.set(xscale="log", yscale="log", ylabel="time, µs")
     axis.legend(fontsize=9)
     below.set(xlabel="operators in the chain, n", ylabel="off the\nline, %")
-    return labelled(figure, label)
-
-
-def lanes(panels, kinds, label):
-    """Timelines: {title: [(lane, name, begin, end), …]}, on one axis in µs.
-
-    kinds: {name: which of OTHERS is its colour}; what is not in it is drawn faint.
-    """
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(7.4, 1.2 * len(panels) + 0.8), sharex=True, squeeze=False
-    )
-    for axis, (title, events) in zip(axes[:, 0], panels.items(), strict=True):
-        rows = sorted({lane for lane, *_ in events}, reverse=True)
-        for lane, name, begin, end in events:
-            colour = OTHERS[kinds[name]] if name in kinds else FAINT
-            axis.barh(rows.index(lane), end - begin, left=begin, height=0.6, color=colour)
-        axis.set_title(title)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set_ylim(len(rows) - 0.5, -0.5)
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-    axes[-1, 0].set_xlabel("time, µs")
-    handles = [Rectangle((0, 0), 1, 1, color=OTHERS[place]) for place in kinds.values()]
-    axes[0, 0].legend(handles, list(kinds), ncols=len(kinds), loc="lower right",
-                      bbox_to_anchor=(1, 1), fontsize=8.5)  # fmt: skip
     return labelled(figure, label)
 
 
