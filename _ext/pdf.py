@@ -126,23 +126,19 @@ def one_page(site):
     )
 
 
-def print_book(site, path):
-    """Write the PDF, whole or not at all."""
+def print_book(chromium, site, path):
+    """Write the PDF with a running browser, whole or not at all."""
     page_file = site / "one-page.html"
     page_file.write_text(one_page(site), encoding="utf-8")
     unfinished = path.with_suffix(".unfinished")
     try:
-        with sync_playwright() as playwright:
-            chromium = playwright.chromium.launch(
-                executable_path=browser(), args=["--no-sandbox", "--disable-gpu"]
-            )
-            page = chromium.new_page()
-            page.set_default_timeout(300_000)
-            page.goto(page_file.as_uri())
-            page.wait_for_function("window.MathJax && MathJax.startup.promise")
-            page.evaluate("MathJax.startup.promise")
-            page.pdf(path=unfinished, **PAPER)
-            chromium.close()
+        page = chromium.new_page()
+        page.set_default_timeout(300_000)
+        page.goto(page_file.as_uri())
+        page.wait_for_function("window.MathJax && MathJax.startup.promise")
+        page.evaluate("MathJax.startup.promise")
+        page.pdf(path=unfinished, **PAPER)
+        page.close()
         mend(unfinished)
         os.replace(unfinished, path)
     finally:
@@ -173,5 +169,8 @@ def mend(path):
 if __name__ == "__main__":
     if browser() is None:
         sys.exit("make pdf needs Chromium or Chrome (Debian: apt install chromium)")
-    print_book(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        chromium = playwright.chromium.launch(executable_path=browser(), args=flags)
+        print_book(chromium, Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
     print(sys.argv[2])

@@ -20,14 +20,14 @@ class Explorer extends HTMLElement {
     this.says = element("p", { role: "status", class: "fs-says" });
     this.view = element("div");
     this.setAttribute("role", "group");
-    const labels = this.lists.map((list) =>
-      element("label", {}, element("span", {}, list.name), list));
-    this.replaceChildren(element("div", { class: "fs-choices" }, ...labels), this.says, this.view);
+    const named = this.lists.map((list) =>
+      element("div", {}, element("label", { for: list.id }, list.name), list));
+    this.replaceChildren(element("div", { class: "fs-choices" }, ...named), this.says, this.view);
     this.show();
   }
 
   list(name) {
-    const list = element("select", { name });
+    const list = element("select", { name, id: `fs-${name}` });
     list.addEventListener("change", () => {
       this.chosen[name] = JSON.parse(list.value);
       this.show();

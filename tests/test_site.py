@@ -1,18 +1,31 @@
 """The built pages: complete, quiet, self-contained; seen in a browser if there is one."""
 
+import functools
+import http.server
+import itertools
 import re
-import shutil
 import subprocess
+import sys
 import sysconfig
+import threading
+import types
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pypdf
 import pytest
+from bs4 import BeautifulSoup
+
+from hfusion import figures, records
 
 ROOT = Path(__file__).resolve().parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+sys.path.insert(0, str(ROOT / "_ext"))
+
+import book_pages  # noqa: E402
+import pdf  # noqa: E402
+
 PAGES = ["index", *re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text())]
 LIBRARY = {"genindex", "search"}  # pages that Sphinx adds
 
@@ -22,17 +35,8 @@ def site(tmp_path_factory):
     """The book built anew, warnings as errors."""
     out = tmp_path_factory.mktemp("site")
     build = Path(sysconfig.get_path("scripts")) / "jupyter-book"
-    command = [
-        build,
-        "build",
-        ROOT,
-        "--all",
-        "-W",
-        "-n",
-        "--keep-going",
-        "--path-output",
-        out,
-    ]
+    options = ["--all", "-W", "-n", "--keep-going", "--path-output"]
+    command = [build, "build", ROOT, *options, out]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
     return (out / "_build" / "html").resolve()
@@ -113,82 +117,507 @@ def test_every_glued_number_is_there(site):
 
 
 @pytest.fixture(scope="session")
+def soups(site):
+    """Each page as a tree, in reading order."""
+    text = {name: (site / f"{name}.html").read_text(encoding="utf-8") for name in PAGES}
+    return {name: BeautifulSoup(html, "html.parser") for name, html in text.items()}
+
+
+def test_every_figure_equation_and_exercise_can_be_referred_to(soups):
+    """It has a number and a link to itself."""
+    bad, seen = [], 0
+    wanted = {
+        "figure": (".caption-number", "a.headerlink"),
+        "div.math": (".eqno a.headerlink",),
+        ".exercise": (".caption-number",),
+    }
+    for name, soup in soups.items():
+        for what, parts in wanted.items():
+            for node in soup.select(f"article {what}"):
+                seen += 1
+                if not node.get("id") or not all(map(node.select_one, parts)):
+                    bad.append(f"{name}: {what} {node.get_text()[:40]!r}")
+    assert seen > 100
+    assert bad == []
+
+
+def test_next_and_previous_follow_the_contents(soups):
+    for before, after in itertools.pairwise(PAGES):
+        onward = soups[before].select_one("a.right-next")["href"]
+        back = soups[after].select_one("a.left-prev")["href"]
+        assert onward.endswith(Path(after).name + ".html"), before
+        assert back.endswith(Path(before).name + ".html"), after
+
+
+def test_every_chapter_can_be_downloaded_from_its_page(site, soups):
+    for name in PAGES:
+        if (ROOT / f"{name}.ipynb").exists():
+            link = soups[name].select_one("a.btn-download-source-button")["href"]
+            copy = (site / name).parent / link
+            assert copy.read_bytes() == (ROOT / f"{name}.ipynb").read_bytes()
+
+
+# Launch buttons
+
+
+def theme_options(address):
+    options = {"repository_url": address}
+    book_pages.offer_to_launch(None, types.SimpleNamespace(html_theme_options=options))
+    return options
+
+
+def test_without_an_address_nothing_is_offered_to_launch(site):
+    assert theme_options("") == {"repository_url": ""}
+    assert "mybinder" not in (site / f"{PAGES[1]}.html").read_text(encoding="utf-8")
+
+
+def test_with_an_address_pages_are_offered_to_launch():
+    options = theme_options("https://github.com/someone/book")
+    assert options["launch_buttons"]["binderhub_url"] == "https://mybinder.org"
+    assert options["use_issues_button"] is True
+
+
+# Colours
+
+# How people see who lack one kind of cone, for linear RGB (Machado, Oliveira and Fernandes
+# 2009, severity 1).
+SEEN = {
+    "any": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216),
+                   (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413),
+                     (-0.011820, 0.042940, 0.968881)),
+    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602),
+                   (0.004733, 0.691367, 0.303900)),
+}  # fmt: skip
+
+
+def lab(colour, seen):
+    """A "#RRGGBB" in CIELAB, as somebody sees it."""
+    shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    r, g, b = (
+        min(max(sum(m * c for m, c in zip(row, linear, strict=True)), 0), 1) for row in seen
+    )
+    xyz = (
+        (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505,
+        0.2126 * r + 0.7152 * g + 0.0722 * b,
+        (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089,
+    )
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def nearest(colours, seen):
+    """The least distance of two of these colours in CIELAB."""
+    points = [lab(colour, seen) for colour in colours]
+    pairs = [(p, q) for i, p in enumerate(points) for q in points[:i]]
+    return min(
+        sum((a - b) ** 2 for a, b in zip(p, q, strict=True)) ** 0.5 for p, q in pairs
+    )
+
+
+@pytest.mark.parametrize("eyes", SEEN)
+def test_the_branches_can_be_told_apart_whatever_one_sees(eyes):
+    assert nearest(figures.BRANCHES, SEEN[eyes]) > 15
+
+
+def test_colours_that_look_alike_would_be_noticed():
+    green_and_brown = ("#00A000", "#B07000")
+    assert (
+        nearest(green_and_brown, SEEN["any"])
+        > 15
+        > nearest(green_and_brown, SEEN["protanopia"])
+    )
+
+
+def test_a_branch_has_its_colour_on_the_pages_too():
+    css = (ROOT / "_static/book.css").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"--fs-b\d: (#\w+);", css)) == tuple(
+        colour.lower() for colour in figures.BRANCHES
+    )
+    for picture in ("cover", "logo", "favicon"):
+        svg = (ROOT / f"_static/{picture}.svg").read_text(encoding="utf-8").lower()
+        assert [c.lower() for c in figures.BRANCHES[:3] if c.lower() not in svg] == []
+
+
+# In a browser
+
+
+@pytest.fixture(scope="session")
 def browser():
-    if BROWSER is None:
+    path = pdf.browser()
+    if path is None:
         pytest.skip("no Chromium found; 'apt-get install chromium' or install Chrome")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        yield playwright.chromium.launch(executable_path=BROWSER, args=flags)
+        yield playwright.chromium.launch(executable_path=path, args=flags)
 
 
-def visit(browser, url, width=1280, scheme="light"):
-    """A page with the requests it made and the complaints it had."""
-    context = browser.new_context(
-        viewport={"width": width, "height": 900}, color_scheme=scheme
-    )
-    page = context.new_page()
-    page.requests_made, page.complaints = [], []
-    page.on("request", lambda request: page.requests_made.append(request.url))
-    page.on("requestfailed", lambda request: page.complaints.append(request.url))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on(
-        "console",
-        lambda message: message.type == "error" and page.complaints.append(message.text),
-    )
-    page.goto(url)
-    page.wait_for_load_state("networkidle")
-    return page
+@pytest.fixture(scope="session")
+def server(site):
+    """The address of the site, served on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
 
 
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
-def test_a_page_is_quiet_and_fits(browser, site, name, width, scheme):
-    page = visit(browser, (site / f"{name}.html").as_uri(), width, scheme)
-    assert [u for u in page.requests_made if not u.startswith(("file:", "data:"))] == []
-    assert page.complaints == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+@pytest.fixture
+def visit(browser):
+    """Opens a page, and notes the requests it makes and the complaints it has."""
+    contexts = []
+
+    def opened(url, width=1280, scheme="light", **options):
+        size = {"width": width, "height": 900}
+        context = browser.new_context(
+            viewport=size, color_scheme=scheme, reduced_motion="reduce", **options
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.requests_made, page.complaints = [], []
+        page.on("request", lambda request: page.requests_made.append(request.url))
+        page.on("requestfailed", lambda request: page.complaints.append(request.url))
+        page.on("response", lambda r: r.status >= 400 and page.complaints.append(r.url))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and page.complaints.append(m.text))
+        page.goto(url)
+        page.wait_for_load_state("networkidle")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+# Contrast is what takes the time, and code has thousands of spans of a few kinds. Blocks of
+# code with no kind that is new are left out of it, and of nothing else.
+MARK_THE_SAME = """() => {
+    const seen = new Set();
+    for (const block of document.querySelectorAll("article pre")) {
+        const kinds = [...block.querySelectorAll("span")].map((span) => span.className);
+        if (kinds.every((kind) => seen.has(kind))) block.dataset.same = "";
+        kinds.forEach((kind) => seen.add(kind));
+    }
+}"""
+RUN_AXE = """async (wanted) => {
+    const quick = { resultTypes: ["violations"], preload: false };
+    const colours = { ...quick, runOnly: ["color-contrast"] };
+    const others = { ...quick, rules: { "color-contrast": { enabled: false } } };
+    const runs = [await axe.run({ exclude: ["pre[data-same]"] }, colours)];
+    if (wanted === "all") runs.push(await axe.run(document, others));
+    return runs.flatMap((run) => run.violations).map((v) => [v.id, v.nodes[0].html]);
+}"""
+
+
+def violations(page, wanted="all"):
+    """What axe has to say about a page: [[rule, the first element], …].
+
+    wanted: "all" rules, or those on "colours" alone.
+    """
+    page.evaluate(AXE)
+    page.evaluate(MARK_THE_SAME)
+    return page.evaluate(RUN_AXE, wanted)
+
+
+@pytest.mark.parametrize("name", [*PAGES, "search", "genindex"])
+def test_a_page_is_quiet_accessible_and_fits(visit, site, name):
+    page = visit((site / f"{name}.html").as_uri())
     if page.locator(".math").count():
         page.wait_for_selector("mjx-container", state="attached")
         assert page.locator("mjx-merror").count() == 0
-    page.context.close()
+        assert "\\(" not in page.locator("article").inner_text()
+    assert violations(page) == []
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("html[data-theme=dark]")
+    assert violations(page, "colours") == []  # nothing else differs
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert [u for u in page.requests_made if not u.startswith(("file:", "data:"))] == []
+    assert page.complaints == []
 
 
-def test_a_player_is_stepped_by_mouse_and_keyboard(browser, site):
-    page = visit(browser, (site / "chapters" / "03-stack-the-weights.html").as_uri())
-    player = page.locator("fs-player")
-    shown = player.locator("figure:visible figcaption")
+@pytest.mark.parametrize("name", PAGES)
+def test_a_served_page_asks_nobody_else_and_weighs_little(visit, site, server, name):
+    page = visit(f"{server}/{name}.html", scheme="dark")
+    elsewhere = [u for u in page.requests_made if not u.startswith((server, "data:"))]
+    assert elsewhere == []
+    assert page.complaints == []
+    paths = {unquote(urlsplit(url).path).lstrip("/") for url in page.requests_made}
+    shared = {path for path in paths if path.startswith("_static/")}
+    own = paths - {path for path in shared if not (ROOT / path).exists()}
+    assert f"{name}.html" in own
+    assert sum((site / path).stat().st_size for path in own) <= 1_000_000
+
+
+def test_axe_would_notice_a_fault(visit, site):
+    page = visit((site / f"{PAGES[1]}.html").as_uri())
+    page.evaluate("document.querySelector('article img').removeAttribute('alt')")
+    page.evaluate("document.querySelector('pre .k').style.color = '#aaa'")
+    assert [rule for rule, _ in violations(page)] == ["color-contrast", "image-alt"]
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_the_search_finds_a_term_on_its_page(visit, site, server, served):
+    start = f"{server}/index.html" if served else (site / "index.html").as_uri()
+    page = visit(start)
+    page.keyboard.press("Control+k")
+    page.keyboard.type("ridge")
+    page.keyboard.press("Enter")
+    found = page.locator("#search-results li a", has_text="When fusion pays").first
+    found.wait_for()
+    if served:  # a file may not read another to quote from it
+        page.locator("#search-results .context", has_text="ridge").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    assert page.complaints == []
+    found.click()
+    page.wait_for_url("**/09-when-fusion-pays.html*")
+    assert "ridge" in page.locator("article").inner_text()
+
+
+def focus_by_tab(page, selector):
+    """Press Tab until an element that the selector names has the focus."""
+    for _ in range(400):
+        page.keyboard.press("Tab")
+        if page.evaluate("s => document.activeElement.matches(s)", selector):
+            return
+    raise AssertionError(f"the keyboard does not reach {selector}")
+
+
+@pytest.mark.parametrize(
+    ("control", "hidden"),
+    [
+        (".solution .toggle-button", ".solution > section"),
+        ("details > summary", "details > .cell_input"),
+    ],
+)
+def test_folds_open_by_keyboard(visit, site, control, hidden):
+    page = visit((site / "chapters/08-what-a-launch-costs.html").as_uri())
+    assert not page.locator(hidden).first.is_visible()
+    focus_by_tab(page, control)
+    page.keyboard.press("Enter")
+    assert page.locator(hidden).first.is_visible()
+
+
+# What can be played with
+
+
+@pytest.fixture
+def player(visit, site):
+    page = visit((site / "chapters" / "03-stack-the-weights.html").as_uri())
+    return page.locator("fs-player")
+
+
+def test_a_player_is_stepped_by_mouse_and_keyboard(player):
+    shown = player.locator(".fs-step:visible p")
     assert shown.count() == 1
     first = shown.inner_text()
     player.get_by_label("Next step").click()
-    second = shown.inner_text()
-    assert second != first
-    player.get_by_label("Step", exact=True).focus()
-    page.keyboard.press("ArrowLeft")
+    assert shown.inner_text() != first
+    slider = player.get_by_label("Step", exact=True)
+    focus_by_tab(player.page, "fs-player input")
+    player.page.keyboard.press("ArrowLeft")
     assert shown.inner_text() == first
-    page.keyboard.press("End")
+    player.page.keyboard.press("End")
     assert player.get_by_label("Next step").is_disabled()
     assert "Split" in shown.inner_text()
-    page.context.close()
+    assert slider.get_attribute("aria-valuetext") == f"9: {shown.inner_text()}"
 
 
-def test_a_player_stands_on_the_page_in_the_dark(browser, site):
-    """The theme puts HTML output on a light card, on which a player cannot be read."""
-    page = visit(
-        browser, (site / "chapters/03-stack-the-weights.html").as_uri(), 1280, "dark"
-    )
-    card = page.locator(".text_html:has(fs-player)")
+def test_a_player_plays_to_its_end_and_can_be_stopped(player):
+    page = player.page
+    page.clock.install()
+    where = player.locator("output")
+    player.get_by_role("button", name="Play").click()
+    page.clock.run_for(3_500)
+    assert where.inner_text() == "3 / 9"
+    player.get_by_role("button", name="Pause").click()
+    page.clock.run_for(10_000)
+    assert where.inner_text() == "3 / 9"
+    player.get_by_role("button", name="Play").click()
+    page.clock.run_for(60_000)
+    assert where.inner_text() == "9 / 9"
+    assert player.get_by_role("button", name="Play").is_visible()
+
+
+@pytest.mark.parametrize("element", ["fs-player", "fs-walk", "fs-explorer"])
+def test_it_stands_on_the_page_in_the_dark(visit, site, element):
+    """The theme puts HTML output on a light card, on which it could not be read."""
+    page_of = {"fs-player": "03-stack-the-weights", "fs-walk": "08-what-a-launch-costs",
+               "fs-explorer": "09-when-fusion-pays"}  # fmt: skip
+    page = visit((site / f"chapters/{page_of[element]}.html").as_uri(), scheme="dark")
+    card = page.locator(f".text_html:has({element}), figure:has({element})").first
     colour = card.evaluate("node => getComputedStyle(node).backgroundColor")
     assert colour == "rgba(0, 0, 0, 0)"
-    page.context.close()
 
 
-def test_without_javascript_a_player_shows_all_its_steps(browser, site):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto((site / "chapters" / "03-stack-the-weights.html").as_uri())
-    figures = page.locator("fs-player figure")
-    assert figures.count() > 5
-    assert all(figures.nth(i).is_visible() for i in range(figures.count()))
-    context.close()
+def test_a_walk_goes_from_block_to_block(visit, site):
+    page = visit((site / "chapters/01-why-fuse-sideways.html").as_uri())
+    walk = page.locator("fs-walk")
+    says, marked = walk.locator(".fs-says"), walk.locator("rect.fs-now")
+    assert "the host is at 1×1 from 0 µs to 4 µs" in says.inner_text()
+    focus_by_tab(page, "fs-walk input")
+    page.keyboard.press("ArrowRight")
+    assert marked.first.get_attribute("data-step") == "2"
+    walk.locator('rect[data-step="8"]').first.click()
+    assert "the device is at all three from 4 µs to 7 µs, for 3 µs" in says.inner_text()
+    assert marked.count() == 3  # in the colours of all branches
+    assert not walk.locator("ol").is_visible()
+
+
+def test_without_javascript_nothing_is_hidden(visit, site):
+    url = (site / "chapters" / "03-stack-the-weights.html").as_uri()
+    page = visit(url, java_script_enabled=False)
+    steps = page.locator("fs-player .fs-step")
+    assert steps.count() == 9
+    assert all(step.is_visible() for step in steps.all())
+    page.goto((site / "chapters/01-why-fuse-sideways.html").as_uri())
+    assert page.locator("fs-walk li").last.is_visible()
+    page.goto((site / "chapters/09-when-fusion-pays.html").as_uri())
+    assert page.locator("fs-explorer tbody tr").count() >= 3
+
+
+@pytest.fixture
+def explorer(visit, site):
+    page = visit((site / "chapters/09-when-fusion-pays.html").as_uri())
+    return page.locator("fs-explorer")
+
+
+def choose(explorer, **choices):
+    for name, value in choices.items():
+        explorer.get_by_label(name, exact=True).select_option(label=str(value))
+
+
+def shown_rows(explorer):
+    """{way: its cells} of the explorer's table."""
+    rows = [
+        row.locator("th, td").all_inner_texts()
+        for row in explorer.locator("tbody tr").all()
+    ]
+    return {way: cells for way, *cells in rows}
+
+
+RECORDED = records.load_all(ROOT / "records", "stage")
+CASES = [
+    pytest.param(record, record.cases[i], id=f"{name}-{i}")
+    for name, record in RECORDED.items()
+    for i in (0, len(record.cases) // 2, len(record.cases) - 1)
+]
+
+
+@pytest.mark.parametrize(("record", "case"), CASES)
+def test_the_explorer_shows_what_was_recorded(explorer, record, case):
+    choose(explorer, machine=record.machine.device, **case.parameters)
+    rows = shown_rows(explorer)
+    assert set(rows) == set(case.samples)
+    for way, (launches, _, recorded, _, gain, _) in rows.items():
+        assert launches == str(case.launches[way])
+        assert recorded.split()[0] == f"{case.median(way):,.1f}"
+        base = "graph, separate" if way.startswith("graph, ") else "separate"
+        low, middle, high = case.gain(way, base)
+        assert gain == f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    assert record.machine.device in explorer.get_by_role("status").inner_text()
+
+
+def test_the_explorer_estimates_by_hand(explorer):
+    """Bytes of one image of module 3a in NHWC, with the weights reordered."""
+    choose(explorer, machine="AMD EPYC, 2 threads", layout="NHWC", batch=1, module="3a")
+    pixels, c_in, sizes = 28 * 28, 192, (64, 96, 16)
+    moved = sum(4 * (c_in * pixels + 3 * k * c_in + k + k * pixels) for k in sizes)
+    assert shown_rows(explorer)["separate"][1] == f"{moved:,}"
+
+
+def test_the_explorer_is_used_by_keyboard(explorer):
+    page, before = explorer.page, shown_rows(explorer)
+    focus_by_tab(page, "fs-explorer select[name=batch]")
+    page.keyboard.press("ArrowDown")
+    assert explorer.get_by_label("batch").input_value() == "2"
+    assert shown_rows(explorer) != before
+    focus_by_tab(page, "fs-explorer .fs-wide")
+
+
+def test_the_explorer_draws_bars_in_proportion(explorer):
+    widths = {
+        bar.locator("span").inner_text(): bar.locator(".fs-recorded").bounding_box()[
+            "width"
+        ]
+        for bar in explorer.locator(".fs-bar").all()
+    }
+    shown = {
+        way: float(cells[2].split()[0].replace(",", ""))
+        for way, cells in shown_rows(explorer).items()
+    }
+    ratio = widths["stacked"] / widths["separate"]
+    assert ratio == pytest.approx(shown["stacked"] / shown["separate"], rel=0.01)
+
+
+# On paper
+
+
+def test_the_one_page_for_paper_has_everything_in_order(site, soups):
+    page = BeautifulSoup(pdf.one_page(site), "html.parser")
+    ids = [node["id"] for node in page.select("article, article [id]")]
+    links = [a["href"][1:] for a in page.select("a[href^='#']")]
+    assert len(links) > 500
+    assert sorted(set(links) - set(ids)) == []
+    headings = [
+        h.get_text().rstrip("#") for s in soups.values() for h in s.select("article h1")
+    ]
+    order = [article.select_one("h1, h2").get_text() for article in page.select("article")]
+    assert order == headings
+    pictures = sum(len(soup.select("article img")) for soup in soups.values())
+    assert len(page.select("img")) == pictures
+    assert [i["src"] for i in page.select("img") if not (site / i["src"]).exists()] == []
+    assert len(page.select("div.math")) == sum(
+        len(s.select("article div.math")) for s in soups.values()
+    )
+
+
+def test_the_pdf_has_bookmarks_equations_and_figures(
+    browser, site, soups, tmp_path, monkeypatch
+):
+    """Of the cover and one chapter: the whole book takes a minute."""
+    chapter = "chapters/02-a-1x1-convolution-is-a-matrix-multiply"
+    few = [("", ["index"]), ("The algebra", [chapter])]
+    monkeypatch.setattr(pdf, "contents", lambda: few)
+    path = tmp_path / "book.pdf"
+    pdf.print_book(browser, site, path)
+    assert list(tmp_path.iterdir()) == [path]
+    reader = pypdf.PdfReader(path)
+    cover, part = reader.outline[0], reader.outline[2]
+    assert (cover.title, part.title) == ("Fusing Sideways", "The algebra")
+    (title, sections), headings = reader.outline[3], soups[chapter].select("article h2")
+    assert title.title == soups[chapter].select_one("article h1").get_text().rstrip("#")
+    assert [s.title for s in sections] == [h.get_text().rstrip("#") for h in headings]
+    text = "".join(page.extract_text() for page in reader.pages)
+    figure_numbers = [
+        node.get_text().strip() for node in soups[chapter].select("figure .caption-number")
+    ]
+    assert len(figure_numbers) == 3
+    assert [number for number in figure_numbers if number not in text] == []
+    pictures = {image.name for page in reader.pages for image in page.images}
+    assert len(pictures) >= len(soups[chapter].select("article img"))
+    assert "∑" in text
+    assert "\\ones" not in text  # TeX that MathJax has not set
+    assert "\\(" not in text
+
+
+def test_a_bookmark_that_chromium_says_twice_is_said_once(tmp_path):
+    writer = pypdf.PdfWriter()
+    writer.add_blank_page(100, 100)
+    above = writer.add_outline_item(title="Part", page_number=0)
+    for title in ("TwiceTwice", "Once", "aa b"):
+        writer.add_outline_item(title=title, page_number=0, parent=above)
+    writer.write(tmp_path / "b.pdf")
+    pdf.mend(tmp_path / "b.pdf")
+    _, inner = pypdf.PdfReader(tmp_path / "b.pdf").outline
+    assert [item.title for item in inner] == ["Twice", "Once", "aa b"]
