@@ -113,7 +113,7 @@ TERMS = {
 APART = re.compile(
     r"""^```(?:python|sh|text|bibtex)\n.*?^```                     # code
     | ^(?:```|:::)[^\n]*$ | ^:\w[\w-]*:[^\n]*$ | ^\#[^\n]*$        # lines of their own
-    | \$\$.*?\$\$ | (?<!\\)\$[^$]+\$                             # mathematics
+    | \$\$.*?\$\$(?:[ ]\(eq-[\w-]+\))? | (?<!\\)\$[^$]+\$   # mathematics
     | \{[\w:]+\}`[^`]*` | ``[^`]+`` | `[^`]*`                     # roles and code
     | !?\[[^\]]*\]\([^)]*\)                                       # links
     """,

@@ -524,7 +524,7 @@ def test_the_explorer_shows_what_was_recorded(explorer, record, case):
         assert recorded.split()[0] == f"{case.median(way):,.1f}"
         base = "graph, separate" if way.startswith("graph, ") else "separate"
         low, middle, high = case.gain(way, base)
-        assert gain == f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        assert gain.split() == f"{middle:.2f} ({low:.2f} to {high:.2f})".split()
     assert record.machine.device in explorer.get_by_role("status").inner_text()
 
 
