@@ -5,6 +5,8 @@ JOBS   ?= 2
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
 PDF    := playwright pypdf
 
+# One thing at a time: all of them install into one .venv and build into one _build.
+.NOTPARALLEL:
 .PHONY: help book pdf zip test nbval zoo bench record lab run lint lock clean
 
 help:
@@ -37,6 +39,7 @@ help:
 	touch $@
 
 book: .venv/book.stamp
+	rm -rf _build/html
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 
 .venv/pdf.stamp: .venv/pip Makefile constraints.txt

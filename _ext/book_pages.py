@@ -1,13 +1,18 @@
 """What the pages need beyond the options of the theme: a Sphinx extension."""
 
+import re
 from pathlib import Path
 
-# Of HTML that docutils and MyST-NB write: roles that ARIA no longer has, or has elsewhere,
-# and a name that hides what a fold says of itself.
+from sphinx.search.en import SearchEnglish
+
+# Of HTML that docutils and its extensions write: roles that ARIA no longer has, or has
+# elsewhere, and a name that hides what a fold says of itself.
 WRONG = {
     '<div role="list" class="citation-list">': '<div class="citation-list">',
     ' role="doc-biblioentry"': "",
     '<summary aria-label="Toggle hidden content">': "<summary>",
+    '<section id="exercise-content">': "<section>",  # the same on every exercise
+    '<section id="solution-content">': "<section>",
 }
 
 # Of MathJax, which sphinx-mathjax-offline copies whole: what the pages can ask for.
@@ -15,6 +20,8 @@ MATHJAX = ("tex-chtml.js", "output/chtml/", "input/tex/", "a11y/", "sre/", "ui/"
 
 
 def setup(app):
+    # "1×1" is one word to the search; `_static/search.js` says so to the reader's side.
+    SearchEnglish._word_re = re.compile(r"\w+(?:×\w+)*")
     app.connect("config-inited", offer_to_launch)
     app.connect("html-page-context", mend)
     app.connect("build-finished", drop_unused)

@@ -6,6 +6,7 @@ The articles of all pages are put into one page, whose equations MathJax then se
 links within the book lead to its pages and Chromium makes bookmarks of the headings.
 """
 
+import itertools
 import logging
 import os
 import posixpath
@@ -16,12 +17,12 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 from bs4 import BeautifulSoup
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 from pypdf import PdfWriter
 from pypdf.generic import NameObject, TextStringObject
 
 ROOT = Path(__file__).resolve().parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FOOTER = """<div style="width: 100%; font: 8px system-ui, sans-serif; color: #4d5869;
 padding: 0 18mm; display: flex; justify-content: space-between">
 <span>Fusing Sideways</span><span class="pageNumber"></span></div>"""
@@ -36,18 +37,25 @@ PAPER = {
     "tagged": True,  # for screen readers
 }
 # What is of use on a screen only.
-SCREEN = "a.headerlink, button, fs-explorer > script, .toggle-button, details > summary"
-HEADINGS = ("h5", "h4", "h3", "h2", "h1")
+SCREEN = "a.headerlink, fs-explorer > script, details > summary"
+HEADINGS = ("h4", "h3", "h2", "h1")
 
 
-def browser():
-    """The path of an installed Chromium or Chrome, or None."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
+def launched(playwright):
+    """An installed Chromium or Chrome, running; None if there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    # Chrome is not on the PATH of every system; Playwright knows its usual places.
+    where = {"executable_path": found} if found else {"channel": "chrome"}
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    try:
+        return playwright.chromium.launch(args=flags, **where)
+    except Error:
+        return None
 
 
-def contents(root=ROOT):
+def contents():
     """[(a part's caption, its pages), …] in reading order, the cover first without one."""
-    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     parts = [
         (part["caption"], [chapter["file"] for chapter in part["chapters"]])
         for part in toc["parts"]
@@ -60,17 +68,15 @@ def name_of(page, fragment=""):
     return f"{page.replace('/', '-')}--{fragment}"
 
 
-def article(site, page, level):
+def article(site, page, below_a_part):
     """The article of a built page, its links and pictures good in the one page.
 
-    level: by how much its headings go down, so that they are bookmarks below a part.
+    below_a_part: its headings go down by one, so that they are bookmarks below the part.
     """
     html = (site / f"{page}.html").read_text(encoding="utf-8")
     found = BeautifulSoup(html, "html.parser").select_one("article.bd-article")
     for node in found.select(SCREEN):
         node.decompose()
-    for node in found.select(".toggle-hidden"):
-        node["class"].remove("toggle-hidden")
     for node in found.select("details"):
         node.name = "div"
     for node in found.select("[id]"):
@@ -81,9 +87,9 @@ def article(site, page, level):
         node["src"] = posixpath.normpath(f"{posixpath.dirname(page)}/{node['src']}").lstrip(
             "/"
         )
-    for heading in HEADINGS[:-1] if level else ():
-        for node in found.select(HEADINGS[HEADINGS.index(heading) + 1]):
-            node.name = heading
+    for below, heading in itertools.pairwise(HEADINGS) if below_a_part else ():
+        for node in found.select(heading):
+            node.name = below
     found["id"] = name_of(page)
     return found
 
@@ -128,21 +134,20 @@ def one_page(site):
 
 def print_book(chromium, site, path):
     """Write the PDF with a running browser, whole or not at all."""
-    page_file = site / "one-page.html"
-    page_file.write_text(one_page(site), encoding="utf-8")
-    unfinished = path.with_suffix(".unfinished")
+    page_file, unfinished = site / "one-page.html", path.with_suffix(".unfinished")
+    page = chromium.new_page()
     try:
-        page = chromium.new_page()
+        page_file.write_text(one_page(site), encoding="utf-8")
         page.set_default_timeout(300_000)
         page.goto(page_file.as_uri())
         page.wait_for_function("window.MathJax && MathJax.startup.promise")
         page.evaluate("MathJax.startup.promise")
         page.pdf(path=unfinished, **PAPER)
-        page.close()
         mend(unfinished)
         os.replace(unfinished, path)
     finally:
-        page_file.unlink()
+        page.close()
+        page_file.unlink(missing_ok=True)
         unfinished.unlink(missing_ok=True)
 
 
@@ -167,10 +172,9 @@ def mend(path):
 
 
 if __name__ == "__main__":
-    if browser() is None:
-        sys.exit("make pdf needs Chromium or Chrome (Debian: apt install chromium)")
     with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu"]
-        chromium = playwright.chromium.launch(executable_path=browser(), args=flags)
+        chromium = launched(playwright)
+        if chromium is None:
+            sys.exit("make pdf needs Chromium or Chrome (Debian: apt install chromium)")
         print_book(chromium, Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
     print(sys.argv[2])

@@ -1,7 +1,7 @@
 // <fs-explorer>: one recorded case at a time, chosen from lists. The texts were written by the
 // library and are only shown here. Without this script, the first case stands there.
 
-const BARS = ["recorded: median, with its quartiles", "the model"];
+const BARS = ["recorded: median, with its quartiles", "the estimate"];
 
 function element(tag, attributes = {}, ...content) {
   const made = document.createElement(tag);
@@ -14,22 +14,23 @@ class Explorer extends HTMLElement {
   connectedCallback() {
     const script = this.querySelector("script");
     if (!script) return;
-    ({ columns: this.columns, cases: this.cases } = JSON.parse(script.textContent));
-    this.chosen = { ...this.cases[0][0] };
-    this.lists = Object.keys(this.chosen).map((name) => this.list(name));
+    const { choices, columns, cases } = JSON.parse(script.textContent);
+    this.columns = columns;
+    this.cases = cases;
+    this.chosen = [...cases[0][0]];
+    this.lists = choices.map((name, place) => this.list(name, place));
     this.says = element("p", { role: "status", class: "fs-says" });
     this.view = element("div");
-    this.setAttribute("role", "group");
     const named = this.lists.map((list) =>
       element("div", {}, element("label", { for: list.id }, list.name), list));
     this.replaceChildren(element("div", { class: "fs-choices" }, ...named), this.says, this.view);
     this.show();
   }
 
-  list(name) {
+  list(name, place) {
     const list = element("select", { name, id: `fs-${name}` });
     list.addEventListener("change", () => {
-      this.chosen[name] = JSON.parse(list.value);
+      this.chosen[place] = JSON.parse(list.value);
       this.show();
     });
     return list;
@@ -39,14 +40,14 @@ class Explorer extends HTMLElement {
   // that is gone gives way to the first there is.
   show() {
     let left = this.cases;
-    for (const list of this.lists) {
-      const offered = [...new Set(left.map(([choices]) => choices[list.name]))];
-      if (!offered.includes(this.chosen[list.name])) this.chosen[list.name] = offered[0];
+    this.lists.forEach((list, place) => {
+      const offered = [...new Set(left.map(([values]) => values[place]))];
+      if (!offered.includes(this.chosen[place])) this.chosen[place] = offered[0];
       list.replaceChildren(...offered.map((value) =>
         element("option", { value: JSON.stringify(value) }, String(value))));
-      list.value = JSON.stringify(this.chosen[list.name]);
-      left = left.filter(([choices]) => choices[list.name] === this.chosen[list.name]);
-    }
+      list.value = JSON.stringify(this.chosen[place]);
+      left = left.filter(([values]) => values[place] === this.chosen[place]);
+    });
     const [, summary, rows] = left[0];
     this.says.textContent = summary;
     this.view.replaceChildren(this.bars(rows), this.table(rows));
@@ -54,10 +55,9 @@ class Explorer extends HTMLElement {
 
   // Pictures for the eye; the table says the same.
   bars(rows) {
-    const drawn = rows.filter(([, bar]) => bar.length);
-    const most = Math.max(...drawn.flatMap(([, bar]) => bar));
+    const most = Math.max(...rows.flatMap(([, bar]) => bar));
     const share = (us) => `${(100 * us) / most}%`;
-    const lines = drawn.map(([[name], [low, middle, high, said]]) => {
+    const lines = rows.map(([[name], [low, middle, high, said]]) => {
       const track = element("div", { class: "fs-track" });
       const piece = (kind, left, width) =>
         track.append(element("i", { class: kind, style: `left:${left};width:${width}` }));

@@ -8,7 +8,6 @@ class Steps extends HTMLElement {
   connectedCallback() {
     if (this.querySelector(".fs-controls")) return;
     this.says = this.begin(); // what each step says
-    this.setAttribute("role", "group");
     const bar = document.createElement("div");
     bar.className = "fs-controls";
     bar.innerHTML =
@@ -42,9 +41,12 @@ class Steps extends HTMLElement {
     n = Math.min(Math.max(n, 1), this.says.length);
     this.slider.value = n;
     this.slider.setAttribute("aria-valuetext", `${n}: ${this.says[n - 1]}`);
-    this.place.textContent = `${n} / ${this.says.length}`;
-    this.back.disabled = n === 1;
-    this.forth.disabled = n === this.says.length;
+    // What is seen is the number; what is heard is also what the step says.
+    this.place.innerHTML = `${n} / ${this.says.length}<span class="visually-hidden"></span>`;
+    this.place.lastChild.textContent = `: ${this.says[n - 1]}`;
+    // Not "disabled": who stands on the button would lose their place.
+    this.back.setAttribute("aria-disabled", n === 1);
+    this.forth.setAttribute("aria-disabled", n === this.says.length);
     this.show(n);
   }
 
@@ -78,6 +80,9 @@ class Player extends Steps {
 class Walk extends Steps {
   begin() {
     this.blocks = [...this.querySelectorAll("[data-step]")];
+    this.here = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    this.here.setAttribute("class", "fs-here");
+    this.querySelector("svg").append(this.here);
     this.blocks.forEach((block) =>
       block.addEventListener("click", () => this.go(+block.dataset.step)));
     const list = this.querySelector("ol");
@@ -89,8 +94,9 @@ class Walk extends Steps {
   }
 
   show(n) {
-    this.blocks.forEach((block) =>
-      block.classList.toggle("fs-now", +block.dataset.step === n));
+    // A pointer, since a block may be too narrow to show anything itself.
+    const { x, y, width } = this.blocks.find((block) => +block.dataset.step === n).getBBox();
+    this.here.setAttribute("d", `M${x + width / 2} ${y - 1}l-5-8h10z`);
     this.sentence.textContent = this.says[n - 1];
   }
 }

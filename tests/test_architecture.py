@@ -35,7 +35,7 @@ ALLOWED = {
     "show/player": {"figures", "svg"},
     "show/svg": set(),
     "show/text": {"IPython", "matplotlib"},
-    "show/walk": {"svg"},
+    "show/walk": {"figures", "svg"},
     "siblings": {"effects", "embedding", "layers", "torch"},
     "tracing": {"layers", "numpy", "torch"},
 }

@@ -58,9 +58,9 @@ def test_a_walk_says_of_each_block_who_when_and_after_what_gap():
     walk = show.walk("w", {"p": events}, {"a": ("#111111",), "b": ("#222222",)})
     assert [step.split(": ")[1] for step in walk.steps] == [
         "the host is at a from 0 µs to 4 µs, for 4 µs.",
-        "the device is at a from 4 µs to 6 µs, for 2 µs, after 4 µs idle.",
+        "the device is at a from 4 µs to 6 µs, for 2 µs, after a gap of 4 µs.",
         "the host is at b from 4 µs to 8 µs, for 4 µs.",
-        "the device is at b from 8 µs to 9 µs, for 1 µs, after 2 µs idle.",
+        "the device is at b from 8 µs to 9 µs, for 1 µs, after a gap of 2 µs.",
     ]
     blocks = re.findall(r"<rect [^>]*data-step=[^>]*>", walk.svg)
     number = lambda block, name: float(re.search(rf' {name}="([\d.]+)"', block)[1])
@@ -70,43 +70,63 @@ def test_a_walk_says_of_each_block_who_when_and_after_what_gap():
     assert repr(walk).splitlines()[0] == "w"
 
 
+def test_a_walk_draws_what_it_has_no_colour_for_faint_and_shortens_its_name():
+    """On a GPU an event has its kernel's name; and kernels may overlap."""
+    events = [("device", "k" * 90, 0, 9), ("device", "a", 1, 3), ("device", "a", 10, 12)]
+    walk = show.walk("w", {"p": events}, {"a": ("#111111",)})
+    assert f'fill="{figures.FAINT}" data-step="1"' in walk.svg
+    assert "k" * 41 not in walk.svg + walk.steps[0]
+    assert walk.steps[1].endswith("for 2 µs.")
+    assert walk.steps[2].endswith("after a gap of 1 µs.")
+
+
 def test_a_walk_draws_a_stacked_block_in_all_its_colours():
     colours = {"stacked": ("#111111", "#222222", "#333333")}
-    walk = show.walk("w", {"p": [("host", "stacked", 0, 150)]}, colours)
+    walk = show.walk("w", {"p": [("host", "stacked", 0, 1.2)]}, colours)
     assert walk.svg.count('data-step="1"') == 3
     marks = re.findall(r">([\d,.]+)</text>", walk.svg)
-    assert marks == ["0", "50", "100", "150"]
+    assert marks == ["0", "0.2", "0.4", "0.6", "0.8", "1", "1.2"]
 
 
 CASES = tuple(
     (
-        {"batch": batch},
+        (batch,),
         "So <it> is.",
-        ((("one", f"{batch} µs"), (1, 2, 3, 4)), (("two", "</td>"), ())),
+        [(("one", f"{batch} µs"), (1, 2, 3, 4)), (("</script>", "<!--"), (1, 2, 3, 4))],
     )
     for batch in (1, 8)
 )
 
 
 def test_an_explorer_holds_all_cases_and_shows_the_first():
-    explorer = show.Explorer("Times", ("way", "time"), CASES)
+    explorer = show.Explorer("Times", ("batch",), ("way", "time"), CASES)
     html = explorer._repr_html_()
     data = re.search(r"<script[^>]*>(.*)</script>", html)[1]
-    assert "</" not in data
+    assert "<" not in data
     assert json.loads(data)["cases"] == json.loads(json.dumps(CASES))
     shown = html.partition("</script>")[2]
-    assert "<td>1 µs</td>" in shown
+    assert '<th scope="row">one</th><td>1 µs</td>' in shown
     assert "8 µs" not in shown
-    assert "&lt;/td&gt;" in shown
+    assert "<td>&lt;!--</td>" in shown
     assert repr(explorer) == "Times: 2 cases, of which the first is batch 1. So <it> is."
 
 
-def test_an_explorer_refuses_cases_that_do_not_fit_together():
-    other = ({"dtype": "x"}, "", ())
-    with pytest.raises(ValueError, match="one set for all"):
-        show.Explorer("t", ("way", "time"), (*CASES, other))
-    with pytest.raises(ValueError, match=r"\{'batch': 1\}: a row needs 3 cells"):
-        show.Explorer("t", ("way", "time", "more"), CASES)
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"cases": ()}, "cases was empty; at least one fits"),
+        ({"choices": ("batch", "dtype")}, r"values was \(1,\); 2 entries fit"),
+        ({"columns": ("way",)}, r"cells was \('one', '1 µs'\); 1 entries fit"),
+        (
+            {"cases": (((1,), "", [(("a", "b"), (1, 2))]),)},
+            r"a bar was \(1, 2\); 4 entries",
+        ),
+    ],
+)
+def test_an_explorer_refuses_what_does_not_fit_together(changed, words):
+    fine = {"label": "t", "choices": ("batch",), "columns": ("way", "time"), "cases": CASES}
+    with pytest.raises(ValueError, match=words):
+        show.Explorer(**fine | changed)
 
 
 def test_source_is_the_code_without_its_docstring():

@@ -9,35 +9,38 @@ from html import escape
 class Explorer:
     """One case at a time, of many: a table with a bar for each row.
 
-    label: what it is. columns: the table's heads. cases: (choices, summary, rows), where
-    choices is {"batch": 8, …} with the same keys in every case, summary is a sentence,
-    and a row is (cells, bar): texts as many as columns, and (lower quartile, median,
-    upper quartile, predicted), or () if there is nothing to draw.
+    label: what it is. choices: names of what one chooses. columns: the table's heads.
+    cases: (values, summary, rows): a value for each choice, a sentence, and rows of (cells,
+    bar): a text for each column, and (lower quartile, median, upper quartile, predicted).
 
-    >>> case = ({"batch": 1}, "Stacked is faster.", [(("stacked", "5 µs"), (4, 5, 6, 3))])
-    >>> Explorer("Ways", ("way", "time"), (case,))
-    Ways: 1 case, of which the first is batch 1. Stacked is faster.
+    >>> case = ((8,), "Stacked is faster.", [(("stacked", "5 µs"), (4, 5, 6, 3))])
+    >>> Explorer("Ways", ("batch",), ("way", "time"), (case,))
+    Ways: 1 case, of which the first is batch 8. Stacked is faster.
     """
 
     label: str
+    choices: tuple
     columns: tuple
     cases: tuple
 
     def __post_init__(self):
-        keys = {tuple(choices) for choices, *_ in self.cases}
-        if len(keys) != 1:
-            raise ValueError(f"cases have the choices {sorted(keys)}; one set for all fits")
-        for choices, _, rows in self.cases:
-            if any(len(cells) != len(self.columns) for cells, _ in rows):
-                raise ValueError(f"case {choices}: a row needs {len(self.columns)} cells")
+        if not self.cases:
+            raise ValueError("cases was empty; at least one fits")
+        for values, _, rows in self.cases:
+            _check(values, "values", len(self.choices))
+            for cells, bar in rows:
+                _check(cells, "cells", len(self.columns))
+                _check(bar, "a bar", 4)
 
     def _repr_html_(self):
-        content = {"columns": self.columns, "cases": self.cases}
-        # "</" would end the script that holds it.
-        data = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        data = data.replace("</", "<\\/")
+        content = dataclasses.asdict(self)
+        data = json.dumps(
+            content, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
+        # A "<" could end the script that holds it.
+        data = data.replace("<", "\\u003c")
         return (
-            f'<fs-explorer aria-label="{escape(self.label)}">\n'
+            f'<fs-explorer role="group" aria-label="{escape(self.label)}">\n'
             f'<script type="application/json">{data}</script>\n'
             f"<p>{escape(self._first())}</p>\n{self._table()}\n</fs-explorer>"
         )
@@ -46,16 +49,24 @@ class Explorer:
         """The first case, for where no script runs."""
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.columns)
         rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-            for cells, _ in self.cases[0][2]
+            f'<tr><th scope="row">{escape(name)}</th>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+            + "</tr>"
+            for (name, *cells), _ in self.cases[0][2]
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
     def _first(self):
-        choices, summary, _ = self.cases[0]
-        chosen = ", ".join(f"{name} {value}" for name, value in choices.items())
+        values, summary, _ = self.cases[0]
+        pairs = zip(self.choices, values, strict=True)
+        chosen = ", ".join(f"{name} {value}" for name, value in pairs)
         number = f"{len(self.cases)} case{'s' if len(self.cases) > 1 else ''}"
         return f"{self.label}: {number}, of which the first is {chosen}. {summary}"
 
     def __repr__(self):
         return self._first()
+
+
+def _check(given, name, number):
+    if len(given) != number:
+        raise ValueError(f"cases: {name} was {given!r}; {number} entries fit")

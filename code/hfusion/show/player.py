@@ -19,7 +19,10 @@ class Player:
             f'<div class="fs-step">{svg}<p>{escape(caption)}</p></div>'
             for svg, caption in self.steps
         )
-        return f'<fs-player aria-label="{escape(self.label)}">\n{pictures}\n</fs-player>'
+        return (
+            f'<fs-player role="group" aria-label="{escape(self.label)}">\n{pictures}\n'
+            "</fs-player>"
+        )
 
     def __repr__(self):
         lines = [f"{n}. {caption}" for n, (_, caption) in enumerate(self.steps, start=1)]
@@ -60,7 +63,7 @@ def stacking(weights, x):
             "Three separate matrices, one for each branch, all for the same X.",
             0,
             26,
-            0,
+            26,
             None,
         ),
         ("Stacked: the rows of all branches, in order, as one W.", 0, 0, 0, None),
@@ -71,11 +74,11 @@ def stacking(weights, x):
     sizes = ", ".join(str(len(weight)) for weight in weights)
     caption = f"Split: cut the rows of Y by the branches' sizes, {sizes}."
     frames.append((caption, len(product), 0, 26, None))
-    steps = [(_product(weights, x, product, *frame), frame[0]) for frame in frames]
+    steps = [(_product(weights, x, product, *frame), caption) for caption, *frame in frames]
     return Player("Stacking three weight matrices, step by step", tuple(steps))
 
 
-def _product(weights, x, product, caption, done, apart, cut, row_now):
+def _product(weights, x, product, done, apart, cut, row_now):
     """One frame of `stacking`: W · X = Y."""
     c_in, pixels = len(x), len(x[0])
     left_x, left_y, top = 60 + 30 * c_in, 120 + 30 * (c_in + pixels), 34
@@ -96,7 +99,7 @@ def _product(weights, x, product, caption, done, apart, cut, row_now):
             parts.append(text(left_y + 30 * pixels + 45, y + cut * block + 20, label))
     width = left_y + 30 * pixels + 90
     height = top + 30 * len(rows) + 26 * (len(weights) - 1) + 10
-    return drawing(width, height, parts, caption)
+    return drawing(width, height, parts, f"W is {weights}, X is {x}, Y is {product[:done]}")
 
 
 def splitting(sizes, pixels, batch):
@@ -136,5 +139,6 @@ def splitting(sizes, pixels, batch):
                     parts.append(text(34, y + 18, f"image {line + 1}"))
                 parts.append(_cell(x, y, cell + 1, BRANCHES[cell], size, cell == branch))
             height = 20 + batch * (size + 8)
-            steps.append((drawing(90 + columns * size, height, parts, caption), caption))
+            label = f"In memory, by branch: {', '.join(str(cell + 1) for cell in cells)}"
+            steps.append((drawing(90 + columns * size, height, parts, label), caption))
     return Player("The memory of a split, layout by layout", tuple(steps))

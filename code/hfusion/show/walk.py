@@ -4,6 +4,7 @@ import dataclasses
 import math
 from html import escape
 
+from ..figures import FAINT
 from .svg import drawing, text
 
 WIDTH, LEFT, RIGHT = 520, 58, 496  # the time goes from LEFT to RIGHT
@@ -21,7 +22,7 @@ class Walk:
     def _repr_html_(self):
         items = "\n".join(f"<li>{escape(step)}</li>" for step in self.steps)
         return (
-            f'<fs-walk aria-label="{escape(self.label)}">\n{self.svg}\n'
+            f'<fs-walk role="group" aria-label="{escape(self.label)}">\n{self.svg}\n'
             f"<ol>\n{items}\n</ol>\n</fs-walk>"
         )
 
@@ -34,14 +35,14 @@ def walk(label, panels, colours):
     """Who works when, as a `Walk`: a panel a program, a lane a worker, one axis for all.
 
     panels: {title: [(lane, name, begin, end), …]} in µs from 0, as in a record's events.
-    colours: {name: its colours}, of which a block is drawn in equal parts. One walks a
-    panel in the order in which its blocks begin.
+    colours: {name: its colours}, of which a block is drawn in equal parts; a block of
+    another name is drawn faint. One walks a panel in the order in which its blocks begin.
 
     >>> events = [("host", "a", 0, 4), ("device", "a", 4, 5)]
     >>> walk("One launch", {"alone": events}, {"a": ("#0072B2",)})
     One launch
-    1. alone, 1 of 2: the host is at a from 0 µs to 4 µs, for 4 µs.
-    2. alone, 2 of 2: the device is at a from 4 µs to 5 µs, for 1 µs, after 4 µs idle.
+    1. alone: the host is at a from 0 µs to 4 µs, for 4 µs.
+    2. alone: the device is at a from 4 µs to 5 µs, for 1 µs, after a gap of 4 µs.
     """
     until_us = max(event[3] for events in panels.values() for event in events)
     scale = (RIGHT - LEFT) / until_us
@@ -54,7 +55,9 @@ def walk(label, panels, colours):
             parts.append(text(0, y + 44 + LANE * place, lane, text_anchor="start"))
         for step, (lane, name, begin, end) in enumerate(events, start=len(steps) + 1):
             place = LEFT + begin * scale, y + 26 + LANE * lanes.index(lane)
-            parts += _block(step, *place, max((end - begin) * scale, 1), colours[name])
+            parts += _block(
+                step, *place, max((end - begin) * scale, 1), colours.get(name, (FAINT,))
+            )
         steps += _sentences(title, events)
         y += 40 + LANE * len(lanes)
     parts += _axis(until_us, scale, y)
@@ -73,6 +76,9 @@ def _legend(colours):
             top = f"{y + 6 + place * height:g}"
             size = f'width="16" height="{height:g}"'
             parts.append(f'<rect x="{x}" y="{top}" {size} fill="{colour}"/>')
+        parts.append(
+            f'<path d="M{x} {y + 6}h16v12h-16z" fill="none" stroke="currentColor"/>'
+        )
         parts.append(text(x + 22, y + 17, name, text_anchor="start"))
         x += width
     return parts, y + 30
@@ -91,14 +97,15 @@ def _block(step, x, y, width, colours):
 def _sentences(title, events):
     """What a step says: which block it is, when, how long, and after what gap."""
     free_since, sentences = {}, []
-    for n, (lane, name, begin, end) in enumerate(events, start=1):
+    for lane, name, begin, end in events:
         gap = begin - free_since.get(lane, 0)
-        after = f", after {_us(gap)} idle" if gap > 0 else ""
+        after = f", after a gap of {_us(gap)}" if gap > 0 else ""
+        shown = name if len(name) <= 40 else name[:39] + "…"  # a kernel's can be very long
         sentences.append(
-            f"{title}, {n} of {len(events)}: the {lane} is at {name} from {_us(begin)} "
+            f"{title}: the {lane} is at {shown} from {_us(begin)} "
             f"to {_us(end)}, for {_us(end - begin)}{after}."
         )
-        free_since[lane] = end
+        free_since[lane] = max(end, free_since.get(lane, 0))
     return sentences
 
 
@@ -107,7 +114,7 @@ def _axis(until_us, scale, y):
     power = 10 ** math.floor(math.log10(until_us))
     between = next(f * power for f in (0.2, 0.5, 1, 2) if until_us / (f * power) < 7)
     parts = [f'<path d="M{LEFT} {y}H{RIGHT}" stroke="currentColor"/>']
-    for mark in range(int(until_us / between) + 1):
+    for mark in range(math.floor(until_us / between + 1e-9) + 1):
         x = f"{LEFT + mark * between * scale:.1f}"
         parts.append(f'<path d="M{x} {y}v5" stroke="currentColor"/>')
         parts.append(text(x, y + 20, f"{mark * between:,g}"))
