@@ -197,7 +197,7 @@ def predicted(groups, label):
         axis.plot(*zip(*pairs, strict=True), marker, markersize=4, color=colour,
                   alpha=0.8, linestyle="", label=group)  # fmt: skip
     axis.set(xlim=(left, right), ylim=(low, high))
-    axis.set(xlabel="predicted gain", ylabel="recorded gain")
+    axis.set(xlabel="estimated gain", ylabel="recorded gain")
     axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
     return labelled(figure, label)
 
