@@ -89,7 +89,7 @@ lint: .venv/test.stamp
 # The local package is not a version, and torch's "+cpu" is a build, not a release.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) $(PDF) ".[test,lab]"
+	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) ".[test,lab]"
 	.venv-lock/bin/python -m pip freeze --exclude hfusion | sed 's/+cpu$$//' \
 		| grep -v -i -E '^(nvidia|triton|cuda)' > .venv-lock/constraints.txt
 	mv .venv-lock/constraints.txt constraints.txt

@@ -84,14 +84,17 @@ def article(site, page, below_a_part):
     for node in found.select("a[href]"):
         node["href"] = _link(page, node["href"])
     for node in found.select("img[src]"):
-        node["src"] = posixpath.normpath(f"{posixpath.dirname(page)}/{node['src']}").lstrip(
-            "/"
-        )
+        node["src"] = _below_the_site(page, node["src"])
     for below, heading in itertools.pairwise(HEADINGS) if below_a_part else ():
         for node in found.select(heading):
             node.name = below
     found["id"] = name_of(page)
     return found
+
+
+def _below_the_site(page, path):
+    """What a page calls `path`, as seen from the folder of the site."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
 
 
 def _link(page, href):
@@ -101,8 +104,7 @@ def _link(page, href):
         return href
     there = page
     if parts.path:
-        path = posixpath.join(posixpath.dirname(page), unquote(parts.path))
-        there = posixpath.normpath(path).removesuffix(".html")
+        there = _below_the_site(page, unquote(parts.path)).removesuffix(".html")
     return "#" + name_of(there, unquote(parts.fragment))
 
 
