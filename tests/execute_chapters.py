@@ -41,7 +41,11 @@ def execute(path):
     }
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
-        notebook, timeout=300, record_timing=False, resources=resources
+        notebook,
+        timeout=300,
+        record_timing=False,
+        coalesce_streams=True,
+        resources=resources,
     ).execute()
     for cell in notebook.cells:  # PyTorch's profiler writes its process id to stderr
         if "remove-stderr" in cell.metadata.get("tags", []):

@@ -941,7 +941,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("message", "build"), REFUSED, ids=[m for m, _ in REFUSED])
+@pytest.mark.parametrize(("message", "build"), REFUSED)
 def test_layers_that_do_not_fit_are_refused_by_name(message, build):
     unfit = build()
     with pytest.raises(FusionError, match=message) as error:
@@ -1002,7 +1002,7 @@ UNSPLIT = [
 ]
 
 
-@pytest.mark.parametrize(("message", "call"), UNSPLIT, ids=[m for m, _ in UNSPLIT])
+@pytest.mark.parametrize(("message", "call"), UNSPLIT)
 def test_split_refuses_by_name(message, call):
     with pytest.raises(ValueError, match=message):
         call()
