@@ -14,6 +14,6 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """No garbage in what is there already: to look through all of torch takes half a second."""
+    """What is there is no garbage: looking through all of torch takes half a second."""
     gc.collect()
     gc.freeze()
