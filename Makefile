@@ -7,7 +7,7 @@ PDF    := playwright pypdf
 
 # One thing at a time: all of them install into one .venv and build into one _build.
 .NOTPARALLEL:
-.PHONY: help book pdf zip test nbval zoo bench record lab run lint lock clean
+.PHONY: help book pdf zip test nbval zoo mutants bench record lab run lint lock clean
 
 help:
 	@echo "make book   build the book into _build/html/index.html"
@@ -15,11 +15,12 @@ help:
 	@echo "make zip    the pages as _build/fusing-sideways.zip, to read anywhere"
 	@echo "make test   unit tests, property tests, and nbval over every chapter"
 	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
+	@echo "make mutants  changes the library in ten thousand places: does a test notice? (an hour)"
 	@echo "make bench  how long planning takes, beside torch.compile"
 	@echo "make record run the experiments on this machine, into records/ (8 minutes)"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make run    execute every chapter anew, in place"
-	@echo "make lint   ruff over the code and the notebooks"
+	@echo "make lint   style and spelling of code, text and notebooks"
 	@echo "make lock   write constraints.txt anew from the newest versions"
 	@echo "make clean  delete everything that make has made"
 
@@ -56,6 +57,9 @@ zip: book
 	mv _build/zip/unfinished _build/fusing-sideways.zip && rm -rf _build/zip
 	@echo _build/fusing-sideways.zip
 
+# JOBS processes share the cores: with more than a thread each they wait for one another.
+test nbval: export OMP_NUM_THREADS ?= 1
+
 test: .venv/test.stamp .venv/book.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules tests code
 	$(MAKE) nbval
@@ -66,6 +70,9 @@ nbval: .venv/test.stamp
 
 zoo: .venv/zoo.stamp
 	$(BIN)/python -m pytest tests/test_zoo.py tests/test_rewrite.py
+
+mutants: .venv/mutants.stamp
+	JOBS=$(JOBS) $(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 bench: .venv/test.stamp
 	$(BIN)/python benchmarks/planning.py
@@ -81,15 +88,14 @@ lab: .venv/lab.stamp
 run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
 
-lint: .venv/test.stamp
-	$(BIN)/ruff check _ext benchmarks code tests weights chapters back
-	$(BIN)/ruff format --check _ext benchmarks code tests weights
-	$(BIN)/ruff format --check --line-length 76 chapters back
+# The hooks of pre-commit over everything: style and spelling of code, text and notebooks.
+lint: .venv/lint.stamp
+	$(BIN)/pre-commit run --all-files
 
 # The local package is not a version, and torch's "+cpu" is a build, not a release.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) ".[test,lab]"
+	.venv-lock/bin/python -m pip install --quiet --upgrade "jupyter-book<2" $(BOOK) ".[lab,lint,mutants]"
 	.venv-lock/bin/python -m pip freeze --exclude hfusion | sed 's/+cpu$$//' \
 		| grep -v -i -E '^(nvidia|triton|cuda)' > .venv-lock/constraints.txt
 	mv .venv-lock/constraints.txt constraints.txt

@@ -9,6 +9,4 @@ if not importlib.util.find_spec("triton"):
 
 def pytest_report_header():
     """Say so."""
-    return [
-        f"left out, for want of Triton: {name}" for name in collect_ignore
-    ]
+    return [f"left out, for want of Triton: {name}" for name in collect_ignore]

@@ -2,13 +2,12 @@
 
 import copy
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from execute_chapters import README_FIGURE, named_figure
+from notebooks import WIDTH, code_cells, faults, is_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -19,13 +18,8 @@ NOTEBOOKS = CHAPTERS | {path.stem: nbformat.read(path, as_version=4) for path in
 # Cells whose output nbval does not compare: times of the reader's own machine. This
 # number may only fall.
 IGNORED = 3
-WIDTH = 76  # columns of code that fit a page at 1280 px
 
 each_chapter = pytest.mark.parametrize("name", list(CHAPTERS))
-
-
-def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def prose(notebook):
@@ -34,36 +28,6 @@ def prose(notebook):
 
 def is_ignored(cell):
     return {"nbval-ignore-output", "nbval-skip"} & set(cell.metadata.get("tags", []))
-
-
-def faults(notebook):
-    """What is wrong with a notebook, in words."""
-    cells = code_cells(notebook)
-    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
-        yield "not executed whole and in order"
-    for cell in cells:
-        first = cell.source.splitlines()[0] if cell.source else "an empty cell"
-        if any(output.output_type == "error" for output in cell.outputs):
-            yield f"an error: {first}"
-        if any(output.get("name") == "stderr" for output in cell.outputs):
-            yield f"a warning: {first}"
-        if any(len(line) > WIDTH for line in cell.source.splitlines()):
-            yield f"wider than {WIDTH} columns: {first}"
-        shown = "\n".join(o.get("data", {}).get("text/markdown", "") for o in cell.outputs)
-        if any(len(line) > WIDTH for line in shown.splitlines()):
-            yield f"shows source wider than {WIDTH} columns: {first}"
-        pictures = [o for o in cell.outputs if is_picture(o)]
-        about = cell.metadata.get("mystnb", {})
-        if pictures and len(about.get("image", {}).get("alt", "")) < 60:
-            yield f"a picture without alt text: {first}"
-        if pictures and not about.get("figure", {}).get("caption"):
-            yield f"a picture without a caption: {first}"
-        if re.search(r"/(home|root|work|Users|tmp)/", str(cell.outputs) + cell.source):
-            yield f"a path of somebody's machine: {first}"
-
-
-def is_picture(output):
-    return any(kind.startswith("image/") for kind in output.get("data", {}))
 
 
 @pytest.mark.parametrize("name", list(NOTEBOOKS))
@@ -157,27 +121,3 @@ def test_the_readme_code_runs():
     )
     assert len([line for line in code.splitlines() if line.strip()]) == 10
     exec(code, {})
-
-
-def nbval(path):
-    """Run nbval over one notebook, with none of this project's pytest settings."""
-    empty = path.with_name("empty.ini")
-    empty.write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval"]
-    command += ["--nbval-current-env", "-c", empty, "--rootdir", path.parent]
-    command += ["--nbval-sanitize-with", ROOT / "tests" / "nbval.cfg", path]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_a_changed_digit_fails_nbval(tmp_path):
-    """The first cells of a chapter, once as stored and once with a digit changed."""
-    notebook = copy.deepcopy(CHAPTERS["02-a-1x1-convolution-is-a-matrix-multiply"])
-    notebook.cells = notebook.cells[:10]
-    path = tmp_path / "chapter.ipynb"
-    nbformat.write(notebook, path)
-    assert nbval(path).returncode == 0
-    output = code_cells(notebook)[-1].outputs[0]
-    assert "144" in output.text
-    output.text = output.text.replace("144", "145", 1)
-    nbformat.write(notebook, path)
-    assert nbval(path).returncode == 1
