@@ -148,7 +148,12 @@ def run(work, *args, world=2, limit_s=120, count=False):
                 process.kill()
             for process in started:
                 process.join()
-        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world)]
+        return [_load(folder, rank) for rank in range(world)]
+
+
+def _load(folder, name):
+    """What a process has left: tensors and what they lie in, nothing that is run."""
+    return torch.load(Path(folder, f"{name}.pt"), weights_only=True)
 
 
 def _refuse_bad(work, world, limit_s):
@@ -204,7 +209,7 @@ def _worker(rank, world, folder, limit_s, module, name, count):
     limit = datetime.timedelta(seconds=limit_s)
     try:
         work = getattr(importlib.import_module(module), name)
-        args = torch.load(Path(folder, "args.pt"))
+        args = _load(folder, "args")
         dist.init_process_group("gloo", None, limit, world, rank, store)
         dist.barrier()  # nobody leaves before all are connected
         if count:
