@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
-PDF    := playwright pypdf
+PDF    := beautifulsoup4 playwright pypdf pyyaml
 
 # One thing at a time: all of them install into one .venv and build into one _build.
 .NOTPARALLEL:

@@ -1,6 +1,7 @@
 """Where the book's parts come from: packages, actions, data; and what must not leave."""
 
 import ast
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from test_architecture import imports
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("_ext", "_static", "_templates", "back", "benchmarks", "binder", "chapters",
@@ -129,13 +131,25 @@ NEEDED = named(PROJECT["project"]["dependencies"]) | BY_MAKE
 
 
 def test_every_package_has_a_reason():
-    rows = re.findall(
-        r"^\| ([\w\-, ]+) \| (\w.*) \|$", read(ROOT / "CONTRIBUTING.md"), re.M
-    )
+    table = read(ROOT / "CONTRIBUTING.md").partition("## Packages")[2]
+    rows = re.findall(r"^\| ([\w\-, ]+) \| (\w.*) \|$", table, re.M)
     reasons = {canonical(n): why for names, why in rows for n in names.split(", ")}
     wanted = NEEDED.union(*map(named, EXTRAS.values()))
     assert sorted(wanted - set(reasons)) == []
     assert sorted(set(reasons) - wanted - {"package"}) == []
+
+
+def test_what_is_imported_is_named():
+    """Not only there because something else has brought it along."""
+    wanted = NEEDED.union(*map(named, EXTRAS.values())) | {
+        "sphinx"
+    }  # jupyter-book is its name
+    providers = importlib.metadata.packages_distributions()
+    own = {path.stem for path in FILES if path.suffix == ".py"} | {"hfusion"}
+    for path in (p for p in FILES if p.suffix == ".py"):
+        for name in imports(path) - own:
+            given = {canonical(package) for package in providers.get(name, [name])}
+            assert given & wanted, f"{path.name}: {name}"
 
 
 def test_every_package_of_the_tests_and_the_book_has_an_exact_version():
