@@ -1,17 +1,37 @@
 """experiments: each gives cases and races in which all arms agree."""
 
+import contextlib
+import ctypes
 import importlib
 import inspect
 import io
+import itertools
+import sys
 import tokenize
+import warnings
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_architecture import PACKAGE
 from test_recording import raising
+from torch import nn
 
-from hfusion import experiments, kernels, measure, models, recording, records
-from hfusion.experiments import ceilings, leftover, peers, rungs, stage
+from hfusion import cost, experiments, kernels, measure, models, recording, records
+from hfusion.experiments import (
+    ceilings,
+    embedding,
+    leftover,
+    memory,
+    network,
+    peers,
+    rungs,
+    stage,
+)
 from hfusion.recording import Unavailable
 
 MODULES = {
@@ -53,6 +73,90 @@ def test_cases_are_parameters_of_the_race(name, device):
         assert all(isinstance(value, str | int) for value in case.values())
 
 
+# What is raced on each kind of machine, written down once more.
+
+
+def grid(**values):
+    """Every choice of one value for each; the first changes slowest."""
+    choices = itertools.product(*values.values())
+    return [dict(zip(values, chosen, strict=True)) for chosen in choices]
+
+
+ROWS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+WINDOWS = ("1×1, 3×3", "3×3, 5×5", "1×1, 3×3, 5×5", "1×7, 7×1")
+PROJECTIONS = ("q, k, v", "q, k, v, grouped", "gate, up", "layer, four adapters")
+HALF = {"dtype": "float16", "layout": "NHWC"}
+FULL = {"dtype": "float32", "layout": "NCHW"}
+MEMORY = grid(memory=("as it comes", "kept"), where=("3b", "3a", "4e"))
+PLACES = {
+    "3b": {"module": "3b", "batch": 32, "layout": "NCHW"},
+    "3a": {"module": "3a", "batch": 128, "layout": "NHWC"},
+    "4e": {"module": "4e", "batch": 128, "layout": "NHWC"},
+}
+# fmt: off
+ON_BOTH = {
+    "stopwatches": [{"module": "3a", "batch": 1, "calls": 1000}],
+    "launch_overhead": grid(operator=("abs",), way=("eager", "host", "graph")),
+    "timeline": grid(module=("3a",), rung=("as written", "folded, stacked, hoisted")),
+    "leftover": [{"network": "GoogLeNet", "batch": 1}],
+    "memory": [{"memory": one["memory"]} | PLACES[one["where"]] for one in MEMORY],
+}
+ON_CPU = {
+    "ceilings": [
+        *grid(what=("copy",), bytes=[4**power for power in range(8, 15)]),
+        *grid(what=("matmul",), dtype=("float32", "bfloat16"), side=(1024,)),
+        *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
+    ],
+    "stage": grid(batch=(1, 2, 4, 8, 32, 128), dtype=("float32",),
+                  layout=("NCHW", "NHWC"), module=ROWS),
+    "embedding": grid(dtype=("float32",), windows=WINDOWS, channels=(4, 8, 16, 32, 64),
+                      side=(7, 14, 28), batch=(1,)),
+    "projections": grid(dtype=("float32",), projections=PROJECTIONS,
+                        tokens=(1, 8, 64, 512)),
+    "module_ladder": [
+        *({"batch": 1} | FULL | row for row in grid(module=ROWS)),
+        {"module": "3a", "batch": 8} | FULL,
+    ],
+    "network": [one | FULL for one in grid(network=("GoogLeNet", "torchvision"),
+                                           batch=(1, 4))],
+}
+ON_A_GPU = {
+    "ceilings": [
+        *grid(what=("copy",), bytes=[4**power for power in range(8, 16)]),
+        *grid(what=("matmul",), dtype=("float32", "float16", "bfloat16"), side=(8192,)),
+        *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
+    ],
+    "stage": grid(batch=(1, 2, 4, 8, 16, 32, 64, 128),
+                  dtype=("float32", "float16", "bfloat16"),
+                  layout=("NCHW", "NHWC"), module=ROWS),
+    "embedding": grid(dtype=("float16", "float32"), windows=WINDOWS,
+                      channels=(16, 32, 64, 128, 256), side=(7, 14, 28), batch=(1,)),
+    "projections": grid(dtype=("float16", "float32"), projections=PROJECTIONS,
+                        tokens=(1, 8, 64, 512)),
+    "module_ladder": [
+        *({"batch": 1} | HALF | row for row in grid(module=ROWS)),
+        *({"batch": 1} | FULL | row for row in grid(module=ROWS)),
+        {"module": "3a", "batch": 32} | HALF,
+        {"module": "3a", "batch": 32} | FULL,
+        {"module": "3a", "batch": 1, "dtype": "float16", "layout": "NCHW"},
+        {"module": "3a", "batch": 1, "dtype": "float32", "layout": "NHWC"},
+    ],
+    "network": [
+        {"network": name, "batch": batch} | kind
+        for name in ("GoogLeNet", "torchvision")
+        for batch in (1, 8, 64)
+        for kind in (HALF, FULL)
+    ],
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_machine_gets_the_cases_that_are_meant(name):
+    assert MODULES[name].cases("cpu") == (ON_CPU | ON_BOTH)[name]
+    assert MODULES[name].cases("cuda") == (ON_A_GPU | ON_BOTH)[name]
+
+
 # One small case of each experiment, run whole; what takes long is left out.
 # fmt: off
 SMALL = {
@@ -87,6 +191,16 @@ def test_a_small_case_makes_a_record(name, tmp_path, monkeypatch):
 
 def unavailable(*args, **options):
     raise Unavailable("left out")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
+    given = []
+    monkeypatch.setattr(experiments, "record", lambda *args: given.append(args) or "made")
+    assert experiments.run(name, "cpu", 60, list) == experiments.run(name, "cuda") == "made"
+    limited, unlimited = given
+    assert limited == (MODULES[name], "cpu", 60, list)
+    assert unlimited == (MODULES[name], "cuda", float("inf"), iter)
 
 
 def test_the_whole_network_agrees_on_every_rung():
@@ -239,6 +353,647 @@ def test_the_stage_copies_what_its_consumers_would():
         assert not any(part.is_contiguous() for part in arms["stacked"]())
 
 
+# Races of a module with few channels: against a reference, as a GPU would have them, and
+# on another device than the CPU ("meta", which has shapes and no numbers).
+
+TINY = (6, 4, 5, 4, 3, 2, 3, 4)  # a row of models.TABLE: channels in, size, widths
+SHARES = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """A small row of the table, and the random inputs that were drawn since."""
+    inputs, randn = [], torch.randn
+    monkeypatch.setitem(models.TABLE, "tiny", TINY)
+    monkeypatch.setattr(
+        torch,
+        "randn",
+        lambda *size, **more: inputs.append(randn(*size, **more)) or inputs[-1],
+    )
+    return inputs
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The CPU passes for a GPU: what would be in a CUDA graph is called, and says how
+    often it would be in there."""
+
+    def need_cuda(device):
+        if device != "cpu":
+            raise Unavailable("needs a CUDA device")
+
+    def graphed(fn, times=1):
+        replay = partial(fn)
+        replay.times = times
+        return replay
+
+    monkeypatch.setattr(rungs, "need_cuda", need_cuda)
+    monkeypatch.setattr(measure, "graphed", graphed)
+    monkeypatch.setitem(rungs.WAYS, "graph", graphed)
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Nothing is compiled, by torch or by Triton."""
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    monkeypatch.setattr(rungs, "compiled", lambda net, x, mode: partial(net, x))
+    monkeypatch.setattr(rungs, "in_two", lambda model, x: partial(model, x))
+
+
+def check(race):
+    """Each arm computes what it must; how often it is in a graph, where it is in one."""
+    with torch.no_grad():
+        arms = {
+            name: recording._checked(make, race, name) for name, make in race.arms.items()
+        }
+    times = {name: arm.times for name, arm in arms.items() if hasattr(arm, "times")}
+    assert race.repeats == {name: n for name, n in times.items() if n > 1}
+    assert set(times) == {name for name in arms if name.startswith("graph")}
+    return set(times.values())
+
+
+def siblings(*layers):
+    """(weight, bias) in float64 of layers with random values, each with its own."""
+    layers = [models.randomise(layer, seed).double() for seed, layer in enumerate(layers)]
+    return [(layer.weight.detach(), layer.bias) for layer in layers]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_stage_is_the_three_siblings(layout, drawn, gpu):
+    race = stage.race("cpu", "tiny", 2, "float32", layout)
+    (x,) = drawn
+    assert x.shape == (2, 6, 4, 4)
+    for found, (weight, bias) in zip(
+        race.expected,
+        siblings(*(nn.Conv2d(6, width, 1) for width in (5, 4, 2))),
+        strict=True,
+    ):
+        product = torch.einsum("kc,nchw->nkhw", weight[:, :, 0, 0], x.double())
+        measure.near(found, product + bias[:, None, None], 1e-12)
+    assert race.share == 1e-5
+    assert check(race) == {20}
+    ways = {"separate", "stacked", "copied"}
+    assert set(race.arms) == ways | {f"graph, {way}" for way in ways}
+
+
+def test_the_stage_stacks_once_and_copies_in_its_own_layout(drawn):
+    race = stage.race("cpu", "tiny", 2, "float32", "NHWC")
+    arms = {name: race.arms[name]() for name in ("separate", "stacked", "copied")}
+    launches = {name: measure.count_launches(arm).count for name, arm in arms.items()}
+    assert launches == {"separate": 3, "stacked": 1, "copied": 3}
+    dense = partial(torch.Tensor.is_contiguous, memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert [dense(part) for part in arms["copied"]()] == [False, True, True]
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_embedding_is_each_window_with_an_edge_of_zeros(windows, drawn, gpu):
+    race = embedding.race("cpu", windows, 3, 9, 2, "float32")
+    (x,) = drawn
+    assert x.shape == (2, 3, 9, 9)
+    shapes = [tuple(map(int, name.split("×"))) for name in windows.split(", ")]
+    layers = siblings(*(nn.Conv2d(3, 3, shape) for shape in shapes))
+    for found, (weight, bias) in zip(race.expected, layers, strict=True):
+        measure.near(found, F.conv2d(x.double(), weight, bias, padding="same"), 1e-12)
+    assert race.share == 1e-5
+    assert check(race) == {20}
+    ways = {"separate", "embedded"}
+    assert set(race.arms) == {
+        way for one in ways for way in (one, f"graph, {one}", f"{one}, no oneDNN")
+    }
+    assert measure.count_launches(race.arms["separate"]()).count == len(shapes)
+    assert measure.count_launches(race.arms["embedded"]()).count == 1
+
+
+def test_without_onednn_means_during_the_call_alone():
+    assert torch.backends.mkldnn.enabled
+    call = embedding.without_onednn("cpu", lambda: torch.backends.mkldnn.enabled)
+    assert call() is False
+    assert torch.backends.mkldnn.enabled
+    with pytest.raises(ZeroDivisionError):
+        embedding.without_onednn("cpu", lambda: 1 / 0)()
+    assert torch.backends.mkldnn.enabled
+    with pytest.raises(Unavailable, match=r"^oneDNN is for CPUs$"):
+        embedding.without_onednn("cuda", torch.ones)
+
+
+def test_the_cost_of_embedding_is_that_of_its_products():
+    """Two images of 7 × 7 are 98 positions; a float16 has two bytes."""
+    ways = embedding.ways("1×7, 7×1", 16, 7, 2, "float16")
+    inside, biased = 16 * 98, 98  # numbers read; additions and results a channel
+    alone = cost.Kernel(
+        16 * (2 * 7 * inside + biased), 2 * (inside + 16 * 16 * 7 + 16 + 16 * 98)
+    )
+    whole = cost.Kernel(
+        32 * (2 * 49 * inside + biased), 2 * (inside + 32 * 16 * 49 + 32 + 32 * 98)
+    )
+    assert ways == {"separate": [alone, alone], "embedded": [whole]}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_projections_are_products_without_a_bias(name, drawn, gpu, monkeypatch):
+    features, sizes = 10, {"q, k, v": (6, 6, 6)}.get(name, (7, 2, 3))
+    monkeypatch.setitem(MODULES["projections"].PROJECTIONS, name, (features, sizes))
+    race = MODULES["projections"].race("cpu", name, 4, "float32")
+    (x,) = drawn
+    assert x.shape == (4, 10)
+    for seed, size in enumerate(sizes):
+        weight = models.randomise(nn.Linear(10, size, bias=False), seed).weight.double()
+        measure.near(race.expected[seed], x.double() @ weight.T, 1e-12)
+    assert race.share == 1e-5
+    assert check(race) == {20}
+    assert set(race.arms) == {
+        way for one in ("separate", "stacked", "copied") for way in (one, f"graph, {one}")
+    }
+    with torch.no_grad():
+        dense = [part.is_contiguous() for part in race.arms["copied"]()()]
+        assert dense == [True] * 3
+        assert not any(part.is_contiguous() for part in race.arms["stacked"]()())
+    assert measure.count_launches(race.arms["stacked"]()).count == 1
+
+
+COMPILED = {"as written", "folded", "folded, stacked, hoisted"}
+AUTOTUNED = {
+    f"{name}, {rung}"
+    for name in ("max-autotune", "graph, max-autotune")
+    for rung in ("folded", "folded, stacked, hoisted")
+}
+
+
+def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
+    monkeypatch.setattr(rungs, "on_streams", lambda folded, x: partial(folded, x))
+    race = MODULES["module_ladder"].race("cpu", "tiny", 2, "float32", "NCHW")
+    model = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval().double()
+    with torch.no_grad():
+        (expected,), (x,) = race.expected, drawn
+        measure.near(expected, model(x.double()), 1e-12)
+    assert check(race) == {20}
+    assert race.share == 2e-5
+    ways = {*RUNGS, rungs.TWO}
+    compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
+    graphs = {f"graph, {way}" for way in ways}
+    assert set(race.arms) == ways | graphs | compiled | {"streams"}
+    assert set(race.opaque) == compiled | graphs | {rungs.TWO}
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "layout", "thorough"),
+    [
+        ("cpu", "float32", "NHWC", True),
+        ("meta", "float16", "NHWC", True),
+        ("meta", "float16", "NCHW", False),
+        ("meta", "float32", "NHWC", False),
+    ],
+)
+def test_a_ladder_is_autotuned_where_the_book_compares_it(
+    device, dtype, layout, thorough, drawn, uncompiled
+):
+    race = MODULES["module_ladder"].race(device, "tiny", 2, dtype, layout)
+    assert AUTOTUNED & set(race.arms) == (AUTOTUNED if thorough else set())
+    assert {f"compile, {rung}" for rung in COMPILED} < set(race.arms)
+    assert race.expected[0].device.type == device
+    assert race.share == 2 * SHARES[dtype]
+    with pytest.raises(Unavailable):
+        race.arms["streams"]()
+
+
+class Little(nn.Module):
+    """In place of GoogLeNet: an Inception module on few pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.AvgPool2d(56)
+        self.inception = models.Inception((3, 2, 3, 4, 2, 3, 2))
+
+    def forward(self, x):
+        return self.inception(self.pool(x)).mean(dim=(2, 3))
+
+
+RUNTIMES = {"one": lambda net, x: partial(net, x), "other": unavailable}
+
+
+def test_the_ladder_of_a_network(drawn, gpu, uncompiled, monkeypatch):
+    monkeypatch.setitem(network.NETWORKS, "GoogLeNet", Little)
+    monkeypatch.setattr(peers, "RUNTIMES", RUNTIMES)
+    race = network.race("cpu", "GoogLeNet", 1, "float32", "NHWC")
+    model = models.randomise(Little()).eval().double()
+    with torch.no_grad():
+        (expected,), (x,) = race.expected, drawn
+        measure.near(expected, model(x.double()), 1e-12)
+    others = [name for name in race.arms if name.startswith("other")]
+    for name in others:
+        with pytest.raises(Unavailable, match="left out"):
+            race.arms.pop(name)()
+    assert check(race) == {1}
+    ways, ends = {*RUNGS, rungs.TWO}, ("as written", "folded, stacked, hoisted")
+    compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
+    graphs, runtime = {f"graph, {way}" for way in ways}, {f"one, {end}" for end in ends}
+    assert set(race.arms) == ways | graphs | compiled | runtime
+    assert others == [f"other, {end}" for end in ends]
+    assert set(race.opaque) == compiled | graphs | runtime | {rungs.TWO, *others}
+    assert race.share == pytest.approx(2e-4)
+    hoisted = race.arms["one, folded, stacked, hoisted"]()
+    written = race.arms["one, as written"]()
+    launches = [measure.count_launches(arm).count for arm in (written, hoisted)]
+    assert launches == [22, 12]  # a pool and a mean more than a module
+
+
+@pytest.mark.parametrize(
+    ("device", "batch", "dtype", "thorough"),
+    [
+        ("cpu", 1, "float32", True),
+        ("cpu", 4, "float32", False),
+        ("meta", 1, "float16", True),
+        ("meta", 1, "float32", False),
+        ("meta", 4, "float16", False),
+    ],
+)
+def test_a_network_is_autotuned_for_one_image(
+    device, batch, dtype, thorough, drawn, uncompiled, monkeypatch
+):
+    monkeypatch.setitem(network.NETWORKS, "GoogLeNet", Little)
+    monkeypatch.setattr(peers, "RUNTIMES", RUNTIMES)
+    race = network.race(device, "GoogLeNet", batch, dtype, "NCHW")
+    assert [x.shape for x in drawn] == [(batch, 3, 224, 224)]
+    assert AUTOTUNED & set(race.arms) == (AUTOTUNED if thorough else set())
+    assert {f"compile, {rung}" for rung in COMPILED} < set(race.arms)
+    assert race.expected[0].device.type == device
+    if device == "meta":
+        with pytest.raises(Unavailable, match=r"^compared on CPUs only$"):
+            race.arms["one, as written"]()
+
+
+def test_the_networks_are_googlenet_and_that_of_torchvision(monkeypatch):
+    monkeypatch.setattr(models, "GoogLeNet", lambda: "ours")
+    theirs = SimpleNamespace(googlenet=lambda **options: options)
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=theirs))
+    monkeypatch.setitem(sys.modules, "torchvision.models", theirs)
+    assert network.NETWORKS["GoogLeNet"]() == "ours"
+    assert network.NETWORKS["torchvision"]() == {
+        "weights": None, "init_weights": False, "aux_logits": False
+    }  # fmt: skip
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(
+        Unavailable, match=r"^torchvision cannot be imported: .*torchvision"
+    ):
+        network.NETWORKS["torchvision"]()
+
+
+def test_what_each_system_leaves(drawn, monkeypatch):
+    told = []
+
+    def inductor(net, x, **options):
+        told.append(options)
+        return leftover.eager(net, x)
+
+    monkeypatch.setattr(models, "GoogLeNet", Little)
+    monkeypatch.setattr(peers, "inductor", inductor)
+    monkeypatch.setattr(peers, "RUNTIMES", {"one": leftover.eager})
+    race = leftover.race("cpu", "GoogLeNet", 2)
+    assert [x.shape for x in drawn] == [(2, 3, 224, 224)]
+    assert race.share == pytest.approx(2e-4)
+    with torch.no_grad():
+        measure.near(
+            race.expected[0],
+            models.randomise(Little()).eval().double()(drawn[0].double()),
+            1e-12,
+        )
+        arms = {
+            name: recording._checked(make, race, name) for name, make in race.arms.items()
+        }
+    assert {name: race.count(arm) for name, arm in arms.items()} == {
+        "as written": 6,
+        "torch.compile": 6,
+        "torch.compile, freezing": 6,
+        "torch.compile, combo kernels": 6,
+        "one": 6,
+        "this book": 4,
+    }
+    assert told == [{}, {"freezing": True}, {"combo_kernels": True}]
+
+
+def test_other_runtimes_are_no_rivals_on_a_gpu(drawn, monkeypatch):
+    monkeypatch.setattr(models, "GoogLeNet", Little)
+    monkeypatch.setattr(peers, "RUNTIMES", RUNTIMES)
+    race = leftover.race("meta", "GoogLeNet", 1)
+    assert race.expected[0].device.type == "meta"
+    assert race.arms["as written"]()().device.type == "meta"
+    with pytest.raises(Unavailable, match=r"^compared on CPUs only$"):
+        race.arms["one"]()
+
+
+def given_to_layers(call):
+    """The weights and inputs of the layers in a call."""
+    seen = []
+    hook = nn.modules.module.register_module_forward_pre_hook(
+        lambda layer, inputs: seen.extend([layer.weight, *inputs])
+    )
+    with torch.no_grad(), hook:
+        call()
+    return seen
+
+
+def lies(t, layout):
+    """Whether a tensor has the strides of a layout, also where a size of 1 hides them."""
+    form = rungs.FORMATS[layout]
+    return t.stride() == torch.empty(t.shape, memory_format=form, device="meta").stride()
+
+
+ON_META = (
+    ("stage", ("tiny", 2, "bfloat16", "NHWC")),
+    ("stage", ("tiny", 2, "float16", "NCHW")),
+    ("embedding", ("3×3, 5×5", 3, 5, 2, "float16")),
+    ("embedding", ("1×7, 7×1", 3, 9, 2, "float32")),
+    ("projections", ("q, k, v, grouped", 4, "float16")),
+)
+
+
+@pytest.mark.parametrize(("name", "case"), ON_META)
+def test_everything_is_in_the_place_and_of_the_kind_that_was_asked_for(name, case, drawn):
+    (dtype,) = SHARES.keys() & case
+    layout = (
+        {"float16": "NHWC", "float32": "NCHW"}[dtype] if name == "embedding" else case[-1]
+    )
+    race = MODULES[name].race("meta", *case)
+    assert race.share == SHARES[dtype]
+    assert {(t.device.type, t.dtype) for t in race.expected} == {("meta", torch.float64)}
+    seen = given_to_layers(race.arms["separate"]())
+    assert {(t.device.type, str(t.dtype)) for t in seen} == {("meta", f"torch.{dtype}")}
+    assert all(lies(t, layout) for t in seen if t.ndim == 4)
+    with torch.no_grad():
+        outputs = race.arms["separate"]()()
+    assert [y.shape for y in outputs] == [y.shape for y in race.expected]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_module_of_the_table_and_its_images(layout, drawn):
+    model, x = rungs.inception("tiny", 3, "bfloat16", "meta", layout)
+    assert x.shape == (3, 6, 4, 4)
+    assert not model.training
+    assert x.is_contiguous(memory_format=rungs.FORMATS[layout])
+    weight = model.b3.conv.weight
+    assert weight.is_contiguous(memory_format=rungs.FORMATS[layout])
+    for t in (x, weight):
+        assert (t.device.type, t.dtype) == ("meta", torch.bfloat16)
+
+
+def test_a_module_lies_in_the_usual_layout_of_torch_and_has_random_values(drawn):
+    model, x = rungs.inception("tiny", 2, "float32", "cpu")
+    assert x.is_contiguous()
+    same = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval()
+    with torch.no_grad():
+        measure.near(model(x), same(drawn[0]), 1e-6)
+
+
+def test_a_copy_moves_as_many_bytes_as_it_says(drawn):
+    race = ceilings.race("cpu", "copy", bytes=2**12)
+    (x,) = drawn
+    assert 2 * x.numel() * x.itemsize == 2**12
+    measure.agree(race.expected[0], x)
+    assert list(race.arms) == ["copy"]
+    assert race.share == 0
+    y = recording._checked(race.arms["copy"], race, "copy")()
+    assert y.data_ptr() != x.data_ptr()
+    race = ceilings.race("meta", "copy", bytes=2**12)
+    assert {race.expected[0].device, race.arms["copy"]()().device} == {drawn[1].device}
+    assert drawn[1].device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", SHARES)
+def test_a_product_is_of_two_random_squares(dtype, drawn):
+    race = ceilings.race("cpu", "matmul", dtype=dtype, side=8)
+    a, b = drawn[0].to(getattr(torch, dtype)).double()
+    assert a.shape == b.shape == (8, 8)
+    measure.near(race.expected[0], torch.einsum("ij,jk->ik", a, b), 1e-12)
+    assert list(race.arms) == ["matmul"]
+    assert race.share == SHARES[dtype]
+    assert (
+        str(recording._checked(race.arms["matmul"], race, "")().dtype) == f"torch.{dtype}"
+    )
+    race = ceilings.race("meta", "matmul", dtype=dtype, side=8)
+    assert race.arms["matmul"]()().device.type == "meta"
+
+
+# Chains of what does next to nothing.
+
+
+@pytest.mark.parametrize("operator", ["abs", "conv"])
+def test_a_chain_has_as_many_links_as_its_name_says(operator, gpu):
+    race = ceilings.race("cpu", "empty", operator=operator, way="eager")
+    assert race.expected[0].shape == (1, 1, 1, 1)
+    assert race.expected[0].item() == 1
+    assert (race.calls, race.share, race.watches) == (10, 0, {})
+    assert list(race.arms) == ["1", "10", "100"]
+    check(race)
+    for n in ("1", "10"):
+        assert measure.count_launches(race.arms[n]()).count == int(n)
+    race = ceilings.race("meta", "empty", operator=operator, way="eager")
+    assert race.expected[0].device.type == "meta"
+
+
+def test_a_chain_of_absolute_values_asks_for_no_memory():
+    call = rungs.chains("abs", "eager", (2,), "cpu")["arms"]["2"]()
+    assert call() is call()
+
+
+@pytest.mark.parametrize(("way", "watch"), [("host", measure.host), ("graph", None)])
+def test_a_chain_on_a_gpu(way, watch, gpu):
+    race = MODULES["launch_overhead"].race("cpu", "conv", way)
+    lengths = ["1", "2", "5", "10", "20", "50", "100", "200", "500", "1000"]
+    assert list(race.arms) == lengths
+    assert race.watches == (dict.fromkeys(lengths, watch) if watch else {})
+    assert race.calls == 10
+    with torch.no_grad():
+        arm = recording._checked(race.arms["5"], race, "5")
+    assert hasattr(arm, "times") == (way == "graph")
+    assert measure.count_launches(arm).count == 5
+
+
+@pytest.mark.parametrize("operator", ["abs", "conv"])
+def test_a_chain_is_where_it_was_asked_for(operator):
+    made = rungs.chains(operator, "eager", (1,), "meta")
+    assert made["expected"][0].device.type == "meta"
+    assert made["arms"]["1"]()().device.type == "meta"
+    with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
+        rungs.chains(operator, "host", (1,), "meta")
+
+
+# Who works when.
+
+
+@pytest.mark.parametrize(
+    ("device", "ends"), [("cpu", {"host": 1.0}), ("cuda", {"host": 1.0, "device": 12.1})]
+)
+def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
+    device, ends, drawn, monkeypatch
+):
+    """A look at this clock takes 1.04 µs, and waiting for the device 10 µs."""
+    now = [0]
+
+    def clock():
+        now[0] += 1040
+        return now[0] - 1040
+
+    def synchronise(place):
+        assert place == device
+        now[0] += 10_000
+
+    def on_cpu(row, batch, dtype, place, make=rungs.inception):
+        assert place == device
+        return make(row, batch, dtype, "cpu")
+
+    stopwatches = MODULES["stopwatches"]
+    monkeypatch.setattr(rungs, "inception", on_cpu)
+    monkeypatch.setattr(measure, "synchronise", synchronise)
+    monkeypatch.setattr(stopwatches, "time", SimpleNamespace(perf_counter_ns=clock))
+    race = stopwatches.race(device, "tiny", 3, 2)
+    assert race.events == tuple(
+        (lane, "call", pytest.approx(start), pytest.approx(start + end, abs=0.11))
+        for start in (11.0, 34.2)
+        for lane, end in ends.items()
+    )
+    assert drawn[0].shape == (3, 6, 4, 4)
+    assert list(race.arms) == ["as written"]
+    assert race.share == 1e-5
+    with torch.no_grad():
+        recording._checked(race.arms["as written"], race, "as written")
+
+
+@pytest.mark.parametrize(("rung", "launches"), [(rungs.WRITTEN, 20), (rungs.HOISTED, 10)])
+def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, monkeypatch):
+    seen, event = [], ("host", "conv2d", 0.0, 1.0)
+    monkeypatch.setattr(measure, "timeline", lambda *given: seen.append(given) or [event])
+    race = MODULES["timeline"].race("cpu", "tiny", rung)
+    assert race.events == (event,)
+    assert race.share == 1e-5
+    assert [x.shape for x in drawn] == [(1, 6, 4, 4)]
+    ((call, device),) = seen
+    assert device == "cpu"
+    assert list(race.arms) == [rung]
+    assert race.arms[rung]() is call
+    with torch.no_grad():
+        recording._checked(race.arms[rung], race, rung)
+    assert measure.count_launches(call).count == launches
+
+
+# Rungs and rivals one by one.
+
+
+def test_the_arms_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
+    two = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    monkeypatch.setattr(
+        rungs, "compiled", lambda net, x, mode: partial(net, f"{x}, {mode}")
+    )
+    monkeypatch.setattr(
+        rungs, "in_two", lambda net, x: two.append(net(x)) or partial(net, f"{x}, in two")
+    )
+    nets = {rung: (lambda x, rung=rung: (rung, x)) for rung in RUNGS}
+    made = {name: make() for name, make in rungs.arms(nets, "x", "cpu", times=7).items()}
+    plain = {rung: (rung, "x") for rung in RUNGS} | {rungs.TWO: ("folded", "x, in two")}
+    graphs = {f"graph, {name}": result for name, result in plain.items()}
+    assert {name: call() for name, call in made.items()} == {
+        **plain,
+        **graphs,
+        **{f"compile, {rung}": (rung, "x, default") for rung in COMPILED},
+        **{
+            f"{name}, {rung}": (rung, f"x, {mode}")
+            for name, mode in (
+                ("max-autotune", "max-autotune"),
+                ("graph, max-autotune", "max-autotune-no-cudagraphs"),
+            )
+            for rung in ("folded", "folded, stacked, hoisted")
+        },
+    }
+    assert {name: call.times for name, call in made.items() if hasattr(call, "times")} == {
+        name: 7 for name in made if name.startswith("graph")
+    }
+    assert two == [("folded", "x")]  # its tiles are chosen once
+
+
+def test_a_graph_of_a_ladder_has_one_call_unless_told_otherwise(gpu, uncompiled):
+    nets = dict.fromkeys(RUNGS, torch.relu)
+    made = rungs.arms(nets, torch.ones(1), "cpu", modes=["default"])
+    assert made["graph, folded"]().times == 1
+    assert not AUTOTUNED & set(made)
+
+
+def test_no_operator_is_counted_in_what_was_compiled_or_is_in_a_graph():
+    plain = ["as written", "folded", "folded, stacked, one call", "streams"]
+    others = ["two launches", "graph, folded", "compile, folded", "OpenVINO, as written"]
+    assert rungs.opaque([*plain, *others]) == tuple(others)
+
+
+def test_what_needs_a_gpu_is_made_on_a_gpu_alone():
+    assert rungs.on_cuda("cuda", lambda *given: given, 1, 2) == (1, 2)
+    with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
+        rungs.on_cuda("cpu", raising(AssertionError("made")))
+
+
+def test_a_network_is_compiled_once_for_its_shape(monkeypatch):
+    told, calls = [], []
+
+    def compile_now(net, **options):
+        told.append((net, options))
+        return lambda x: calls.append(x) or net(x)
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+    net, x = nn.ReLU(), torch.tensor([-1.0, 2.0])
+    call = rungs.compiled(net, x, "max-autotune")
+    assert told == [(net, {"mode": "max-autotune", "dynamic": False})]
+    assert len(calls) == 1
+    assert call().tolist() == [0, 2]
+
+
+class OnGPU:
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def test_one_call_has_the_settings_of_its_convolution(monkeypatch):
+    def of_cudnn(x, weight, bias, *settings):
+        return torch.conv2d(x.tensor, weight, bias, *settings).relu()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", of_cudnn)
+    settings = {"stride": (1, 2), "padding": (2, 1), "dilation": (2, 1), "groups": 2}
+    conv = models.randomise(nn.Conv2d(4, 6, (2, 3), **settings))
+    x = torch.randn(2, 4, 7, 8, generator=torch.Generator().manual_seed(0))
+    call = rungs.ConvReLU(conv)
+    with torch.no_grad():
+        expected = conv.double()(x.double()).relu()
+        conv.float()
+        measure.near(call(x), expected, 1e-5)
+        measure.near(call(OnGPU(x)), expected, 1e-5)
+
+
+class Shown(nn.Module):
+    """Convolutions of which only the first has a ReLU, and no other reader."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(2, 2, 1) for _ in range(3))
+        self.relu, self.again, self.tanh = nn.ReLU(), nn.ReLU(), nn.Tanh()
+
+    def forward(self, x):
+        shown = self.second(self.relu(self.first(x)))
+        return self.tanh(self.third(x)) + shown + self.again(shown)
+
+
+def test_one_call_only_where_nobody_else_reads_the_convolution():
+    model = models.randomise(Shown()).eval()
+    x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    net = rungs.one_call(torch.fx.symbolic_trace(model))
+    found = {path for path, m in net.named_modules() if isinstance(m, rungs.ConvReLU)}
+    assert found == {"first"}
+    assert isinstance(net.relu, nn.Identity)
+    with torch.no_grad():
+        measure.near(net(x), model(x), 1e-5)
+
+
 # Ceilings, from a record that is made up.
 
 
@@ -249,7 +1004,12 @@ def test_limits_are_read_from_the_record():
         records.Case(
             {"what": "matmul", "dtype": "float32", "side": 100}, {"matmul": (2.0,)}
         ),
-        chain("conv", "eager", {"1": (9.0,), "10": (54.0,), "100": (504.0,)}),
+        records.Case(
+            {"what": "matmul", "dtype": "bfloat16", "side": 100}, {"matmul": (1.0,)}
+        ),
+        chain("conv", "eager", {"100": (504.0,), "20": (200.0,), "1": (9.0,)}),
+        chain("conv", "graph", {"1": (1.0,), "100": (2.0,)}),
+        chain("abs", "eager", {"1": (1.0,), "100": (3.0,)}),
         chain("abs", "graph", {"1": (4.0,), "10": (13.0,), "100": (103.0,)}),
     )
     for kind, kernel_s, overlaps in (("cpu", 0, False), ("cuda", 1e-6, True)):
@@ -258,10 +1018,10 @@ def test_limits_are_read_from_the_record():
             "ceilings", "?", machine, "2026-11-22", "", "", "", {}, cases
         )  # fmt: skip
         found = ceilings.limits(made, "float32")
-        assert found.flops_per_s == pytest.approx(2 * 100**3 / 2e-6)
-        assert found.bytes_per_s == pytest.approx(8000 / 4e-6)
-        assert found.launch_s == pytest.approx(5e-6)
-        assert found.kernel_s == pytest.approx(kernel_s)
+        assert found.flops_per_s == pytest.approx(2 * 100**3 / 2e-6, rel=1e-9)
+        assert found.bytes_per_s == pytest.approx(8000 / 4e-6, rel=1e-9)
+        assert found.launch_s == pytest.approx(5e-6, rel=1e-9)
+        assert found.kernel_s == pytest.approx(kernel_s, rel=1e-9)
         assert found.overlaps is overlaps
 
 
@@ -292,7 +1052,9 @@ def chain(operator, way, samples):
 
 def test_results_are_records_unless_live(tmp_path, monkeypatch):
     monkeypatch.delenv("HFUSION_LIVE", raising=False)
-    monkeypatch.setattr(experiments, "run", lambda name, device: made)
+    monkeypatch.setattr(experiments, "run", lambda *given: ran.append(given) or made)
+    monkeypatch.setattr(experiments, "here", lambda: "this one")
+    ran = []
     machine = records.Machine("m", "cpu", "M", "M", 1, "3", "2")
     case = records.Case({"n": 1}, {"a": (1.0,)})
     made = records.Record(
@@ -303,10 +1065,17 @@ def test_results_are_records_unless_live(tmp_path, monkeypatch):
     assert experiments.results("stage", tmp_path, live=True) == {"m": made}
     monkeypatch.setenv("HFUSION_LIVE", "1")
     assert experiments.results("stage", tmp_path) == {"m": made}
+    assert ran == [("stage", "this one")] * 2
     monkeypatch.setenv("HFUSION_LIVE", "0")
     records.save(made, tmp_path)
     found = experiments.results("stage", tmp_path)
     assert [record.experiment for record in found.values()] == ["stage"]
+
+
+@pytest.mark.parametrize(("found", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_at_hand_is_a_gpu_if_there_is_one(found, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+    assert experiments.here() == device
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
@@ -342,3 +1111,258 @@ def test_a_record_of_counts_says_what_it_counted(monkeypatch):
     (case,) = made.cases
     assert made.counted == "convolutions"
     assert case.launches == {leftover.WRITTEN: 57, leftover.OURS: 39}
+
+
+# What other libraries are told, by stand-ins for them.
+
+
+def test_branches_wait_for_the_input_and_are_waited_for(monkeypatch):
+    """In place of CUDA's streams: who waits for whom, and who computes what."""
+    log, made, current = [], itertools.count(1), ["main"]
+
+    class Stream:
+        def __init__(self, name=None):
+            self.name = name or next(made)
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def stream(side):
+        current.append(side.name)
+        yield
+        current.pop()
+
+    def branch(number, x):
+        log.append(f"{current[-1]} computes {number}")
+        return x + number
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(
+        rungs, "branches", lambda net: [partial(branch, net + n) for n in range(4)]
+    )
+    forward = rungs.on_streams(10, torch.zeros(2, 1))
+    assert forward().tolist() == [[10, 11, 12, 13]] * 2
+    pairs = [(f"{n} waits for main", f"{n} computes {9 + n}") for n in (1, 2, 3, 4)]
+    ends = [f"main waits for {n}" for n in (1, 2, 3, 4)]
+    assert log == [*itertools.chain(*pairs), *ends]
+
+
+def mallopt(monkeypatch, *answers):
+    """What is told to a stand-in for glibc's mallopt, which answers so."""
+    told, answers = [], list(answers)
+    library = SimpleNamespace(
+        mallopt=lambda *setting: told.append(setting) or answers.pop()
+    )
+    monkeypatch.setattr(ctypes, "CDLL", {"libc.so.6": library}.__getitem__)
+    return told
+
+
+def test_glibc_is_told_to_keep_memory(monkeypatch):
+    """malloc.h: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3."""
+    told = mallopt(monkeypatch, 1, 1)
+    memory.keep()
+    assert sorted(told) == [(-3, 2**30), (-1, 2**30)]
+
+
+@pytest.mark.parametrize("answers", [(0, 1), (1, 0)])
+def test_a_setting_that_glibc_refuses_is_unavailable(answers, monkeypatch):
+    mallopt(monkeypatch, *answers)
+    with pytest.raises(Unavailable, match=r"^glibc refused the setting$"):
+        memory.keep()
+
+
+@pytest.mark.parametrize("library", [raising(OSError("no such file")), lambda name: None])
+def test_memory_is_kept_with_glibc_alone(library, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    with pytest.raises(Unavailable, match=r"^needs glibc$"):
+        memory.keep()
+
+
+@pytest.mark.parametrize("how", ["as it comes", "kept"])
+def test_memory_is_kept_where_the_case_says_so(how, drawn, monkeypatch):
+    kept = []
+    monkeypatch.setattr(memory, "keep", lambda: kept.append(True))
+    race = memory.race("cpu", how, "tiny", 3, "NHWC")
+    assert bool(kept) == (how == "kept")
+    assert list(race.arms) == ["separate", "stacked", "copied"]
+    assert race.share == 1e-5
+    assert [y.shape for y in race.expected] == [(3, width, 4, 4) for width in (5, 4, 2)]
+    with torch.no_grad():
+        arms = {
+            name: recording._checked(make, race, name) for name, make in race.arms.items()
+        }
+    assert all(lies(t, "NHWC") for t in given_to_layers(arms["separate"]))
+    launches = {name: measure.count_launches(arm).count for name, arm in arms.items()}
+    assert launches == {"separate": 3, "stacked": 1, "copied": 3}
+    with pytest.raises(Unavailable, match=r"^PyTorch keeps a GPU's memory itself$"):
+        memory.race("cuda", how, "3a", 1, "NCHW")
+
+
+PICTURE = torch.tensor([-1.0, 2.0])
+
+
+@pytest.fixture
+def exported(monkeypatch):
+    """In place of ONNX and its exporter; what the exporter was given."""
+    given = []
+
+    def export(*args, **options):
+        warnings.warn("about itself", stacklevel=1)
+        given.append((args, options))
+        return SimpleNamespace(save=lambda file: file.write(b"in ONNX"))
+
+    def load(path):
+        assert Path(path).read_bytes() == b"optimised"
+        kinds = ("Conv", "FusedConv", "Relu", "ConvTranspose")
+        nodes = [SimpleNamespace(op_type=kind) for kind in kinds]
+        return SimpleNamespace(graph=SimpleNamespace(node=nodes))
+
+    monkeypatch.setitem(sys.modules, "onnx", SimpleNamespace(load=load))
+    monkeypatch.setitem(sys.modules, "onnxscript", SimpleNamespace())
+    monkeypatch.setattr(torch.onnx, "export", export)
+    return given
+
+
+def check_export(exported, net):
+    ((args, options),) = exported
+    assert args[0] is net
+    assert args[1][0] is PICTURE
+    assert len(args[1]) == 1
+    assert options == {"dynamo": True, "verbose": False}
+
+
+def test_onnx_runtime_gets_as_many_threads_and_lets_go_of_them(exported, monkeypatch):
+    net, made = nn.ReLU(), []
+
+    class Options(SimpleNamespace):
+        def add_session_config_entry(self, name, value):
+            setattr(self, name, value)
+
+    class Session:
+        def __init__(self, model, options, providers):
+            assert (model, providers) == (b"in ONNX", ["CPUExecutionProvider"])
+            Path(options.optimized_model_filepath).write_bytes(b"optimised")
+            made.append(options)
+
+        def get_inputs(self):
+            return [SimpleNamespace(name="picture")]
+
+        def run(self, outputs, inputs):
+            assert outputs is None
+            return [net(torch.from_numpy(inputs["picture"])).numpy()]
+
+    runtime = SimpleNamespace(SessionOptions=Options, InferenceSession=Session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    arm = peers.onnx_runtime(net, PICTURE)
+    assert [y.tolist() for y in arm()] == [[0, 2]]
+    assert arm.convolutions == 2
+    check_export(exported, net)
+    (options,) = made
+    folder = Path(vars(options).pop("optimized_model_filepath")).parent
+    assert not folder.exists()
+    assert vars(options) == {
+        "intra_op_num_threads": 7,
+        "session.intra_op.allow_spinning": "0",
+        "log_severity_level": 3,  # errors
+    }
+
+
+def test_openvino_computes_in_float32_with_as_many_threads(exported, monkeypatch):
+    net, told = nn.ReLU(), []
+    kinds = [
+        np.array(kind) for kind in ("Convolution", "Pooling", "Convolution", "Reorder")
+    ]
+
+    class Compiled:
+        def __call__(self, array):
+            return {"y": net(torch.from_numpy(array)).numpy()}
+
+        def get_runtime_model(self):
+            infos = [{"layerType": kind} for kind in kinds]
+            nodes = [SimpleNamespace(get_rt_info=lambda info=info: info) for info in infos]
+            return SimpleNamespace(get_ops=lambda: nodes)
+
+    runtime = SimpleNamespace(
+        Core=lambda: SimpleNamespace(read_model=lambda model: model.decode()),
+        compile_model=lambda *given: told.append(given) or Compiled(),
+    )
+    monkeypatch.setitem(sys.modules, "openvino", runtime)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    arm = peers.openvino(net, PICTURE)
+    assert [y.tolist() for y in arm()] == [[0, 2]]
+    assert arm.convolutions == 2
+    check_export(exported, net)
+    settings = {
+        "INFERENCE_NUM_THREADS": 7,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    assert told == [("in ONNX", "CPU", settings)]
+
+
+@pytest.mark.parametrize(
+    ("make", "missing"),
+    [
+        (peers.onnx_runtime, "onnxruntime"),
+        (peers.openvino, "openvino"),
+        (peers._onnx, "onnx"),
+        (peers._onnx, "onnxscript"),
+    ],
+)
+def test_a_runtime_that_is_not_installed_is_unavailable(
+    make, missing, exported, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(Unavailable, match=rf"^{missing} is not installed$"):
+        make(nn.ReLU(), PICTURE)
+    assert not exported
+
+
+GENERATED = """
+# Topologically Sorted Source Nodes: [conv2d], Original ATen: [aten.convolution]
+buf1 = extern_kernels.convolution(arg2_1, arg0_1, stride=(1, 1))
+buf2 = torch.ops.mkldnn._convolution_pointwise(buf1, arg1_1, None)
+buf3 = extern_kernels.addmm(buf2, arg3_1)
+"""
+
+
+@pytest.fixture
+def generating(monkeypatch):
+    """In place of Inductor, which takes seconds; what torch.compile was told."""
+    told, programs = [], [GENERATED, GENERATED]
+
+    def run_and_get_code(compiled, *args):
+        assert not torch.is_grad_enabled()
+        return compiled(*args), programs
+
+    def compile_later(net, **options):
+        told.append(options)
+        return net
+
+    helpers = SimpleNamespace(run_and_get_code=run_and_get_code)
+    monkeypatch.setitem(sys.modules, "torch._inductor.utils", helpers)
+    # Not as an attribute: looking for it would import it.
+    monkeypatch.setitem(vars(torch), "_dynamo", SimpleNamespace(reset=lambda: None))
+    monkeypatch.setattr(torch, "compile", compile_later)
+    return told, programs
+
+
+def test_convolutions_are_counted_in_generated_code(generating):
+    told, _ = generating
+    arm = peers.inductor(nn.ReLU(), PICTURE, freezing=True)
+    assert told == [{"options": {"freezing": True}}]
+    assert arm.convolutions == 4
+    assert arm().tolist() == [0, 2]
+
+
+def test_generated_code_without_a_known_convolution_is_not_counted(generating):
+    _, programs = generating
+    programs[:] = ["buf0 = extern_kernels.mm(arg0_1, arg1_1)"]
+    with pytest.raises(Unavailable, match=r"^the code it generated has no conv"):
+        peers.inductor(nn.ReLU(), PICTURE)
+    with pytest.raises(Unavailable, match=r"^RuntimeError: no C\+\+$"):
+        peers.inductor(raising(RuntimeError("no C++")), PICTURE)

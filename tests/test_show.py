@@ -1,20 +1,179 @@
-"""The pictures in steps, the source shown, and the figures' data."""
+"""The pictures in steps, the source shown, and the figures' data.
 
+    python tests/test_show.py     writes tests/pages/* anew
+
+These are what the library shows, a page a case, for what no number says.
+"""
+
+import difflib
 import inspect
+import io
 import json
 import re
+import types
 from pathlib import Path
+from xml.etree import ElementTree
 
 import example
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+from PIL import Image
 
 import hfusion
 from hfusion import algebra, figures, records, show
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tests" / "pages"
+HINT = "look at the page; if the change is meant: python tests/test_show.py"
+
+
+# What the pages below document.
+
+
+class Refused(ValueError):
+    """A drawing in two parts:
+
+        one    two
+
+        three  four
+
+    And its end.
+    """
+
+
+class Account:
+    """Has money, *some* | <of> it."""
+
+    @property
+    def balance(self):
+        """What is left."""
+
+    def _hidden(self):
+        """Not shown."""
+
+
+def transfer(source, target, amount: float = 1.5, when=None, *, note="", limit=9):
+    """A sentence of exactly seventy-seven characters is broken before the last word
+
+    A word that has hyphens stays together at the end of a line too: seventy-seven.
+    """
+
+
+def typed(kind=int, check=transfer):
+    """Its types without <class>, its functions without the place where they lie."""
+    text = """two "quoted"
+        lines"""
+    return kind(text)
+
+
+BANK = types.ModuleType(__name__, "A bank.")
+vars(BANK).update(
+    number=3, typed=typed, transfer=transfer, Account=Account, Refused=Refused
+)
+typed.check = transfer  # of a function only itself is documented
+
+
+# What is shown of them and of others: small numbers, and each branch of the code.
+
+
+def player_of_two_steps():
+    steps = (("<svg></svg>", "x < y"), ("<svg><path/></svg>", "two"))
+    return show.Player('a "label" <b>', steps)
+
+
+def walk_of_two_programs():
+    """Blocks that overlap, last no time, or have no colour; a legend of two lines."""
+    first = [
+        *(("host", "first", 0, 3), ("host", "second", 3, 4.5), ("host", "first", 6, 6)),
+        *(("device", "a_kernel", 3.5, 5), ("device", "second", 4, 5.2)),
+        *(("copies", "second", 5.2, 6),),
+    ]
+    second = [("host", "both", 0, 1.5), ("device", "both", 1.5, 5)]
+    colours = {"first": ("#111111",), "second": ("#222222",)}
+    colours |= {"both": ("#111111", "#222222", "#333333"), "never " * 7: ("#444444",)}
+    return show.walk("Two <programs>", {"as written": first, "<one>": second}, colours)
+
+
+def explorer_of_two_cases():
+    one, two = (("one", "5 µs", "1×"), (4, 5, 6, 3)), (("two", "2 µs", "2×"), (1, 2, 3, 2))
+    cases = (((1, "half"), "So <it> is.", [one, two]), ((8, "half"), "So not.", [one]))
+    return show.Explorer('"Times"', ("batch", "dtype"), ("way", "time", "gain"), cases)
+
+
+def two_races():
+    samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1600.0)}
+    case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
+    missing = {"graph": "needs a CUDA device", "compiled": "takes too long"}
+    with_limit = show.race(case, "folded", limit_us=12.0)
+    return show.race(case, "as written", missing) + "\n\n" + with_limit
+
+
+def sources():
+    functions = (example.first, example.Thing.half, example.Thing.undocumented, typed)
+    return "\n".join(show.source(function).data for function in functions)
+
+
+PAGES = {
+    "player.html": lambda: player_of_two_steps()._repr_html_(),
+    "stacking.html": lambda: show.stacking(
+        [[[1, 2, -1]], [[0, 4, 3]], [[1, 1, 1]]], [[1, 2], [3, 0], [0, -1]]
+    )._repr_html_(),
+    "splitting-1.html": lambda: show.splitting((2, 1), 2, batch=1)._repr_html_(),
+    "splitting-2.html": lambda: show.splitting((2, 1), 2, batch=2)._repr_html_(),
+    "walk.html": lambda: walk_of_two_programs()._repr_html_(),
+    "walk.txt": lambda: repr(walk_of_two_programs()),
+    "explorer.html": lambda: explorer_of_two_cases()._repr_html_(),
+    "race.txt": two_races,
+    "reference.txt": lambda: show.reference(BANK).data,
+    "source.txt": sources,
+}
+
+
+def page(name):
+    """What a page shows, one tag a line."""
+    return re.sub("><(?!/text)", ">\n<", PAGES[name]()) + "\n"
+
+
+def main():
+    """Write all pages anew, and leave none without a case."""
+    FOLDER.mkdir(exist_ok=True)
+    for path in FOLDER.iterdir():
+        path.unlink()
+    for name in PAGES:
+        (FOLDER / name).write_text(page(name), encoding="utf-8", newline="\n")
+
+
+def test_every_stored_page_has_a_case():
+    assert {path.name for path in FOLDER.iterdir()} == set(PAGES)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_as_stored(name):
+    stored = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    found = page(name).splitlines()
+    changed = list(difflib.unified_diff(stored, found, "stored", "found", n=1, lineterm=""))
+    assert not changed, "\n".join([f"{name}: {HINT}", *changed])
+
+
+@pytest.mark.parametrize(
+    "name", ["stacking.html", "splitting-1.html", "splitting-2.html", "walk.html"]
+)
+def test_a_drawing_stays_within_its_frame(name):
+    for drawing in re.findall("<svg.*?</svg>", PAGES[name]()):
+        svg = ElementTree.fromstring(drawing)
+        left, top, width, height = map(float, svg.get("viewBox").split())
+        assert (left, top) == (0, 0)
+        for part in [*svg.iter("rect"), *svg.iter("text")]:
+            x, y, wide, high = (
+                float(part.get(key, 0)) for key in ("x", "y", "width", "height")
+            )
+            assert 0 <= x <= x + wide <= width, ElementTree.tostring(part)
+            assert 0 <= y <= y + high <= height, ElementTree.tostring(part)
+
+
+# Players
 
 
 def test_stacking_shows_the_product_worked_by_hand():
@@ -26,6 +185,22 @@ def test_stacking_shows_the_product_worked_by_hand():
     assert {"17", "39"} <= set(last)  # 1·5 + 2·6 and 3·5 + 4·6
     first = re.findall(r">(-?\d+)</text>", player.steps[0][0])
     assert not {"17", "39"} & set(first)
+
+
+def test_a_step_of_stacking_marks_the_row_that_it_multiplies_and_tells_of_known_rows():
+    steps = show.stacking([[[1, 2]], [[3, 4]]], [[5], [6]]).steps
+    strong = r'stroke-width="2.5"/><text[^>]*>(-?\d+)</text>'
+    marked = [re.findall(strong, svg) for svg, _ in steps]
+    assert marked == [[], [], ["1", "2", "17"], ["3", "4", "39"], []]
+    known = [re.search('Y is (.*?)"', svg)[1] for svg, _ in steps]
+    assert known == ["[]", "[]", "[[17]]", "[[17], [39]]", "[[17], [39]]"]
+
+
+def test_splitting_tells_whose_each_number_in_memory_is():
+    """Two channels and one, two pixels: NCHW goes through pixels first, NHWC last."""
+    steps = show.splitting(sizes=(2, 1), pixels=2, batch=1).steps
+    told = [re.search('by branch: (.*?)"', svg)[1] for svg, _ in steps]
+    assert told == ["1, 1, 1, 1, 2, 2"] * 2 + ["1, 1, 2, 1, 1, 2"] * 2
 
 
 @pytest.mark.parametrize(
@@ -52,6 +227,9 @@ def test_a_player_is_the_same_text_every_time_and_escapes_its_label():
     assert repr(player).splitlines()[1] == "1. x < y"
 
 
+# Walks
+
+
 def test_a_walk_says_of_each_block_who_when_and_after_what_gap():
     events = [("host", "b", 4, 8), ("device", "a", 4, 6), ("host", "a", 0, 4),
               ("device", "b", 8, 9)]  # fmt: skip
@@ -68,6 +246,60 @@ def test_a_walk_says_of_each_block_who_when_and_after_what_gap():
     assert widths[1] == pytest.approx(2 * widths[2], abs=0.1)
     assert walk._repr_html_().count("<li>") == 4
     assert repr(walk).splitlines()[0] == "w"
+
+
+def test_blocks_and_marks_lie_where_their_time_is():
+    """From 58 to 496 are 3 µs, so half a µs, a mark's distance, is 73 wide."""
+    walk = show.walk("w", {"p": [("host", "a", 0, 0.5), ("host", "a", 2, 3)]}, {})
+    blocks = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', walk.svg)
+    assert blocks == [("58.0", "73.0"), ("350.0", "146.0")]
+    assert walk.steps[1].endswith("for 1 µs, after a gap of 1.5 µs.")
+    marks = re.findall(r'<path d="M([\d.]+) [\d.]+v5"', walk.svg)
+    assert marks == ["58.0", "131.0", "204.0", "277.0", "350.0", "423.0", "496.0"]
+
+
+@pytest.mark.parametrize(
+    ("until_us", "marks"),
+    [
+        (0.05, "0 0.01 0.02 0.03 0.04 0.05"),
+        (3, "0 0.5 1 1.5 2 2.5 3"),
+        (4.5, "0 1 2 3 4"),
+        (6.9, "0 1 2 3 4 5 6"),
+        (7, "0 2 4 6"),
+        (9.9, "0 2 4 6 8"),
+        (13, "0 2 4 6 8 10 12"),
+        (14, "0 5 10"),
+        (4200, "0 1,000 2,000 3,000 4,000"),
+    ],
+)
+def test_an_axis_has_three_to_seven_marks_at_round_times(until_us, marks):
+    svg = show.walk("w", {"p": [("host", "a", 0, until_us)]}, {}).svg
+    assert re.findall(r">([\d,.]+)</text>", svg) == marks.split()
+
+
+@pytest.mark.parametrize(
+    ("us", "said"),
+    [(0.12345, "0.123"), (2, "2"), (99.94, "99.9"), (100, "100"), (1234.4, "1,234")],
+)
+def test_a_walk_says_times_with_three_digits_and_large_ones_whole(us, said):
+    walk = show.walk("w", {"p": [("host", "a", 0, us)]}, {})
+    assert walk.steps[0].endswith(f"from 0 µs to {said} µs, for {said} µs.")
+
+
+@pytest.mark.parametrize(("length", "shown"), [(40, "k" * 40), (41, "k" * 39 + "…")])
+def test_a_walk_shortens_names_to_forty_characters(length, shown):
+    walk = show.walk("w", {"p": [("host", "k" * length, 0, 1)]}, {})
+    assert f"is at {shown} from" in walk.steps[0]
+
+
+@pytest.mark.parametrize(("length", "lines"), [(10, 1), (11, 2)])
+def test_a_legend_fills_its_lines(length, lines):
+    """An entry takes 40 and 8 a letter; three of 50 letters together a line of 520."""
+    names = ["a" * 20, "b" * 20, "c" * length]
+    svg = show.walk("w", {"p": [("host", "-", 0, 1)]}, dict.fromkeys(names, ("red",))).svg
+    heights = re.findall(r'y="(\d+)"[^>]*>[abc]+</text>', svg)
+    assert len(heights) == 3
+    assert len(set(heights)) == lines
 
 
 def test_a_walk_draws_what_it_has_no_colour_for_faint_and_shortens_its_name():
@@ -87,6 +319,8 @@ def test_a_walk_draws_a_stacked_block_in_all_its_colours():
     marks = re.findall(r">([\d,.]+)</text>", walk.svg)
     assert marks == ["0", "0.2", "0.4", "0.6", "0.8", "1", "1.2"]
 
+
+# Explorers
 
 CASES = tuple(
     (
@@ -111,10 +345,24 @@ def test_an_explorer_holds_all_cases_and_shows_the_first():
     assert repr(explorer) == "Times: 2 cases, of which the first is batch 1. So <it> is."
 
 
+def test_an_explorer_says_what_was_chosen_and_counts_one_case():
+    case = ((8, "half"), "So it is.", [(("a",), (1, 2, 3, 4))])
+    explorer = show.Explorer("Times", ("batch", "dtype"), ("way",), (case,))
+    said = "Times: 1 case, of which the first is batch 8, dtype half. So it is."
+    assert repr(explorer) == said
+
+
+def test_an_explorer_refuses_numbers_that_json_has_not():
+    case = ((8,), "", [(("a",), (1, 2, 3, float("nan")))])
+    explorer = show.Explorer("t", ("batch",), ("way",), (case,))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        explorer._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"cases": ()}, "cases was empty; at least one fits"),
+        ({"cases": ()}, "^cases was empty; at least one fits$"),
         ({"choices": ("batch", "dtype")}, r"values was \(1,\); 2 entries fit"),
         ({"columns": ("way",)}, r"cells was \('one', '1 µs'\); 1 entries fit"),
         (
@@ -129,6 +377,9 @@ def test_an_explorer_refuses_what_does_not_fit_together(changed, words):
         show.Explorer(**fine | changed)
 
 
+# Source and photographs
+
+
 def test_source_is_the_code_without_its_docstring():
     shown = show.source(algebra.fold).data
     assert shown.startswith("```python\ndef fold(")
@@ -138,9 +389,22 @@ def test_source_is_the_code_without_its_docstring():
 
 def test_photographs_are_jpeg_and_closed():
     figure = figures.gallery({"a": np.zeros((4, 6))}, columns=1)
+    other = plt.figure()
     image = show.photographs(figure)
     assert image.data[:2] == b"\xff\xd8"
     assert not plt.fignum_exists(figure.number)
+    assert plt.fignum_exists(other.number)
+    plt.close(other)
+
+
+def test_photographs_are_of_quality_88():
+    """JPEG's table starts with 16 11 10 16 24 40 51 61; of that 24 % are divisors."""
+    image = show.photographs(figures.gallery({"a": np.zeros((4, 6))}, columns=1))
+    divisors = Image.open(io.BytesIO(image.data)).quantization[0]
+    assert divisors[:8] == [4, 3, 2, 4, 6, 10, 12, 15]
+
+
+# Figures
 
 
 def test_blocks_are_drawn_to_scale():
@@ -255,3 +519,7 @@ def test_the_reference_page_has_what_the_library_offers():
             wanted = [name]
         assert wanted
         assert [n for n in wanted if not re.search(rf"```python\n{n}\b", text)] == []
+
+
+if __name__ == "__main__":
+    main()
