@@ -400,12 +400,17 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(rungs, "in_two", lambda model, x: partial(model, x))
 
 
-def check(race):
-    """Each arm computes what it must; how often it is in a graph, where it is in one."""
+def agreed(race):
+    """The arms of a race, each of which computes what it must."""
     with torch.no_grad():
-        arms = {
+        return {
             name: recording._checked(make, race, name) for name, make in race.arms.items()
         }
+
+
+def check(race):
+    """All arms agree; returns how often they are in a graph, those that are in one."""
+    arms = agreed(race)
     times = {name: arm.times for name, arm in arms.items() if hasattr(arm, "times")}
     assert race.repeats == {name: n for name, n in times.items() if n > 1}
     assert set(times) == {name for name in arms if name.startswith("graph")}
@@ -658,9 +663,7 @@ def test_what_each_system_leaves(drawn, monkeypatch):
             models.randomise(Little()).eval().double()(drawn[0].double()),
             1e-12,
         )
-        arms = {
-            name: recording._checked(make, race, name) for name, make in race.arms.items()
-        }
+    arms = agreed(race)
     assert {name: race.count(arm) for name, arm in arms.items()} == {
         "as written": 6,
         "torch.compile": 6,
@@ -752,7 +755,7 @@ def test_a_copy_moves_as_many_bytes_as_it_says(drawn):
     measure.agree(race.expected[0], x)
     assert list(race.arms) == ["copy"]
     assert race.share == 0
-    y = recording._checked(race.arms["copy"], race, "copy")()
+    y = agreed(race)["copy"]()
     assert y.data_ptr() != x.data_ptr()
     race = ceilings.race("meta", "copy", bytes=2**12)
     assert {race.expected[0].device, race.arms["copy"]()().device} == {drawn[1].device}
@@ -767,9 +770,7 @@ def test_a_product_is_of_two_random_squares(dtype, drawn):
     measure.near(race.expected[0], torch.einsum("ij,jk->ik", a, b), 1e-12)
     assert list(race.arms) == ["matmul"]
     assert race.share == SHARES[dtype]
-    assert (
-        str(recording._checked(race.arms["matmul"], race, "")().dtype) == f"torch.{dtype}"
-    )
+    assert str(agreed(race)["matmul"]().dtype) == f"torch.{dtype}"
     race = ceilings.race("meta", "matmul", dtype=dtype, side=8)
     assert race.arms["matmul"]()().device.type == "meta"
 
@@ -803,8 +804,7 @@ def test_a_chain_on_a_gpu(way, watch, gpu):
     assert list(race.arms) == lengths
     assert race.watches == (dict.fromkeys(lengths, watch) if watch else {})
     assert race.calls == 10
-    with torch.no_grad():
-        arm = recording._checked(race.arms["5"], race, "5")
+    arm = agreed(race)["5"]
     assert hasattr(arm, "times") == (way == "graph")
     assert measure.count_launches(arm).count == 5
 
@@ -855,8 +855,7 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
     assert drawn[0].shape == (3, 6, 4, 4)
     assert list(race.arms) == ["as written"]
     assert race.share == 1e-5
-    with torch.no_grad():
-        recording._checked(race.arms["as written"], race, "as written")
+    assert agreed(race)
 
 
 @pytest.mark.parametrize(("rung", "launches"), [(rungs.WRITTEN, 20), (rungs.HOISTED, 10)])
@@ -871,8 +870,7 @@ def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, mo
     assert device == "cpu"
     assert list(race.arms) == [rung]
     assert race.arms[rung]() is call
-    with torch.no_grad():
-        recording._checked(race.arms[rung], race, rung)
+    assert agreed(race)
     assert measure.count_launches(call).count == launches
 
 
@@ -1190,10 +1188,7 @@ def test_memory_is_kept_where_the_case_says_so(how, drawn, monkeypatch):
     assert list(race.arms) == ["separate", "stacked", "copied"]
     assert race.share == 1e-5
     assert [y.shape for y in race.expected] == [(3, width, 4, 4) for width in (5, 4, 2)]
-    with torch.no_grad():
-        arms = {
-            name: recording._checked(make, race, name) for name, make in race.arms.items()
-        }
+    arms = agreed(race)
     assert all(lies(t, "NHWC") for t in given_to_layers(arms["separate"]))
     launches = {name: measure.count_launches(arm).count for name, arm in arms.items()}
     assert launches == {"separate": 3, "stacked": 1, "copied": 3}

@@ -145,7 +145,7 @@ def test_what_is_imported_is_named():
         "sphinx"
     }  # jupyter-book is its name
     providers = importlib.metadata.packages_distributions()
-    own = {path.stem for path in FILES if path.suffix == ".py"} | {"hfusion"}
+    own = {n for p in FILES if p.suffix == ".py" for n in (p.stem, p.parent.name)}
     for path in (p for p in FILES if p.suffix == ".py"):
         for name in imports(path) - own:
             given = {canonical(package) for package in providers.get(name, [name])}
