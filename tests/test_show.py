@@ -54,7 +54,7 @@ class Account:
         """Not shown."""
 
 
-def transfer(source, target, amount: float = 1.5, when=None, *, note="", limit=9):
+def transfer(source, target, amount: float = 1.5, when=None, *, remarks="", no=9):
     """A sentence of exactly seventy-seven characters is broken before the last word
 
     A word that has hyphens stays together at the end of a line too: seventy-seven.
