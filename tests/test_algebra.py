@@ -347,6 +347,14 @@ def test_fold_by_hand():
     agree(bias, [14])
 
 
+def test_a_channel_that_never_varies_is_folded():
+    # scale 6/√(0 + 0.25) = 12: the weight 2·12, the bias (4 − 1)·12 + 5
+    stats = {"mean": [1.0], "var": [0.0], "gamma": [6.0], "beta": [5.0], "eps": 0.25}
+    weight, bias = algebra.fold([[2.0]], [4.0], **stats)
+    agree(weight, [[24]])
+    agree(bias, [41])
+
+
 @given(products(whole), SEEDS)
 @PROPERTY
 def test_fold_is_convolution_then_batch_norm_exactly_on_squares(case, seed):
@@ -512,9 +520,11 @@ REFUSED = [
     (r"kernel_size was \(3, 3\); ", lambda: algebra.im2col(X, (3, 3))),
     (r"stride was 0; ", lambda: algebra.im2col(X, 1, stride=0)),
     (r"padding was False; ", lambda: algebra.im2col(X, 1, padding=False)),
+    (r"padding was -1; .* at least 0 fits", lambda: algebra.im2col(X, 1, padding=-1)),
     (r"x is 3 by 3 .*kernel_size 4", lambda: algebra.im2col(X, 4)),
     (r"x is 3 by 2 .*kernel_size 3", lambda: algebra.im2col(X[:, :, :, 1:], 3)),
-    (r"weights is empty; ", lambda: algebra.stack([])),
+    (r"x is 2 by 3 .*kernel_size 3", lambda: algebra.im2col(X[:, :, 1:], 3)),
+    (r"weights is empty; one \[K_i, C\] a branch fits", lambda: algebra.stack([])),
     (r"weights is empty; ", lambda: algebra.stack(iter(()))),
     (r"weights\[1\] has shape \[2\]; \[K_i, C\]", lambda: algebra.stack([W, [1, 2]])),
     (r"weights\[1\] has 8 NaN", lambda: algebra.stack([W, W * np.nan])),
@@ -533,7 +543,7 @@ REFUSED = [
     (r"sizes was True; ", lambda: algebra.split(Y, (True, 4), 0)),
     (r"sizes is empty; ", lambda: algebra.split(Y[:0], (), 0)),
     (r"sizes \[2, 2\] add up to 4; axis 0 .* 5", lambda: algebra.split(Y, (2, 2), 0)),
-    (r"axis was 0.0; ", lambda: algebra.split(Y, (2, 3), 0.0)),
+    (r"axis was 0.0; a whole number fits", lambda: algebra.split(Y, (2, 3), 0.0)),
     (r"axis was 1; y has 1", lambda: algebra.split(Y, (2, 3), 1)),
     (r"axis was -2; y has 1", lambda: algebra.split(Y, (2, 3), -2)),
     (r"weight has shape \[1\]; \[K, C\]", lambda: fold([1])),
@@ -548,9 +558,9 @@ REFUSED = [
     (r"eps was inf; ", lambda: fold([[1]], eps=np.inf)),
     (r"var was -2.* eps 0.1; ", lambda: fold([[1]], var=[-2])),
     (r"var was 0.* eps 0; ", lambda: fold([[1]], var=[0], eps=0)),
-    (r"x has shape \[2, 3, 3\]", lambda: algebra.rounding_bound(X[0], W)),
+    (r"x has .*3\]; \[N, C, H, W\] fits", lambda: algebra.rounding_bound(X[0], W)),
     (r"x has 18 NaN", lambda: algebra.rounding_bound(HOLE, W)),
-    (r"weight has shape \[4, 3\]", lambda: algebra.rounding_bound(X, W3)),
+    (r"weight has .*3\]; \[K, 2\] fits", lambda: algebra.rounding_bound(X, W3)),
     (r"weight has shape \[4, 2, 3, 3\]", lambda: algebra.rounding_bound(X, W4)),
     (r"bias has shape \[3\]; \[4\]", lambda: algebra.rounding_bound(X, W, np.ones(3))),
     (r"bias has shape \[4, 2\]; \[4\]", lambda: algebra.rounding_bound(X, W, W)),
@@ -579,6 +589,8 @@ def test_what_is_no_list_is_refused_by_name(bad):
         algebra.split(np.arange(5), bad, axis=0)
     with pytest.raises(ValueError, match=r"^biases was .*; a list fits"):
         algebra.stack([[[1, 2]]], bad)
+    with pytest.raises(ValueError, match=r"^weights was .*; a list fits"):
+        algebra.stack(bad)
 
 
 @given(st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2, 3]), st.integers(0, 3))
@@ -605,7 +617,8 @@ def test_an_embedded_kernel_computes_the_same_with_more_padding(grow, stride, k,
         ((2, 3, 3, 3), 1, "side was 1; 3, 5, 7"),
         ((2, 3, 1, 3), 3, r"weight has shape \[2, 3, 1, 3\]; a square window fits"),
         ((2, 3), 3, r"weight has shape \[2, 3\]; \[K, C, k, k\] fits"),
-        ((1, 1, 1, 1), 2.0, "side was 2.0; a whole number"),
+        ((1, 1, 1, 1), 2.0, "side was 2.0; a whole number of at least 1 fits"),
+        ((1, 1, 0, 0), 0, "side was 0; a whole number of at least 1 fits"),
     ],
 )
 def test_what_cannot_be_embedded_is_refused(shape, side, said):

@@ -156,6 +156,11 @@ def b():
         identity=nn.Identity(),
         flatten=nn.Flatten(),
         bn=nn.BatchNorm1d(2),
+        bn_eval=nn.BatchNorm1d(2).eval(),
+        bn_no_track=nn.BatchNorm1d(2, track_running_stats=False),
+        table=nn.Embedding(3, 2),
+        table_max=nn.Embedding(3, 2, max_norm=1.0),
+        own_conv=nn.Sequential(Own(), nn.Conv2d(3, 2, 1)),
     )
 
 
@@ -316,6 +321,35 @@ def test_a_batch_norm_writes_to_what_the_graph_reads_of_it(b, statistic):
     own = b.graph.create_node("get_attr", f"bn.{statistic}", (), {})
     node = b.t("bn", b.m("clone", b.x))
     assert b.memory().writes(own) == [node]
+
+
+OWN = [  # (a tensor that the graph reads, does the module that owns it write to it)
+    ("bn_eval.running_mean", False),  # training only
+    ("bn_no_track.weight", False),
+    ("conv.weight", False),
+    ("table.weight", False),
+    ("table_max.weight", True),  # it scales down the rows that it looks up
+    ("own_conv.1.weight", True),  # who knows
+]
+
+
+@pytest.mark.parametrize(("tensor", "writes"), OWN)
+def test_which_modules_write_to_tensors_of_their_own(b, tensor, writes):
+    path = tensor.partition(".")[0]
+    b.modules["own_conv.1"] = b.modules["own_conv"][1]
+    own = b.graph.create_node("get_attr", tensor, (), {})
+    node = b.t(path, b.m("clone", b.x))
+    assert b.memory().writes(own) == [node] * writes
+
+
+def test_an_embedding_with_a_largest_norm_does_write_to_its_table(b):
+    before = {path: b.modules[path].weight.detach() * 1 for path in ("table", "table_max")}
+    for path, weight in before.items():
+        with torch.no_grad():
+            b.modules[path].weight.mul_(10)
+            b.modules[path](torch.arange(3))
+        kept = torch.equal(b.modules[path].weight, 10 * weight)
+        assert kept == (path == "table")
 
 
 def test_another_module_does_not_write_to_what_the_graph_reads(b):

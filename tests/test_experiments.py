@@ -324,7 +324,7 @@ def test_what_only_a_gpu_can_is_unavailable_elsewhere(way):
 
 def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
     def refuses():
-        raise RuntimeError("cuDNN says no\nand a long trace")
+        raise RuntimeError("cuDNN says no\nand\na long trace")
 
     with pytest.raises(Unavailable, match=r"^cuDNN says no$"):
         rungs.tried(refuses)
@@ -527,11 +527,12 @@ AUTOTUNED = {
 
 def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
     monkeypatch.setattr(rungs, "on_streams", lambda folded, x: partial(folded, x))
-    race = MODULES["module_ladder"].race("cpu", "tiny", 2, "float32", "NCHW")
+    race = MODULES["module_ladder"].race("cpu", "tiny", 2, "float32", "NHWC")
     model = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval().double()
     with torch.no_grad():
         (expected,), (x,) = race.expected, drawn
         measure.near(expected, model(x.double()), 1e-12)
+    assert lies(given_to_layers(race.arms["as written"]())[0], "NHWC")
     assert check(race) == {20}
     assert race.share == 2e-5
     ways = {*RUNGS, rungs.TWO}
@@ -686,10 +687,10 @@ def test_other_runtimes_are_no_rivals_on_a_gpu(drawn, monkeypatch):
 
 
 def given_to_layers(call):
-    """The weights and inputs of the layers in a call."""
+    """The inputs and parameters of the layers in a call, in order."""
     seen = []
     hook = nn.modules.module.register_module_forward_pre_hook(
-        lambda layer, inputs: seen.extend([layer.weight, *inputs])
+        lambda layer, inputs: seen.extend([*layer.parameters(recurse=False), *inputs])
     )
     with torch.no_grad(), hook:
         call()
@@ -697,8 +698,8 @@ def given_to_layers(call):
 
 
 def lies(t, layout):
-    """Whether a tensor has the strides of a layout, also where a size of 1 hides them."""
-    form = rungs.FORMATS[layout]
+    """Whether images or filters have the strides of a layout, whatever their sizes."""
+    form = rungs.FORMATS[layout] if t.ndim == 4 else torch.contiguous_format
     return t.stride() == torch.empty(t.shape, memory_format=form, device="meta").stride()
 
 
@@ -722,7 +723,7 @@ def test_everything_is_in_the_place_and_of_the_kind_that_was_asked_for(name, cas
     assert {(t.device.type, t.dtype) for t in race.expected} == {("meta", torch.float64)}
     seen = given_to_layers(race.arms["separate"]())
     assert {(t.device.type, str(t.dtype)) for t in seen} == {("meta", f"torch.{dtype}")}
-    assert all(lies(t, layout) for t in seen if t.ndim == 4)
+    assert all(lies(t, layout) for t in seen)
     with torch.no_grad():
         outputs = race.arms["separate"]()()
     assert [y.shape for y in outputs] == [y.shape for y in race.expected]
@@ -812,8 +813,9 @@ def test_a_chain_on_a_gpu(way, watch, gpu):
 @pytest.mark.parametrize("operator", ["abs", "conv"])
 def test_a_chain_is_where_it_was_asked_for(operator):
     made = rungs.chains(operator, "eager", (1,), "meta")
-    assert made["expected"][0].device.type == "meta"
-    assert made["arms"]["1"]()().device.type == "meta"
+    call = made["arms"]["1"]()
+    found = [*made["expected"], call(), *given_to_layers(call)]
+    assert {t.device.type for t in found} == {"meta"}
     with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
         rungs.chains(operator, "host", (1,), "meta")
 
@@ -828,7 +830,7 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
     device, ends, drawn, monkeypatch
 ):
     """A look at this clock takes 1.04 µs, and waiting for the device 10 µs."""
-    now = [0]
+    now = [5000]
 
     def clock():
         now[0] += 1040
@@ -872,6 +874,9 @@ def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, mo
     assert race.arms[rung]() is call
     assert agreed(race)
     assert measure.count_launches(call).count == launches
+    race = MODULES["timeline"].race("meta", "tiny", rung)
+    assert race.expected[0].device.type == "meta"
+    assert seen[1][1] == "meta"
 
 
 # Rungs and rivals one by one.
@@ -1268,9 +1273,7 @@ def test_onnx_runtime_gets_as_many_threads_and_lets_go_of_them(exported, monkeyp
 
 def test_openvino_computes_in_float32_with_as_many_threads(exported, monkeypatch):
     net, told = nn.ReLU(), []
-    kinds = [
-        np.array(kind) for kind in ("Convolution", "Pooling", "Convolution", "Reorder")
-    ]
+    kinds = [np.array(kind) for kind in ["Convolution"] * 2 + ["Reorder"] * 3]
 
     class Compiled:
         def __call__(self, array):

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -268,6 +269,45 @@ def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
     fit = [tile for tile in kernels.TILES if tile[0] != 128]
     tables = kernels.tune(two, x)
     assert [list(table) for table in tables] == [fit] * 3
+
+
+def test_a_tile_that_does_not_even_become_a_graph_is_left_out(monkeypatch):
+    """Of a device that is only said to be one: graphs are made, and never launched."""
+
+    def graphed(call, times):
+        if call.func.tiles[1][0] == 128:
+            raise kernels.OutOfResources(2**18, 2**17, "shared memory")
+        return lambda: times
+
+    monkeypatch.setattr(measure, "graphed", graphed)
+    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    arms = kernels._choices(two, types.SimpleNamespace(is_cuda=True), 1)
+    assert list(arms) == [tile for tile in kernels.TILES if tile[0] != 128]
+
+
+# One compilation for all sizes.
+
+MEMORY = {"x", "y", "weight", "bias", "r3", "w3", "b3", "r5", "w5", "b5"} | {
+    "pooled", "wp", "bp",
+}  # fmt: skip
+CONSTANTS = {"BM", "BN", "BK", "WIDEN", "UNIT"}
+
+
+def test_nothing_is_compiled_anew_for_another_size(monkeypatch):
+    """What a kernel is given and is neither memory nor constant is a size."""
+    given = {*kernels._first.arg_names, *kernels._second.arg_names}
+    monkeypatch.setattr(
+        kernels, "triton", types.SimpleNamespace(jit=lambda f, **more: (f, more))
+    )
+    function, options = kernels._jit(image)
+    assert function is image
+    assert set(options) == {"do_not_specialize"}
+    assert set(options["do_not_specialize"]) == given - MEMORY - CONSTANTS
+
+
+def test_without_triton_a_kernel_is_the_function_it_was(monkeypatch):
+    monkeypatch.setattr(kernels, "triton", None)
+    assert kernels._jit(image) is image
 
 
 # What does not fit.

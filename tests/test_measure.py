@@ -30,14 +30,12 @@ FINITE = st.floats(-100, 100)
 
 
 def test_agreement_says_what_was_compared():
-    assert str(agree(np.ones((2, 3)), np.ones((2, 3)))).startswith(
-        "exactly equal: 6 entries"
-    )
+    assert str(agree(np.ones((2, 3)), np.ones((2, 3)))) == "exactly equal: 6 entries"
     rounded = str(agree([1.0, 2.0], [1.25, 2.0], 0.25))
-    assert rounded.startswith("equal within rounding: 2 entries")
-    assert rounded.endswith("2.5e-01")
+    assert rounded == "equal within rounding: 2 entries, bound 2.5e-01"
     assert agree([1.0, 2.0], [1.5, 2.0], [0.5, 0.25]).bound == 0.5  # the largest
     assert agree(3, 3).entries == 1
+    assert str(agree(3, 3)) == "exactly equal: 1 entry"
 
 
 def test_disagreement_says_how_many_where_and_what():
@@ -267,6 +265,10 @@ def test_near_refuses_complex_results_and_does_not_halve_them():
 def test_near_refuses_whole_numbers_that_float64_cannot_hold():
     with pytest.raises(ValueError, match=r"up to 2\*\*53 fit"):
         near(torch.tensor([2**53 + 1]), torch.tensor([2**53]), 0)
+    floats, whole = torch.tensor([2.0**53]), torch.tensor([2**53 + 1])  # alike in float64
+    for actual, expected in ((floats, whole), (whole, floats)):
+        with pytest.raises(ValueError, match=r"up to 2\*\*53 fit"):
+            near(actual, expected, 0)
 
 
 # refusal
@@ -281,7 +283,8 @@ def test_refusal_is_the_message(kind):
 
 
 def test_refusal_raises_when_the_call_goes_through():
-    with pytest.raises(Disagreement, match="went through, and should have been refused"):
+    said = r"^the call went through, and should have been refused$"
+    with pytest.raises(Disagreement, match=said):
         measure.refusal(agree, [1.0], [1.0])
 
 
@@ -298,11 +301,14 @@ def test_differ_is_the_message_of_the_disagreement():
         "1 of 2 entries differ; at (1,) it is 2, not 2.5"
     )
     assert measure.differ([1.0], [[1.0]]) == "the shape is [1], not [1, 1]"
+    assert measure.differ([True], [False]) == (
+        "1 of 1 entries differ; at (0,) it is 1, not 0"  # if nobody says, exactly equal
+    )
 
 
 @pytest.mark.parametrize("bound", [0, 0.5])
 def test_differ_raises_when_the_results_are_equal(bound):
-    with pytest.raises(Disagreement, match="should differ"):
+    with pytest.raises(Disagreement, match=r"^the results are equal, and should differ$"):
         measure.differ([1.0, 2.0], [1.0, 2.0 + bound], bound)
 
 
@@ -900,12 +906,13 @@ def profiler(monkeypatch):
     """A profiler that saw these events, and the order in which it was used."""
     conv = profiled("aten::conv2d", 107.0, 112.25)
     seen = SimpleNamespace(order=[], activities=None)
-    found = [
+    seen.found = [
         profiled("a_kernel", 115.5, 120.0, "CUDA"),
         conv,
         profiled("aten::convolution", 108.0, 111.0, parent=conv),
         profiled("cudaLaunchKernel", 106.0, 107.0),
-        profiled("Memset (Device)", 113.00049, 114.0, "CUDA", conv),
+        profiled("Memset (Device)", 113.00049, 114.00049, "CUDA", conv),
+        profiled("a_long_kernel", 109.0, 121.0, "CUDA"),  # on another stream
         profiled("aten::relu", 112.5, 113.0),
     ]
 
@@ -913,7 +920,7 @@ def profiler(monkeypatch):
     def profile(activities):
         seen.activities = {activity.name for activity in activities}
         seen.order.append("begin")
-        yield SimpleNamespace(events=lambda: found)
+        yield SimpleNamespace(events=lambda: seen.found)
         seen.order.append("end")
 
     monkeypatch.setattr(torch.profiler, "profile", profile)
@@ -926,6 +933,7 @@ def test_lanes_start_at_zero_and_are_in_order(profiler):
     events = measure.timeline(lambda: profiler.order.append("call"), "cuda:1")
     assert events == [
         ("host", "conv2d", 0, 5.25),
+        ("device", "a_long_kernel", 2, 14),
         ("host", "relu", 5.5, 6),
         ("device", "Memset (Device)", 6, 7),
         ("device", "a_kernel", 8.5, 13),
@@ -933,6 +941,11 @@ def test_lanes_start_at_zero_and_are_in_order(profiler):
     wait = "wait for cuda:1"
     assert profiler.order == [*3 * ["call"], wait, "begin", "call", wait, "end"]
     assert profiler.activities == {"CPU", "CUDA"}
+
+
+def test_where_nothing_was_launched_the_timeline_is_empty(profiler):
+    profiler.found.clear()
+    assert measure.timeline(lambda: None) == []
 
 
 def test_on_a_cpu_only_the_host_is_looked_at(profiler):
@@ -1251,6 +1264,35 @@ def test_an_output_whose_terms_cancel_is_not_taken_for_a_wrong_one(raced):
         model = Convs()  # a head with one output, and one with several
         model.a, model.b = nn.Linear(2048, 1), nn.Linear(2048, 18)
         assert judged(model, torch.zeros(1, 2048)).groups[0].fused
+
+
+def test_outputs_may_differ_by_the_rounding_of_their_largest_sum(raced, monkeypatch):
+    held = []
+    monkeypatch.setattr(measure, "agree", lambda *given: held.append(given))
+    model = Convs()
+    model.a, model.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 5)
+    with torch.no_grad():
+        model.a.weight.copy_(torch.eye(3))  # so that its output is the input of the race
+        model.b.weight.copy_(torch.tensor([4, -4, 0.5]).expand(5, 3))
+    judged(model, torch.zeros(2, 3))
+    (_, x, bound), (_, _, same) = held
+    largest = 4 + 4 + 0.5  # of |w| in a row, times the largest |x|
+    assert bound == same == pytest.approx(2 * 2**-23 * largest * x.abs().max().item())
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+@pytest.mark.parametrize("products", [False, True])
+def test_float32_may_round_as_tf32_does_on_a_gpu(monkeypatch, convolutions, products):
+    backends = torch.backends
+    monkeypatch.setattr(backends, "cudnn", SimpleNamespace(allow_tf32=convolutions))
+    matmul = SimpleNamespace(allow_tf32=products)
+    monkeypatch.setattr(backends, "cuda", SimpleNamespace(matmul=matmul))
+    # IEEE's float32 and float64 keep 23 and 52 bits after the point, TF32 keeps 10.
+    x = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    assert measure._unit(x) == 2.0 ** (-10 if convolutions or products else -23)
+    x.dtype = torch.float64
+    assert measure._unit(x) == 2.0**-52
+    assert measure._unit(torch.ones(1)) == 2.0**-23
 
 
 def test_branches_in_another_order_are_never_timed(raced, monkeypatch):

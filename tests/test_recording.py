@@ -1,7 +1,11 @@
 """recording.py: agreed before timed, skipped with a reason, nothing kept of a wrong run."""
 
 import itertools
+import math
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,6 +192,15 @@ def test_what_begins_too_late_is_skipped(clock):
     assert made.cases[1].skipped == {"every arm": reason}
 
 
+def test_what_begins_just_in_time_is_not_skipped(clock):
+    deadline = recording.Deadline(9)
+    clock[0] = 9.0
+    deadline.check()
+    clock[0] = math.nextafter(9.0, 10.0)
+    with pytest.raises(Unavailable, match="not reached within 9 s"):
+        deadline.check()
+
+
 def test_progress_sees_every_case():
     seen = []
 
@@ -322,3 +335,30 @@ def test_a_commit_is_marked_where_files_were_changed(monkeypatch):
 def test_a_program_that_fails_or_is_missing_says_nothing():
     assert recording._output("git", "no-such-verb") is None
     assert recording._output("no-such-program-anywhere") is None
+
+
+def python(code):
+    return recording._output(sys.executable, "-I", "-S", "-c", code)
+
+
+def test_of_what_a_program_says_the_first_line_is_kept():
+    assert python("print(' one '); print('two')") == "one"
+    assert python("print()") is None
+
+
+def test_what_a_program_says_before_it_fails_is_not_kept():
+    assert python("print('one'); raise SystemExit(3)") is None
+
+
+def test_a_program_is_asked_about_the_sources_wherever_this_one_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "PACKAGE", tmp_path)
+    assert Path(python("import os; print(os.getcwd())")).samefile(tmp_path)
+
+
+def test_a_program_that_does_not_answer_is_given_up(monkeypatch):
+    def waits(command, *, timeout, **more):
+        assert timeout < 60
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", waits)
+    assert recording._output("git", "status") is None

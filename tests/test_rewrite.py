@@ -20,7 +20,17 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import _pytree
 
 import hfusion
-from hfusion import FusionError, effects, fuse, layers, models, plan, siblings, unfuse
+from hfusion import (
+    FusionError,
+    effects,
+    fuse,
+    layers,
+    models,
+    plan,
+    rewrite,
+    siblings,
+    unfuse,
+)
 from hfusion.measure import Disagreement, agree, count_launches, differ
 
 pytestmark = pytest.mark.usefixtures("in_float64")
@@ -1572,6 +1582,24 @@ def test_networks_of_one_plan_share_nothing():
     assert first.graph is not second.graph
 
 
+def test_stacked_layers_of_one_group_share_no_hooks():
+    model = net(lambda self, x: [y.relu() for y in ab(self, x)], a=conv(4), b=conv(5))
+    (group,) = plan(model).groups
+    first, second = group.stacked(), group.stacked()
+    first.activation.register_forward_hook(double_output)
+    x = image()
+    check_same(second(x), run(model, x))
+    assert not exact(first(x), second(x))
+
+
+def test_a_layer_that_was_fused_says_so_when_it_is_called():
+    with pytest.raises(FusionError) as error:
+        fuse(pair()).a(image())
+    assert str(error.value) == (
+        "this layer was fused with its siblings; call unfuse() first"
+    )
+
+
 class OwnState(nn.Module):
     """A model with a state_dict() of its own."""
 
@@ -1616,6 +1644,30 @@ def test_the_table_by_hand():
     assert lines[3].startswith("    refused: requires_grad of weight differs")
     assert lines[-1] == "1 of 3 groups fused; Conv2d 4 -> 2 calls; Linear 2 -> 2 calls"
     assert all(len(line) <= 80 for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_a_reason_that_is_long_goes_on_below_where_it_began():
+    """76 columns, of which "    refused: " takes 13."""
+    for last, shown in ((31, " {}"), (32, "\n    {}")):
+        words = "x" * 31, "y" * last
+        text = str(plan(pair(), accept=lambda group, words=words: " ".join(words)))
+        assert f"\n    refused: {words[0]}{shown.format(words[1])}\n0 of 1" in text
+
+
+SHORT = {
+    "{b1,b3}.conv": ["b1.conv", "b3.conv"],
+    "{a,b,c}": ["a", "b", "c"],
+    "net.layer.{q,k}": ["net.layer.q", "net.layer.k"],
+    "net.{a,b}.p.conv.inner": ["net.a.p.conv.inner", "net.b.p.conv.inner"],
+    "net.{a.conv,b}.p": ["net.a.conv.p", "net.b.p"],
+    "net.only.one": ["net.only.one"],
+}
+
+
+@pytest.mark.parametrize("short", SHORT)
+def test_what_paths_have_in_common_is_written_once(short):
+    assert rewrite._short(SHORT[short]) == short
 
 
 def test_a_table_without_siblings():

@@ -1,10 +1,15 @@
 """sharding.py: parts that make the whole, and processes that always end."""
 
+import datetime
+import itertools
+import locale
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -111,6 +116,181 @@ def test_one_collective_or_two(mlp):
         for names in sharding.run(work, *mlp[0], count=True, limit_s=LIMIT_S):
             local = {"cat", "mm", "silu", "mul"}
             assert [name for name in names if name not in local] == wanted
+
+
+# The same in this process, one rank after the other.
+
+
+def test_by_hand_in_this_process_a_projection_is_shared_out():
+    """Of four rows and of two, two and one each; x adds 10 times the second column."""
+    x = torch.tensor([[1.0, 10.0]])
+    weight = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 1], [6, 1]])
+    parts = [sharding.projection(rank, 2, x, weight, (4, 2)) for rank in range(2)]
+    assert [part.tolist() for part in parts] == [[[1.0, 2.0, 15.0]], [[3.0, 4.0, 16.0]]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_in_this_process_the_summands_of_all_add_up(mlp, world, monkeypatch):
+    arguments, expected = mlp
+    reduced = []
+    monkeypatch.setattr(dist, "all_reduce", reduced.append)
+    parts = [sharding.gated_mlp(rank, world, *arguments) for rank in range(world)]
+    measure.agree(sum(parts), expected, 1e-12)
+    assert list(map(id, reduced)) == list(map(id, parts))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_in_this_process_what_is_gathered_is_the_whole(mlp, world, monkeypatch):
+    """What another rank sends is known a pass later, so that the third has all."""
+    arguments, expected = mlp
+    sent = {}  # (rank, which all-gather of its two): part
+
+    def ranked(rank):
+        steps = itertools.count()
+
+        def all_gather(places, part):
+            step = next(steps)
+            sent[rank, step] = part
+            for other in range(world):
+                places[other].copy_(sent.get((other, step), torch.nan * part))
+
+        return all_gather
+
+    for _ in range(3):
+        results = []
+        for rank in range(world):
+            monkeypatch.setattr(dist, "all_gather", ranked(rank))
+            results.append(sharding.gated_mlp_by_rows(rank, world, *arguments))
+    assert len(sent) == 2 * world
+    for result in results:
+        measure.agree(result, expected, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "ends"), [(0, 1, True), (0, 2, False), (1, 2, True), (0, 3, False)]
+)
+def test_in_this_process_only_the_last_leaves(rank, world, ends, monkeypatch):
+    calls = []
+    monkeypatch.setattr(sharding.os, "kill", lambda *args: calls.append(args))
+    monkeypatch.setattr(dist, "barrier", lambda: calls.append("waits"))
+    sharding.leaves(rank, world)
+    assert calls == [(os.getpid(), signal.SIGTERM)] * ends + ["waits"]
+
+
+# A process, without being one: what it does to itself and asks of others is noted.
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    noted, opened = [], set()
+
+    class Thread:
+        def __init__(self, *, target, daemon):
+            self.start = lambda: noted.append(("watches", target, daemon))
+
+    def silence(quiet, stream):
+        os.write(quiet, b"nobody reads this")
+        opened.add(quiet)
+        noted.append(("silent", stream))
+
+    def joins(backend, init_method, timeout, world_size, rank, store):
+        noted.append((backend, init_method, timeout, f"{rank} of {world_size}", store))
+
+    system = vars(os) | {
+        "dup2": silence,
+        "_exit": lambda status: noted.append(("ends", status)),
+        "environ": {},
+    }
+    monkeypatch.setattr(sharding, "os", types.SimpleNamespace(**system))
+    monkeypatch.setattr(sharding, "threading", types.SimpleNamespace(Thread=Thread))
+    monkeypatch.setattr(dist, "FileStore", lambda *args: ("store", *args))
+    monkeypatch.setattr(dist, "init_process_group", joins)
+    monkeypatch.setattr(dist, "barrier", lambda: noted.append("waits"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: noted.append("parts"))
+    threads = torch.get_num_threads()
+    yield noted
+    torch.set_num_threads(threads)
+    for quiet in opened:
+        os.close(quiet)
+
+
+def powers(rank, world, x):
+    for _ in range(world):
+        x = x * rank
+    return x
+
+
+def begin(folder, work=powers, count=False):
+    """Rank 2 of 3, which may take 7 seconds."""
+    torch.save((torch.tensor([1.0, 5.0]),), folder / "args.pt")
+    sharding._worker(2, 3, str(folder), 7, work.__module__, work.__name__, count)
+
+
+def test_a_process_in_this_one_joins_works_and_parts(noted, tmp_path):
+    torch.set_num_threads(4)
+    begin(tmp_path)
+    watches, *silent, joins, waits, parts = noted
+    assert watches == ("watches", sharding._end_with_parent, True)
+    assert silent == [("silent", 1), ("silent", 2)]
+    store = ("store", str(tmp_path / "store"), 3)
+    assert joins == ("gloo", None, datetime.timedelta(seconds=7), "2 of 3", store)
+    assert (waits, parts) == ("waits", "parts")
+    assert torch.get_num_threads() == 1
+    assert torch.load(tmp_path / "2.pt").tolist() == [8.0, 40.0]
+    assert {path.name for path in tmp_path.iterdir()} == {"args.pt", "2.pt"}
+
+
+def test_a_process_in_this_one_leaves_names_where_it_counts(noted, tmp_path):
+    begin(tmp_path, count=True)
+    assert torch.load(tmp_path / "2.pt") == ("mul",) * 3
+    assert noted[-1] == "parts"
+
+
+@pytest.mark.parametrize(
+    ("platform", "network"), [("linux", "lo"), ("darwin", "lo0"), ("win32", None)]
+)
+def test_a_process_in_this_one_talks_within_the_machine(
+    noted, tmp_path, monkeypatch, platform, network
+):
+    monkeypatch.setattr(sharding, "sys", types.SimpleNamespace(platform=platform))
+    begin(tmp_path)
+    expected = {"GLOO_SOCKET_IFNAME": network} if network else {}
+    assert sharding.os.environ == expected
+
+
+def divides(rank, world, x):
+    raise ZeroDivisionError("höchst absichtlich")
+
+
+def exits(rank, world, x):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [(divides, "ZeroDivisionError: höchst absichtlich"), (exits, "SystemExit: 0")],
+)
+def test_a_process_in_this_one_leaves_word_of_its_error(noted, tmp_path, work, said):
+    """In any language, whatever the locale."""
+    language = locale.setlocale(locale.LC_CTYPE)
+    before = time.monotonic_ns()
+    try:
+        locale.setlocale(locale.LC_CTYPE, "C")
+        begin(tmp_path, work)
+    finally:
+        locale.setlocale(locale.LC_CTYPE, language)
+    when, words = sharding._last_word(tmp_path, 2)
+    assert words == said
+    assert before <= when <= time.monotonic_ns()
+    assert noted[-1] == ("ends", 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"args.pt", "2.error"}
+
+
+def test_a_process_in_this_one_ends_with_its_parent(noted, monkeypatch):
+    parent = types.SimpleNamespace(join=lambda: noted.append("parent ended"))
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    sharding._end_with_parent()
+    assert noted == ["parent ended", ("ends", 1)]
 
 
 # Processes that do not do what they should. Rank 0 waits for rank 1 in each.

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import linecache
 import pickle
 import random
 import re
@@ -129,8 +130,47 @@ def test_where_no_line_is_to_blame_the_message_still_says_what():
     class Net(nn.Module):
         pass
 
-    with pytest.raises(FusionError, match=r"^model cannot be traced: it stops.*; move"):
+    with pytest.raises(FusionError, match=r"^model cannot be traced: it stops \(.*; move"):
         plan(Net())
+
+
+def in_two_lines(self, x):
+    raise ValueError("No way past X.\nAnd no way back.")
+
+
+def in_no_file(self, x):
+    return eval("1 if x else 2")
+
+
+def explained(forward):
+    """What is said of a forward that stops, less the place: (…, file, line, …)."""
+    with pytest.raises(FusionError) as error:
+        plan(net(forward))
+    return re.sub(r":\d+, ", ":n, ", str(error.value))
+
+
+def test_of_a_message_the_first_sentence_is_quoted():
+    assert explained(in_two_lines).startswith(
+        f"model cannot be traced: it stops at {Path(__file__).name}:n, `raise ValueError("
+        '"No way past X.\\nAnd no way back.")` (No way past X); move the line into'
+    )
+
+
+def test_a_line_that_is_in_no_file_is_not_to_blame():
+    assert f'{Path(__file__).name}:n, `return eval("1 if x else 2")`' in explained(
+        in_no_file
+    )
+
+
+def test_a_line_of_a_notebook_is_in_the_cell(monkeypatch):
+    name, source = "/tmp/ipykernel_12/345.py", "def forward(self, x):\n    len(x)\n"
+    # As IPython does it, so that Python finds the lines.
+    cell = len(source), None, source.splitlines(keepends=True), name
+    monkeypatch.setitem(linecache.cache, name, cell)
+    defined = {}
+    exec(compile(source, name, "exec"), defined)
+    with pytest.raises(FusionError, match=r": it stops at the cell:2, `len\(x\)` \("):
+        plan(net(defined["forward"]))
 
 
 @pytest.mark.parametrize("model", [None, "model", nn.Linear, {}], ids=str)
@@ -712,6 +752,14 @@ def only_modules(self, x):
 HELD = (drops, decides, constant_decides)
 
 
+def held(mode, was):
+    """What is said when a flag that is held is to be `mode`."""
+    return (
+        f"mode was {mode}; this graph was traced in {was} mode, and forward does "
+        "something else in another: switch the original, and fuse it again"
+    )
+
+
 @pytest.mark.parametrize("forward", HELD)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_flag_that_forward_reads_is_held(training, forward):
@@ -726,10 +774,9 @@ def test_a_flag_that_forward_reads_is_held(training, forward):
         pickle.loads(pickle.dumps(fused)),
         fuse(fused),
     ):
-        with pytest.raises(
-            FusionError, match=f"^mode was {not training}; .* in {was} mode"
-        ):
+        with pytest.raises(FusionError) as error:
             one.train(not training)
+        assert str(error.value) == held(not training, was)
         assert one.training is training
         torch.manual_seed(0)
         actual = one(X)
@@ -766,7 +813,7 @@ def test_a_frozen_block_whose_flag_forward_reads_is_not_woken_unheard():
     try:
         fused.train()
     except FusionError as error:
-        assert "mode was True" in str(error)  # noqa: PT017
+        assert str(error) == held(True, "a mixed")  # noqa: PT017
         return
     torch.manual_seed(0)
     actual = fused(X)
