@@ -357,3 +357,13 @@ def test_the_folded_network_copies_and_keeps_what_it_does_not_call():
     assert torch.equal(double(x), folded(x))
     assert list(double.state_dict()) == list(folded.state_dict())
     assert "unused.weight" in double.state_dict()
+
+
+def test_a_method_with_the_name_of_a_batch_norm_is_not_folded():
+    model = net(
+        lambda self, x: self.conv(x).sigmoid(),
+        conv=nn.Conv2d(3, 4, 1),
+        sigmoid=nn.BatchNorm2d(4),
+    )
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(fold_batchnorm(model)(x), model(x))

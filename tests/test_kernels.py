@@ -371,10 +371,11 @@ def test_without_triton_it_says_so(monkeypatch):
 # On a GPU.
 
 
-def test_the_kernels_compile_for_a_gpu_and_load_sixteen_bytes_at_a_time():
+def test_the_kernels_compile_for_a_gpu_and_load_sixteen_bytes_at_a_time(tmp_path):
     """Triton's compiler needs no device; it only has to be out of the interpreter."""
     script = Path(__file__).parent / "compile_kernels.py"
     outside = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    outside["TRITON_CACHE_DIR"] = str(tmp_path)  # else it writes to the user's home
     command = [sys.executable, "-W", "ignore", str(script)]
     done = subprocess.run(command, env=outside, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -122,7 +122,7 @@ def test_one_collective_or_two(mlp):
 
 
 def test_by_hand_in_this_process_a_projection_is_shared_out():
-    """Of four rows and of two, two and one each; x adds 10 times the second column."""
+    """Of four rows two each, of two one each; y = first column + 10 · second column."""
     x = torch.tensor([[1.0, 10.0]])
     weight = torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0], [5, 1], [6, 1]])
     parts = [sharding.projection(rank, 2, x, weight, (4, 2)) for rank in range(2)]

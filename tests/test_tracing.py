@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import linecache
+import operator
 import pickle
 import random
 import re
@@ -130,8 +131,11 @@ def test_where_no_line_is_to_blame_the_message_still_says_what():
     class Net(nn.Module):
         pass
 
-    with pytest.raises(FusionError, match=r"^model cannot be traced: it stops \(.*; move"):
+    with pytest.raises(FusionError, match=r"^model cannot be traced: it stops.*; move"):
         plan(Net())
+    assert tracing._explain(ValueError("Nobody was it.")).startswith(
+        "model cannot be traced: it stops (Nobody was it); move the line"
+    )
 
 
 def in_two_lines(self, x):
@@ -349,6 +353,15 @@ def test_what_python_does_in_place_is_done_in_place_or_refused(forward):
     with torch.no_grad():
         assert same(fused(actual), model(expected))
     assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", tracing.AUGMENTED)
+def test_an_operator_in_place_is_in_the_graph_as_itself(name):
+    function = getattr(operator, f"i{name}")
+    graph = trace(net(lambda self, x: function(x, 2))).graph
+    x, node, output = graph.nodes
+    assert (node.op, node.target) == ("call_function", function)
+    assert (node.args, node.kwargs, output.args) == ((x, 2), {}, (node,))
 
 
 def averages(self, x):
