@@ -18,8 +18,8 @@ README_FIGURE = ROOT / "_static" / "launches.png"
 
 
 def left_out():
-    """The chapters that cannot run here, by the file's name."""
-    return runpy.run_path(ROOT / "chapters" / "conftest.py")["collect_ignore"]
+    """The notebooks that cannot run here, and why: {"chapters/NN-….ipynb": reason}."""
+    return runpy.run_path(ROOT / "conftest.py")["REASONS"]
 
 
 def named_figure(notebook, name):
@@ -61,9 +61,9 @@ def execute(path):
 
 if __name__ == "__main__":
     everything = [*sorted(ROOT.glob("chapters/*.ipynb")), *ROOT.glob("back/*.ipynb")]
-    for name in sys.argv[1:] or everything:
-        if Path(name).name in left_out():
-            print(f"left as it was, for want of Triton: {Path(name).name}")
+    for path in (Path(name).resolve() for name in sys.argv[1:] or everything):
+        if reason := left_out().get(path.relative_to(ROOT).as_posix()):
+            print(f"left as it was: {path.name}, {reason}")
             continue
-        print(f"executing {Path(name).name}", flush=True)
-        execute(Path(name).resolve())
+        print(f"executing {path.name}", flush=True)
+        execute(path)

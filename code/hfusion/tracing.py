@@ -275,9 +275,11 @@ def _calls(graph):
 def _explain(error):
     """Which line of whose code stopped the trace, and what to do, in one sentence."""
     ours = {Path(torch.__file__).parent, Path(__file__).parent}
+    # Not extract_tb: it fails on the code that torch.fx patched until torch 2.6.
+    calls = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__))
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
+        for frame in calls
         if not ours & set(Path(frame.filename).parents) and "<" not in frame.filename
     ]
     message = str(error).split("\n")[0].rstrip(".")
