@@ -312,7 +312,7 @@ def test_what_cannot_be_in_two_launches_is_unavailable(monkeypatch):
     with pytest.raises(Unavailable, match="no Inception module"):
         rungs.in_two(torch.nn.ReLU(), x)
     monkeypatch.setattr(kernels, "triton", None)
-    with pytest.raises(Unavailable, match="Triton is not installed"):
+    with pytest.raises(Unavailable, match=r"Triton 3\.6 or newer is not"):
         rungs.in_two(model, x)
 
 

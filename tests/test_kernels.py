@@ -364,7 +364,7 @@ def test_without_a_device_and_an_interpreter_it_says_so(monkeypatch):
 
 def test_without_triton_it_says_so(monkeypatch):
     monkeypatch.setattr(kernels, "triton", None)
-    with pytest.raises(FusionError, match="Triton is not installed"):
+    with pytest.raises(FusionError, match=r"Triton 3\.6 or newer is not"):
         kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
 
 

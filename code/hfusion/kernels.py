@@ -209,7 +209,9 @@ def two_launches(module):
     torch.Size([1, 256, 28, 28])
     """
     if triton is None:
-        raise FusionError("Triton is not installed; pip install triton (Linux only)")
+        raise FusionError(
+            "Triton 3.6 or newer is not there; pip install triton (Linux only)"
+        )
     if not isinstance(module, models.Inception):
         raise FusionError(f"module was a {type(module).__name__}; an Inception fits")
     if module.training:
