@@ -188,6 +188,13 @@ def test_near_takes_no_share_of_the_actual_ones():
         near(TEN, torch.zeros(3), 0.5)  # of nothing
 
 
+def test_near_allows_nothing_where_all_that_is_expected_is_zero():
+    with pytest.raises(Disagreement):
+        near(torch.tensor([0.005]), torch.tensor([0]), 0.01)
+    with pytest.raises(Disagreement):
+        near(torch.tensor([0.005]), torch.tensor([0.0]), 0.01)
+
+
 @given(st.lists(st.tuples(FINITE, FINITE), min_size=1, max_size=5), st.floats(0, 1))
 @PROPERTY
 def test_near_is_a_loop_over_entries(entries, share):
