@@ -493,3 +493,12 @@ def test_names():
         "ReLU": b.t("relu", b.x),
     }
     assert [effects.name(node, b.modules) for node in named.values()] == list(named)
+
+
+def test_an_item_of_what_may_be_a_list_is_not_surely_a_tensor():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    parts = graph.call_function(torch.chunk, (x, 2))
+    given, part = (graph.call_function(operator.getitem, (v, 0)) for v in (x, parts))
+    assert not effects._is_tensor(given, {})
+    assert effects._is_tensor(part, {})
