@@ -2,8 +2,13 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes depends on what else the machine is doing.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # Before anything imports Triton: without a device its kernels run in its interpreter.
 if not torch.cuda.is_available():
