@@ -276,3 +276,8 @@ def test_a_window_for_each_sibling(sides):
 def test_where_times_overlap_there_is_no_such_break_even():
     with pytest.raises(ValueError, match=r"^ceilings overlap; .* times add up fit$"):
         cost.break_even((4, 4), ((1, 1), (3, 3)), 8, GPU)
+
+
+def test_windows_of_different_rank_have_none_in_common():
+    with pytest.raises(ValueError, match="shorter"):
+        cost.common(((1, 7), (7,)))
