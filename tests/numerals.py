@@ -44,6 +44,11 @@ def numerals(text):
     text = "\n".join(rows).replace("\\times", "×").replace("\xa0", " ")
     for pattern in LEFT_OUT:
         text = re.sub(pattern, " ", text)
+    return found(text)
+
+
+def found(text):
+    """The numerals in a text, each with its unit."""
     return [
         f"{number} {unit}" if unit else bare for number, unit, bare in NUMERAL.findall(text)
     ]
@@ -83,8 +88,7 @@ def constants(text):
     rows = re.findall(r"^\| (.*?) \| .*? \| (.*?) \| (.*?) \|$", text, re.M)
     known = []
     for numbers, source, where in rows:
-        if found := NUMERAL.findall(numbers):
-            values = [f"{n} {unit}" if unit else bare for n, unit, bare in found]
+        if values := found(numbers):
             links = re.findall(r"\]\((\S+?)\)", where)
             pages = [name((CONSTANTS.parent / link).resolve()) for link in links]
             known.append((values, source, pages))

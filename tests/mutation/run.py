@@ -66,9 +66,9 @@ def verdict(status):
 
 def report():
     """Print a table by module, and write the survivors' names to survivors.txt."""
-    total = Counter()
+    total, known = Counter(), results()
     print(f"{'':30}{'mutants':>9}" + "".join(f"{column:>11}" for column in COLUMNS))
-    for file, statuses in results().items():
+    for file, statuses in known.items():
         found = Counter(map(verdict, statuses.values()))
         total += found
         if statuses:
@@ -79,7 +79,7 @@ def report():
     print(f"noticed: {(total['killed'] + total['timeout']) / max(tried, 1):.1%} of {tried}")
     unnoticed = [
         f"{name} {verdict(status)}"
-        for statuses in results().values()
+        for statuses in known.values()
         for name, status in statuses.items()
         if verdict(status) in ("survived", "no test")
     ]
