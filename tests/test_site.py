@@ -222,6 +222,32 @@ def test_a_branch_has_its_colour_on_the_pages_too():
         assert [c.lower() for c in figures.BRANCHES[:3] if c.lower() not in svg] == []
 
 
+# Words
+
+
+@pytest.mark.parametrize("picture", ["cover", "logo"])
+def test_words_of_a_picture_are_outlines_whatever_fonts_there_are(browser, picture):
+    """Drawn as text they took the reader's font, and a wider one was cut off."""
+    svg = (ROOT / f"_static/{picture}.svg").read_text(encoding="utf-8")
+    assert "<text" not in svg
+    assert "font-" not in svg
+    assert "<title>Fusing Sideways" in svg  # what a screen reader says instead
+    page = browser.new_page()
+    page.set_content(svg)
+    left, right = page.evaluate(
+        """() => {
+            const words = [...document.querySelectorAll("use")];
+            const boxes = words.map((word) => word.getBoundingClientRect());
+            const whole = document.querySelector("svg").getBoundingClientRect();
+            const least = Math.min(...boxes.map((box) => box.left)) - whole.left;
+            const most = whole.right - Math.max(...boxes.map((box) => box.right));
+            return [least / whole.width, most / whole.width];
+        }"""
+    )
+    page.close()
+    assert min(left, right) > 0.02
+
+
 # In a browser
 
 
@@ -299,6 +325,13 @@ RUN_AXE = """async (wanted) => {
 }"""
 
 
+# Of what captions are set in; at the theme's 300 some fonts fall to their thinnest.
+WEIGHTS = """() =>
+    [...document.querySelectorAll("figcaption .caption-text, caption, .code-block-caption")]
+        .map((caption) => getComputedStyle(caption).fontWeight)
+"""
+
+
 def violations(page, wanted="all"):
     """What axe has to say about a page: [[rule, the first element], …].
 
@@ -317,6 +350,7 @@ def test_a_page_is_quiet_accessible_and_fits(visit, site, name):
         assert page.locator("mjx-merror").count() == 0
         assert "\\(" not in page.locator("article").inner_text()
     assert violations(page) == []
+    assert set(page.evaluate(WEIGHTS)) <= {"400"}
     page.emulate_media(color_scheme="dark")
     page.wait_for_selector("html[data-theme=dark]")
     assert violations(page, "colours") == []  # nothing else differs
