@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib
 import inspect
 import io
@@ -1053,26 +1054,67 @@ def chain(operator, way, samples):
 # Results: records, or measured now.
 
 
-def test_results_are_records_unless_live(tmp_path, monkeypatch):
+MACHINE = records.Machine("m", "cpu", "M", "M", 1, "3", "2")
+CASE = records.Case({"n": 1}, {"a": (1.0,)})
+MADE = records.Record(
+    "stage", "?", MACHINE, "2026-11-22", "unknown", "0", "operators", {}, (CASE,)
+)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What was run, in place of records."""
+    calls = []
     monkeypatch.delenv("HFUSION_LIVE", raising=False)
-    monkeypatch.setattr(experiments, "run", lambda *given: ran.append(given) or made)
+    monkeypatch.delenv("HFUSION_MACHINE", raising=False)
+    monkeypatch.setattr(experiments, "run", lambda *given: calls.append(given) or MADE)
     monkeypatch.setattr(experiments, "here", lambda: "this one")
-    ran = []
-    machine = records.Machine("m", "cpu", "M", "M", 1, "3", "2")
-    case = records.Case({"n": 1}, {"a": (1.0,)})
-    made = records.Record(
-        "stage", "?", machine, "2026-11-22", "unknown", "0", "operators", {}, (case,)
-    )
-    with pytest.raises(records.RecordError, match="has no record of stage; `make record`"):
+    return calls
+
+
+def test_results_are_records_unless_live(tmp_path, monkeypatch, ran):
+    with pytest.raises(records.NotRecorded, match="has no record of stage; `make record`"):
         experiments.results("stage", tmp_path)
-    assert experiments.results("stage", tmp_path, live=True) == {"m": made}
+    assert experiments.results("stage", tmp_path, live=True) == {"m": MADE}
     monkeypatch.setenv("HFUSION_LIVE", "1")
-    assert experiments.results("stage", tmp_path) == {"m": made}
+    assert experiments.results("stage", tmp_path) == {"m": MADE}
     assert ran == [("stage", "this one")] * 2
     monkeypatch.setenv("HFUSION_LIVE", "0")
-    records.save(made, tmp_path)
+    records.save(MADE, tmp_path)
     found = experiments.results("stage", tmp_path)
     assert [record.experiment for record in found.values()] == ["stage"]
+
+
+def test_a_page_reads_the_first_record(tmp_path, monkeypatch, ran):
+    """GPUs first, then by name; the machine that a reader names before all."""
+
+    def first(**more):
+        return experiments.result("stage", tmp_path, **more).machine.name
+
+    for name, kind in (("b", "cpu"), ("a", "cpu"), ("z", "cuda"), ("y", "cuda")):
+        machine = dataclasses.replace(MACHINE, name=name, kind=kind)
+        records.save(dataclasses.replace(MADE, machine=machine), tmp_path)
+    assert list(experiments.results("stage", tmp_path)) == ["y", "z", "a", "b"]
+    assert (first(), first(kind="cpu"), first(kind="cuda")) == ("y", "a", "y")
+    monkeypatch.setenv("HFUSION_MACHINE", "b")
+    assert list(experiments.results("stage", tmp_path)) == ["b", "y", "z", "a"]
+    assert (first(), first(kind="cpu"), first(kind="cuda")) == ("b", "b", "y")
+    assert first(live=True) == "m"
+
+
+def test_a_machine_that_is_not_there_is_refused(tmp_path, monkeypatch, ran):
+    records.save(MADE, tmp_path)
+    monkeypatch.setenv("HFUSION_MACHINE", "n")
+    with pytest.raises(records.RecordError, match=r"HFUSION_MACHINE: .* \(m\), got n$"):
+        experiments.result("stage", tmp_path)
+    (tmp_path / "n").mkdir()  # it has records, but none of this experiment
+    assert experiments.result("stage", tmp_path).machine.name == "m"
+
+
+def test_without_a_record_a_page_reads_one_of_nothing(tmp_path, ran):
+    assert experiments.result("stage", tmp_path) == records.nothing("stage")
+    records.save(MADE, tmp_path)
+    assert experiments.result("stage", tmp_path, kind="cuda") == records.nothing("stage")
 
 
 @pytest.mark.parametrize(("found", "device"), [(True, "cuda"), (False, "cpu")])

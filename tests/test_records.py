@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from hfusion import records
-from hfusion.records import Case, Machine, Record, RecordError
+from hfusion.records import Case, Machine, NotRecorded, Record, RecordError
 
 FOLDER = Path(__file__).resolve().parent.parent / "records"
 SCHEMA = json.loads((FOLDER / "schema.json").read_text(encoding="utf-8"))
@@ -76,6 +76,60 @@ def test_select_gives_the_cases_with_these_parameters():
 def test_a_case_knows_its_median_and_its_gain():
     assert CASES[0].median("separate") == 4
     assert CASES[0].gain("stacked", "separate") == (3, 4, 4)  # ratios 2, 4, 4
+
+
+# What is not in a record says so; nothing else does.
+
+
+def test_raced_gives_the_cases_in_which_these_arms_ran():
+    assert RECORD.raced() == RECORD.raced("stacked", module="3a") == [CASES[0]]
+    record = dataclasses.replace(RECORD, cases=CASES[::-1])
+    assert record.raced(module="3a") == [CASES[0]]
+
+
+NOWHERE = {
+    "case": (lambda r: r.select(module="3b"), "has no case module 3b"),
+    "raced": (lambda r: r.raced(batch=2), r"no raced case batch 2 \(out of memory\)"),
+    "arm": (lambda r: r.raced("graph"), r"at all with 'graph' \(needs a CUDA device\)"),
+    "arm nobody knows": (lambda r: r.raced("x"), r"at all with 'x' \("),
+    "median": (lambda r: CASES[0].median("graph"), r"'graph' .*\(needs a CUDA device\)"),
+    "gain": (lambda r: CASES[0].gain("graph", "stacked"), "'graph' did not run"),
+    "base": (lambda r: CASES[0].gain("stacked", "graph"), "'graph' did not run"),
+    "skipped": (lambda r: CASES[1].median("stacked"), r"'stacked' .*\(out of memory\)"),
+    "samples": (lambda r: CASES[0].samples["x"], r"'x' did not run \(no reason given\)"),
+    "launches": (lambda r: CASES[0].launches["graph"], "'graph' did not run"),
+    "faults": (lambda r: CASES[0].faults["stacked"], "'stacked' did not run"),
+}
+
+
+@pytest.mark.parametrize(("look", "message"), NOWHERE.values(), ids=NOWHERE)
+def test_what_is_not_there_is_named_with_its_reason(path, look, message):
+    for record in (RECORD, records.load(path)):
+        with pytest.raises(NotRecorded, match=message) as caught:
+            look(record)
+        assert isinstance(caught.value, RecordError)
+        assert isinstance(caught.value, LookupError)
+
+
+def test_a_record_of_nothing_has_no_case():
+    empty = records.nothing("stage")
+    assert (empty.label, empty.cases, empty.machine.kind) == ("not recorded", (), "cpu")
+    for look in (empty.select, empty.raced):
+        with pytest.raises(NotRecorded, match=r"^there is no record of stage$"):
+            look(batch=1)
+
+
+def test_calls_may_be_one_number_or_one_for_each_arm(tmp_path):
+    each = {"separate": 3, "stacked": 5}
+    case = dataclasses.replace(CASES[0], calls=each)
+    path = records.save(dataclasses.replace(RECORD, cases=(case,)), tmp_path)
+    assert records.load(path).cases[0].calls == each
+    content = json.loads(path.read_text(encoding="utf-8"))
+    fits(content)
+    for wrong in (0, {"separate": 0}, "3"):
+        content["cases"][0]["calls"] = wrong
+        with pytest.raises(jsonschema.ValidationError):
+            fits(content)
 
 
 # What is edited is refused. Each edit leaves the file well-formed.
@@ -328,7 +382,8 @@ def test_a_record_of_the_book_is_whole(path):
     for case in record.cases:
         assert case.samples or case.skipped
         rounds = {len(samples) for samples in case.samples.values()}
-        assert rounds <= {record.protocol["rounds"]}
+        most = record.protocol["rounds"]
+        assert all(record.protocol.get("least_rounds", most) <= n <= most for n in rounds)
         named = set(case.launches) | set(case.faults)
         assert named <= set(case.samples)
         assert not set(case.skipped) & set(case.samples)

@@ -10,19 +10,25 @@ import inspect
 import io
 import json
 import re
+import runpy
 import types
 from pathlib import Path
 from xml.etree import ElementTree
 
 import example
 import matplotlib.pyplot as plt
+import myst_nb
 import nbformat
 import numpy as np
 import pytest
+from docutils import nodes
+from docutils.utils import new_document
+from myst_nb.core.variables import format_plain_text
 from PIL import Image
 
 import hfusion
 from hfusion import algebra, figures, records, show
+from hfusion.show import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "pages"
@@ -519,6 +525,78 @@ def test_the_reference_page_has_what_the_library_offers():
             wanted = [name]
         assert wanted
         assert [n for n in wanted if not re.search(rf"```python\n{n}\b", text)] == []
+
+
+# A block that reads records.
+
+
+@pytest.fixture
+def glued(monkeypatch):
+    """[(name, value), …] as it is glued; no block of a page has been left yet."""
+    found = []
+    monkeypatch.setattr(missing, "LACKING", [])
+    monkeypatch.setattr(
+        myst_nb, "glue", lambda name, value, display: found.append((name, value))
+    )
+    return found
+
+
+def test_a_block_that_finds_everything_is_as_without(glued, capsys):
+    with show.recorded("gain"):
+        found = 3
+    assert (found, glued, capsys.readouterr().out) == (3, [], "")
+
+
+def test_a_block_that_lacks_something_says_so_and_glues_its_names(glued, capsys):
+    with show.recorded("gain", "machine"):
+        records.nothing("stage").select(batch=1)
+        raise AssertionError("the block went on")
+    assert capsys.readouterr().out == "not recorded: there is no record of stage\n"
+    assert [name for name, _ in glued] == ["gain", "machine"]
+
+
+def test_a_name_is_missing_only_after_a_block_that_was_left(glued, capsys):
+    with pytest.raises(NameError), show.recorded():
+        print(never_set)  # noqa: F821
+    with show.recorded():
+        records.nothing("stage").select(batch=1)
+    with show.recorded("gain"):
+        print(never_set)  # noqa: F821
+    said = "not recorded: there is no record of stage\n"
+    assert capsys.readouterr().out == 2 * said
+    assert len(glued) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), ZeroDivisionError(), records.RecordError("x")]
+)
+def test_no_other_error_is_taken_for_a_record_s(glued, error):
+    missing.LACKING.append("something")
+    with pytest.raises(type(error)), show.recorded("gain"):
+        raise error
+    assert glued == []
+
+
+def test_a_figure_that_lacks_its_numbers_is_a_sentence(glued, capsys):
+    before = set(plt.get_fignums())
+    with show.recorded(figure=True):
+        records.nothing("stage").select(batch=1)
+    (number,) = set(plt.get_fignums()) - before
+    (text,) = plt.figure(number).texts
+    plt.close(number)
+    assert text.get_text() == "not recorded: there is no record of stage"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("form", ["s", ".2f", ",.0f", ".1%", "8.1f", ".3g", ""])
+def test_what_is_glued_for_a_missing_number_reads_so_on_the_page(form):
+    text = format_plain_text(repr(missing.Missing()), form)  # as {glue:text} does
+    doctree = new_document("page")
+    doctree += nodes.inline(text, text, classes=["pasted-text"])
+    doctree += nodes.inline("1.23", "1.23", classes=["pasted-text"])
+    doctree += nodes.inline("nan", "nan")  # no number that was glued
+    runpy.run_path(ROOT / "_ext" / "book_pages.py")["reword"](None, doctree)
+    assert [node.astext() for node in doctree] == ["(not recorded)", "1.23", "nan"]
 
 
 if __name__ == "__main__":

@@ -30,11 +30,10 @@ from pathlib import Path
 import torch
 
 from . import measure
-from .records import Case, Machine, Record
+from .records import EVERY, Case, Machine, Record
 
 PACKAGE = Path(__file__).parent
 ROUNDS, WARM_UP = 20, 3
-EVERY = "every arm"  # in place of a name, where a whole case is skipped
 TURN_US = 2000  # a turn has so many calls that the fastest arm takes about this long
 
 

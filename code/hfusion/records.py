@@ -18,10 +18,25 @@ from pathlib import Path
 
 SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
 UNIT = "us"  # of every sample: microseconds for one call
+EVERY = "every arm"  # in place of a name, where a whole case is skipped
 
 
 class RecordError(ValueError):
     """A record that cannot be read or trusted; the message begins with its file."""
+
+
+class NotRecorded(RecordError, LookupError):
+    """What was asked for is in no record: an experiment, a case, or an arm of a case."""
+
+
+class _Arms(dict):
+    """{competitor: …} of a case; looking up one that did not run raises NotRecorded."""
+
+    skipped = {}  # noqa: RUF012 (each case sets its own)
+
+    def __missing__(self, name):
+        reason = self.skipped.get(name) or self.skipped.get(EVERY) or "no reason given"
+        raise NotRecorded(f"{name!r} did not run ({reason})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +63,27 @@ class Case:
     parameters: dict  # what was raced: {"module": "3a", "batch": 1, …}
     samples: dict  # {competitor: (one sample a round)}
     unit: str = UNIT
-    calls: int = 1  # of which a sample is the mean
+    calls: int | dict = 1  # of which a sample is the mean; {competitor: how many}
     launches: dict = dataclasses.field(default_factory=dict)  # {competitor: how many}
     faults: dict = dataclasses.field(default_factory=dict)  # {competitor: page faults}
     skipped: dict = dataclasses.field(default_factory=dict)  # {competitor: why}
     events: tuple = ()  # [lane, name, begin, end] in µs, where a timeline was taken
 
+    def __post_init__(self):
+        for name in ("samples", "launches", "faults"):
+            arms = _Arms(getattr(self, name))
+            arms.skipped = self.skipped
+            object.__setattr__(self, name, arms)
+
     def median(self, name):
-        """The median of a competitor's samples, in µs."""
+        """The median of a competitor's samples, in µs. Raises NotRecorded."""
         return statistics.median(self.samples[name])
 
     def gain(self, name, base):
-        """How much faster than `base`: quartiles of the ratio per round."""
+        """How much faster than `base`: quartiles of the ratio per round.
+
+        Raises NotRecorded if either did not run.
+        """
         return gains({k: self.samples[k] for k in (base, name)}, base)[name]
 
 
@@ -81,18 +105,58 @@ class Record:
     @property
     def label(self):
         """For every figure and table: "recorded on NVIDIA H200, 2026-11-22"."""
-        return f"recorded on {self.machine.device}, {self.date}"
+        return f"recorded on {self.machine.device}, {self.date}" if self.date else NOTHING
 
     def select(self, **parameters):
-        """The cases with these parameters, in order.
+        """The cases with these parameters, in order, skipped ones as well.
 
-        Raises LookupError if there is none: a table of nothing would look like a result.
+        Raises NotRecorded if there is none: a table of nothing would look like a result.
         """
         wanted = parameters.items()
         found = [case for case in self.cases if wanted <= case.parameters.items()]
         if not found:
-            raise LookupError(f"{self.experiment} ({self.label}) has no case {parameters}")
+            raise self._lacks(f"has no case {_said(parameters)}")
         return found
+
+    def raced(self, *arms, **parameters):
+        """The cases with these parameters in which all of these arms have samples, in
+        order; without arms, those in which any has.
+
+        Raises NotRecorded if there is none, and says why the first was skipped.
+        """
+        cases = self.select(**parameters)
+        found = [c for c in cases if c.samples and set(arms) <= set(c.samples)]
+        if not found:
+            skipped = cases[0].skipped
+            (reason, *_) = [
+                skipped[arm] for arm in (EVERY, *arms, *skipped) if arm in skipped
+            ] or ["no reason given"]
+            what = " with " + ", ".join(map(repr, arms)) if arms else ""
+            raise self._lacks(f"has no raced case {_said(parameters)}{what} ({reason})")
+        return found
+
+    def _lacks(self, what):
+        if not self.date:
+            return NotRecorded(f"there is no record of {self.experiment}")
+        return NotRecorded(f"{self.experiment} ({self.label}) {what}")
+
+
+NOTHING = "not recorded"
+
+
+def nothing(experiment):
+    """The Record of an experiment that no machine has run: no cases, label "not recorded".
+
+    >>> nothing("stage").label
+    'not recorded'
+    """
+    nowhere = Machine("none", "cpu", "no machine", "none", 1, "none", "none")
+    nobody = dict.fromkeys(("question", "date", "commit", "sources", "counted"), "")
+    return Record(experiment, machine=nowhere, protocol={"rounds": 0}, cases=(), **nobody)
+
+
+def _said(parameters):
+    return ", ".join(f"{name} {value}" for name, value in parameters.items()) or "at all"
 
 
 def gains(samples, base):

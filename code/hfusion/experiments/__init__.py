@@ -6,6 +6,7 @@
 
 import importlib
 import os
+from pathlib import Path
 
 import torch
 
@@ -43,14 +44,37 @@ def results(name, folder, live=False):
     """What is known about an experiment: {machine: Record}, GPUs first.
 
     From the records in `folder`; or, if `live` or the environment's HFUSION_LIVE=1 says
-    so, measured now on the device at hand, and not saved.
+    so, measured now on the device at hand, and not saved. The machine that the
+    environment's HFUSION_MACHINE names goes before all others. Raises
+    records.NotRecorded if no machine has a record of it.
     """
     if live or os.environ.get("HFUSION_LIVE") == "1":
         measured = run(name, here())
         return {measured.machine.name: measured}
     found = records.load_all(folder, name)
     if not found:
-        raise records.RecordError(
+        raise records.NotRecorded(
             f"{folder} has no record of {name}; `make record` makes one"
         )
-    return found
+    chosen = os.environ.get("HFUSION_MACHINE")
+    if chosen and not (Path(folder) / chosen).is_dir():
+        fits = ", ".join(sorted(path.name for path in Path(folder).glob("*/")))
+        raise records.RecordError(
+            f"HFUSION_MACHINE: expected a folder in {folder} ({fits}), got {chosen}"
+        )
+    return dict(sorted(found.items(), key=lambda item: item[0] != chosen))
+
+
+def result(name, folder, live=False, kind=None):
+    """The Record that a page reads: the first of `results`.
+
+    kind: "cpu" or "cuda", where only machines of that kind fit. Where there is no such
+    record, one without cases, labelled "not recorded", whose `select` raises
+    records.NotRecorded; see `show.recorded`.
+    """
+    try:
+        found = results(name, folder, live).values()
+    except records.NotRecorded:
+        found = ()
+    fits = (record for record in found if kind in (None, record.machine.kind))
+    return next(fits, records.nothing(name))

@@ -7,6 +7,7 @@ notebook, on paper, or without JavaScript they stand there whole; on the book's 
 """
 
 from .explorer import Explorer
+from .missing import recorded
 from .player import Player, splitting, stacking
 from .text import photographs, race, reference, source
 from .walk import Walk, walk
@@ -17,6 +18,7 @@ __all__ = [
     "Walk",
     "photographs",
     "race",
+    "recorded",
     "reference",
     "source",
     "splitting",

@@ -1,0 +1,56 @@
+"""A block of a page that reads records, and what stands there if they lack something."""
+
+import contextlib
+
+import matplotlib.pyplot as plt
+
+from ..records import NotRecorded
+
+LACKING = []  # why blocks of this page were left before their end
+
+
+class Missing:
+    """Glued in place of a number; the page then reads "(not recorded)"."""
+
+    def __repr__(self):
+        return "nan"  # {glue:text}`name:.2f` formats it; `_ext/book_pages.py` rewords it
+
+    def _repr_html_(self):
+        return "<p>(not recorded)</p>"
+
+
+@contextlib.contextmanager
+def recorded(*names, figure=False):
+    """A block that reads records; if they lack what it reads, one sentence says so.
+
+    names: what the block glues at its end; glued as "(not recorded)" if it does not get
+    there. figure: the block makes the cell's figure; the sentence becomes the figure.
+    Only records.NotRecorded is caught; and NameError once a block before was left, since
+    that block may have had the name to set.
+
+    >>> from hfusion import records
+    >>> with recorded():
+    ...     records.nothing("stage").select(batch=1)
+    not recorded: there is no record of stage
+    """
+    try:
+        yield
+    except (NotRecorded, NameError) as error:
+        if isinstance(error, NameError) and not LACKING:
+            raise
+        LACKING.append(LACKING[0] if isinstance(error, NameError) else str(error))
+    else:
+        return
+    sentence = f"not recorded: {LACKING[-1]}"
+    _drawn(sentence) if figure else print(sentence)
+    if names:
+        from myst_nb import glue  # only in a notebook
+
+        for name in names:
+            glue(name, Missing(), display=False)
+
+
+def _drawn(sentence):
+    """A sentence as a figure, so that its number and what refers to it remain."""
+    figure = plt.figure(figsize=(6.4, 0.7))
+    figure.text(0.02, 0.5, sentence, va="center", fontsize=9, wrap=True)
