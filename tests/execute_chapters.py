@@ -2,7 +2,8 @@
 
 Whole, in order, in a fresh kernel, with nothing of the moment written down: no
 timings, and cell ids that count the cells. A notebook that fails is left as it was.
-The README's figure is written anew with the chapter that it is from.
+The README's figure is written anew with the chapter that it is from, and at the end its
+table, from the records.
 """
 
 import base64
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import readme
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,3 +71,4 @@ if __name__ == "__main__":
             continue
         print(f"executing {path.name}", flush=True)
         execute(path)
+    readme.write()

@@ -7,7 +7,7 @@
 >>> stacked = layers.stack(siblings)                  # one launch, not three
 >>> a, b, c = stacked(torch.zeros(1, 192, 28, 28))    # each branch's output
 
-Or a whole network, whoever wrote it:
+Or a whole network, if torch.fx can trace it:
 
 >>> import hfusion
 >>> fused = hfusion.fuse(hfusion.models.GoogLeNet())
