@@ -9,6 +9,8 @@ kernels. No device is asked here; a machine's ceilings come from its record.
 import dataclasses
 import math
 
+from . import eager
+
 PARTS = ("input", "weight", "output")
 
 
@@ -198,6 +200,31 @@ def break_even(sizes, windows, c_in, ceilings):
     extra = flops["embedded"] - flops["separate"]
     saved_s = (len(sizes) - 1) * ceilings.launch_s
     return saved_s * ceilings.flops_per_s / extra if extra else math.inf
+
+
+def kernels(module, dtype, layout, batch, image=None):
+    """How many kernels eager CUDA PyTorch launches for one call in eval mode: an int.
+
+    Read from PyTorch's source (2.6 to 2.13), not measured: a model of eager CUDA and of
+    nothing else, neither of a CUDA graph's compiler nor of a CPU. A convolution is one
+    kernel of cuDNN, whatever cuDNN launches inside, one more for its bias
+    (native/Convolution.cpp), and a copy of each of its tensors that does not lie as cuDNN
+    takes it (native/ConvUtils.h). A batch norm is one, and three where input and weights
+    are half, or one is bfloat16 (native/Normalization.cpp). A concatenation is one, and a
+    copy for each input where a part of a larger channels_last tensor is among them
+    (native/cuda/Shape.cu). Views are none. `eager.launches` names the kernels.
+
+    module: anything that takes images [batch, C, H, W]; it is left as it was. dtype:
+    "float32", "float16" or "bfloat16", for all of its parameters, as module.half() does.
+    layout: "NCHW" or "NHWC". image: (C, H, W); without it C is what the first convolution
+    reads. Raises ValueError for an operator whose kernels are not known here.
+
+    >>> from hfusion import models
+    >>> module = models.Inception.from_table("3a")
+    >>> kernels(module, "float32", "NCHW", 1), kernels(module, "float16", "NHWC", 1)
+    (20, 32)
+    """
+    return eager.launches(module, dtype, layout, batch, image).count
 
 
 def _as_many(sizes, windows):

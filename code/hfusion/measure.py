@@ -171,10 +171,12 @@ _FREE = {"empty", "empty_like", "empty_strided", "new_empty"}
 _FREE |= {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes"}
 
 
-def _makes_a_view(operator):
-    """Whether an operator's schema says that it only makes another description."""
+def computes(operator):
+    """Whether an operator computes something: it makes no view, by its schema, and more
+    than memory without numbers."""
     returns = operator._schema.returns
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return not view and operator.overloadpacket.__name__ not in _FREE
 
 
 class _Operators(TorchDispatchMode):
@@ -184,9 +186,8 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         outputs = operator(*args, **(kwargs or {}))
-        name = operator.overloadpacket.__name__
-        if name not in _FREE and not _makes_a_view(operator):
-            self.names.append(name)
+        if computes(operator):
+            self.names.append(operator.overloadpacket.__name__)
             for value in tree_leaves((args, kwargs, outputs)):
                 if isinstance(value, torch.Tensor):
                     self.bytes += value.numel() * value.itemsize
