@@ -1006,3 +1006,80 @@ UNSPLIT = [
 def test_split_refuses_by_name(message, call):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# An activation: once where each branch lies in one piece, else to each branch.
+
+FORMS = {  # how a layer is made, and the shapes of inputs: (in one piece, strided)
+    "Conv1d": (nn.Conv1d, (1, 4, 7), (2, 4, 7)),
+    "Conv2d": (nn.Conv2d, (1, 4, 3, 5), (2, 4, 3, 5)),
+    "Conv3d": (nn.Conv3d, (1, 4, 3, 5, 2), (2, 4, 3, 5, 2)),
+    "without a batch": (nn.Conv2d, (4, 3, 5), None),
+    "Linear": (nn.Linear, (1, 4), (2, 4)),
+    "a vector": (nn.Linear, (4,), None),
+    "one token": (nn.Linear, (1, 1, 4), (1, 2, 4)),
+}
+
+
+def with_activation(kind, activation, **options):
+    """Two layers, and the two stacked."""
+    settings = {} if kind is nn.Linear else {"kernel_size": 1}
+    separate = [kind(4, size, **settings).double() for size in (3, 2)]
+    return separate, layers.stack(separate, activation, **options)
+
+
+def relus(call):
+    return measure.count_launches(call).names.count("relu")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_an_activation_is_applied_once_where_branches_lie_in_one_piece(name):
+    kind, *shapes = FORMS[name]
+    separate, stacked = with_activation(kind, nn.ReLU())
+    _, forced = with_activation(kind, nn.ReLU(), hoist=True)
+    for shape, calls in zip(shapes, (1, 2), strict=True):
+        if shape:
+            x = image(*shape, dtype=torch.float64)
+            expected = [layer(x).relu() for layer in separate]
+            for part, output in zip(stacked(x), expected, strict=True):
+                agree(part, output, 1e-12)
+                assert part.is_contiguous()
+            assert relus(lambda x=x: stacked(x)) == calls
+            assert relus(lambda x=x: forced(x)) == 1
+            assert all(part.is_contiguous() for part in forced(x)) == (calls == 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_channels_last_has_no_branch_in_one_piece(batch):
+    separate, stacked = with_activation(nn.Conv2d, nn.ReLU())
+    last = {"memory_format": torch.channels_last}
+    stacked, x = stacked.to(**last), image(batch, 4, 3, 5, dtype=torch.float64).to(**last)
+    assert relus(lambda: stacked(x)) == 2
+    for part, layer in zip(stacked(x), separate, strict=True):
+        agree(part, layer(x).relu(), 1e-12)
+        assert part.is_contiguous(**last)
+
+
+@pytest.mark.parametrize("hoist", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_branches_with_an_activation_may_be_changed_in_place(batch, hoist):
+    """Where autograd allows it of separate layers; where it refuses, it refuses here."""
+    x = image(batch, 4, 3, 5, dtype=torch.float64)
+
+    def gradients(layer, outputs):
+        first, second = outputs
+        first.mul_(second.detach().mean()).add_(1)
+        return torch.autograd.grad((first**2).sum() + second.sum(), layer)
+
+    separate, stacked = with_activation(nn.Conv2d, nn.GELU(), hoist=hoist)
+    weights = [layer.weight for layer in separate]
+    expected = gradients(weights, [nn.functional.gelu(layer(x)) for layer in separate])
+    (found,) = gradients([stacked.layer.weight], stacked(x))
+    agree(found, torch.cat(expected), 1e-11)
+    separate, stacked = with_activation(nn.Conv2d, nn.ReLU(), hoist=hoist)
+    for layer, outputs in (
+        ([separate[0].weight], [layer(x).relu() for layer in separate]),
+        ([stacked.layer.weight], stacked(x)),
+    ):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradients(layer, outputs)

@@ -5,6 +5,7 @@ group, the rule is also switched off, to show that fusing anyway would be wrong.
 """
 
 import copy
+import dataclasses
 import gc
 import io
 import operator
@@ -490,25 +491,28 @@ def test_the_parts_in_another_order_would_be_seen():
 def test_one_launch_in_place_of_three():
     model = net(lambda self, x: tuple(y.relu() for y in abc(self, x)), a=conv(), b=conv(2))
     model.c = conv(7)
-    x, fused = image(), fuse(model)
+    x, fused = image(1, 3, 4, 5), fuse(model)
     assert count_launches(lambda: model(x)).count == 6
     assert list(count_launches(lambda: fused(x)).names) == ["convolution", "relu"]
     (group,) = plan(model).groups
-    assert group.launches_saved == 4
+    assert (group.launches_saved, group.saved_in_one_piece) == (2, 2)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("activation", [False, True])
-def test_launches_saved_are_the_launches_saved(activation):
+def test_launches_saved_are_the_launches_saved(activation, batch):
     """Also where a missing bias costs an operator."""
 
     def forward(self, x):
         return tuple(y.relu() if activation else y for y in abc(self, x))
 
     model = net(forward, a=conv(), b=conv(2, bias=False), c=conv(1))
-    x, found = image(), plan(model)
-    fused = found.apply()
+    x, found = image(batch, 3, 4, 5), plan(model)
+    fused, (group,) = found.apply(), found.groups
     saved = count_launches(lambda: model(x)).count - count_launches(lambda: fused(x)).count
-    assert found.groups[0].launches_saved == saved
+    in_one_piece = group.saved_in_one_piece * (batch == 1)
+    assert saved == group.launches_saved + in_one_piece
+    assert group.saved_in_one_piece == 2 * activation
 
 
 def test_split_bytes_are_what_copies_of_the_branches_move():
@@ -1018,7 +1022,7 @@ RULE_CASES = {
         ),
         "layout_matters",
         "the output of a goes to `stride`",
-        "outputs",
+        "outputs of one image",  # of several each branch has an activation of its own
     ),
     "unknown function": (
         consumed(lambda y: odd_function(y)),
@@ -1092,7 +1096,12 @@ def input_gradient(model, x):
     return x.grad
 
 
-LOOKS = {"outputs": run, "a step": step, "gradient of the input": input_gradient}
+LOOKS = {
+    "outputs": run,
+    "outputs of one image": lambda model, x: run(model, x[:1]),
+    "a step": step,
+    "gradient of the input": input_gradient,
+}
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
@@ -1639,7 +1648,7 @@ def test_the_table_by_hand():
     model.d.register_forward_hook(double_output)
     lines = str(plan(model)).splitlines()
     assert lines[0].split() == ["members", "c_out", "then", "saved", "B/px"]
-    assert lines[1].split() == ["{a,b,c}", "40+5+6", "ReLU", "3", "816"]
+    assert lines[1].split() == ["{a,b,c}", "40+5+6", "ReLU", "1", "to", "3", "0"]
     assert lines[2].split() == ["{q,k}", "4+4", "0"]
     assert lines[3].startswith("    refused: requires_grad of weight differs")
     assert lines[-1] == "1 of 3 groups fused; Conv2d 4 -> 2 calls; Linear 2 -> 2 calls"
@@ -2220,3 +2229,112 @@ def test_traced_by_torch_fx_again():
     for make in (three, pair):
         model, x = make().eval(), image()
         check_same(run(fx.symbolic_trace(fuse(model)), x), run(model, x))
+
+
+# Where an activation is applied once, and where to each branch.
+
+
+def small():
+    """An Inception module without norms, in training mode."""
+    model = models.randomise(models.Inception((4, 5, 6, 3, 2, 7, 1)))
+    return hfusion.fold_batchnorm(model.eval()).train()
+
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+
+
+def hoisted(model):
+    """Fused, with every activation applied once, come what may."""
+    found = plan(model)
+    groups = tuple(dataclasses.replace(group, hoist=True) for group in found.groups)
+    return dataclasses.replace(found, groups=groups).apply()
+
+
+def read_by(network, path, x):
+    """What a layer of a network gets."""
+    seen = []
+    hook = network.get_submodule(path).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    network(x)
+    hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_consumers_get_need_not_be_copied(layout, batch):
+    form = LAYOUTS[layout]
+    model, x = small().to(memory_format=form), image(batch, 4, 5, 6).to(memory_format=form)
+    for path in ("b3.conv", "b5.conv"):
+        for network in (model, fuse(model)):
+            assert read_by(network, path, x).is_contiguous(memory_format=form)
+        strided = not read_by(hoisted(model), path, x).is_contiguous(memory_format=form)
+        assert strided == ((layout, batch) != ("NCHW", 1))
+
+
+@pytest.mark.parametrize("make", [fuse, hoisted])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_and_gradients_are_the_same_either_way(make, layout, batch):
+    form = LAYOUTS[layout]
+    model, x = small().to(memory_format=form), image(batch, 4, 5, 6).to(memory_format=form)
+    fused = make(model)
+    assert [m.training for m in (model, fused)] == [True, True]
+    check_same(run(fused, x), run(model, x))
+    grads = []
+    for network in (fused, model):
+        pixels = x.clone().requires_grad_()
+        (network(pixels) ** 2).sum().backward()
+        grads.append(pixels.grad)
+    convs = [unit.conv for unit in (model.b1, model.b3_reduce, model.b5_reduce)]
+    whole = torch.cat([conv.weight.grad for conv in convs])
+    check_same((grads[0], fused.stacked.layer.weight.grad), (grads[1], whole))
+
+
+READERS = {
+    "nobody copies": (lambda a, b, c: a * b + c, True),
+    "one may copy": (lambda a, b, c: (a * b).sum() + c.flatten(1).sum(), True),
+    "two may copy": (lambda a, b, c: a.sum() + b.sum() + c, False),
+    "one is copied twice": (lambda a, b, c: a.sum() + a.mean() + b * c, False),
+    "returned": (lambda a, b, c: (a, b, c), False),
+    "facts are no numbers": (lambda a, b, c: a * b.shape[0] + b * c.size(1), True),
+    "concatenated": (lambda a, b, c: torch.cat([a, b, c], 1), False),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_activation_is_applied_once_where_that_is_sure_to_save(name, batch):
+    read, once = READERS[name]
+
+    def forward(self, x):
+        return read(*(y.relu() for y in abc(self, x)))
+
+    model = net(forward, a=conv(4), b=conv(4), c=conv(4))
+    found = plan(model)
+    (group,) = found.groups
+    assert group.hoist is once
+    assert (group.launches_saved, group.saved_in_one_piece) == ((4, 0) if once else (2, 2))
+    assert group.split_bytes == 2 * 12 * 8 * once
+    x, fused = image(batch, 3, 4, 5), found.apply()
+    check_same(run(fused, x), run(model, x))
+    relus = count_launches(lambda: fused(x)).names.count("relu")
+    assert relus == (1 if once or batch == 1 else 3)
+    shown = str(found).splitlines()[1].split()
+    assert shown[3:] == (["4", "192"] if once else ["2", "to", "4", "0"])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("make", [fuse, hoisted])
+def test_where_it_is_applied_survives_copies_and_compilation(make, batch):
+    model, x = small().eval(), image(batch, 4, 5, 6)
+    fused = make(model)
+    copies = [copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))]
+    for double in copies:
+        assert double.stacked.hoist is (make is hoisted)
+        assert torch.equal(double(x), fused(x))
+    torch._dynamo.reset()
+    whole = torch.compile(fused, backend="eager", fullgraph=True)  # an error at a break
+    assert torch.equal(whole(x), fused(x))
+    check_same(run(hfusion.unfuse(fused), x), run(model, x))

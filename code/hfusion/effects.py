@@ -59,6 +59,12 @@ IN_PLACE = _words("""
     iadd iand iconcat ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv
     ixor setitem __setitem__
 """)
+# They treat each number alone: they read a strided part as it lies, and copy nothing.
+ELEMENTWISE = _words("""
+    add sub mul div truediv neg pow sqrt rsqrt exp abs clamp relu relu6 leaky_relu elu gelu
+    silu mish sigmoid tanh softplus hardswish hardsigmoid ReLU ReLU6 LeakyReLU ELU GELU SiLU
+    Mish Sigmoid Tanh Softplus Hardswish Hardsigmoid
+""")
 # After them a graph computes in another mode, as after `with torch.no_grad()`.
 MODES = _words("_set_grad_enabled _enter_autocast _exit_autocast")
 # Whether the result is a part of the input or a copy depends on the input's layout.
@@ -198,6 +204,20 @@ def _is_tensor(node, modules):
         whole = node.args[0]
         return isinstance(whole, torch.fx.Node) and name(whole, modules) in TUPLES
     return called in NEW
+
+
+def may_copy(node, modules):
+    """Whether a node may copy an input that is a strided part, to make it contiguous.
+
+    A convolution does, and so may whoever gets what a graph returns.
+
+    >>> graph = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU())).graph
+    >>> [may_copy(node, {"0": torch.nn.ReLU()}) for node in graph.nodes][1:]
+    [False, True]
+    """
+    called = name(node, modules)
+    harmless = called in ELEMENTWISE or called in FACTS
+    return not (node.op.startswith("call_") and known(node, modules) and harmless)
 
 
 class Memory:

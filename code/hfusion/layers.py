@@ -13,6 +13,7 @@ bit. In between, state_dict() has the keys and shapes of the left-hand side.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -152,16 +153,17 @@ def unlike(labelled, embed=False):
     return ""
 
 
-def stack(layers, activation=None, embed=False):
+def stack(layers, activation=None, embed=False, hoist=False):
     """One layer that computes what several siblings compute.
 
     layers: a list (or a dict, or nn.ModuleList / ModuleDict) of Conv1d, Conv2d,
     Conv3d or Linear that agree in everything but their number of outputs, some
     biases possibly missing. They are left as they were; the weights are copied.
     Values are not looked at: a NaN stays in the rows of its own branch.
-    activation: a module that treats each number alone, as ReLU does; applied once.
-    embed: embed small windows in the largest (see `embedding`), which takes more
-    multiply-adds. Raises FusionError where they do not fit together.
+    activation: a module that treats each number alone, as ReLU does; applied once where
+    the branches lie in one piece each, else to each of them (see `Stacked`). hoist: apply
+    it once in any case. embed: embed small windows in the largest (see `embedding`), which
+    takes more multiply-adds. Raises FusionError where they do not fit together.
     Source: Lei Mao, "Neural Network 1x1 Convolution Horizontal Fusion".
 
     >>> stacked = stack([nn.Conv2d(192, 64, 1), nn.Conv2d(192, 96, 1)])
@@ -172,7 +174,7 @@ def stack(layers, activation=None, embed=False):
     reason = _refusal(named, embed)
     if reason:
         raise FusionError(reason)
-    return Stacked(named, activation)
+    return Stacked(named, activation, hoist)
 
 
 def unstack(stacked):
@@ -254,16 +256,21 @@ def _one_below_the_other(weights):
 class Stacked(nn.Module):
     """Siblings as one layer; use `stack` to make one.
 
-    forward: x -> a tuple with each branch's output, in order, all views of one
-    tensor. Its state_dict is that of the separate layers in an nn.ModuleDict,
-    and each loads the other's. Where only some siblings have a bias, the zeros
-    of the others are kept zero by a mask, at the price of one small operator. So are the
-    zeros around embedded windows, while gradients are recorded.
+    forward: x -> a tuple with each branch's output, in order. Without an activation they
+    are views of one tensor, and so they are with one where each branch lies in one piece:
+    one image in NCHW, one row of a Linear. Otherwise a branch is a strided part, which a
+    consumer may copy to make it contiguous; there the activation is applied to each branch,
+    and what it returns is dense. With hoist it is applied once in any case.
+
+    Its state_dict is that of the separate layers in an nn.ModuleDict, and each loads the
+    other's. Where only some siblings have a bias, the zeros of the others are kept zero by
+    a mask, at the price of one small operator. So are the zeros around embedded windows,
+    while gradients are recorded.
     """
 
-    def __init__(self, layers, activation=None):
+    def __init__(self, layers, activation=None, hoist=False):
         super().__init__()
-        self.activation = activation
+        self.activation, self.hoist = activation, hoist
         first = next(iter(layers.values()))
         self.names = tuple(layers)
         self.sizes = tuple(m.weight.shape[0] for m in layers.values())
@@ -321,7 +328,7 @@ class Stacked(nn.Module):
 
     def forward(self, x):
         y = self.product(x)
-        if self.activation is not None:
+        if self.activation is not None and (self.hoist or self._in_one_piece(y)):
             # It may keep its result for the gradient, which has to learn of it when a
             # branch is changed in place: proper views.
             ends = list(itertools.accumulate(self.sizes))
@@ -331,7 +338,16 @@ class Stacked(nn.Module):
             )
         # Not split: autograd forbids to change its views in place, as nn.ReLU(True) does.
         # It is safe: the parts do not overlap, and nobody else has seen y.
-        return y.unsafe_split_with_sizes(self.sizes, self.dim)
+        parts = y.unsafe_split_with_sizes(self.sizes, self.dim)
+        if self.activation is None:
+            return parts
+        return tuple(self.activation(parts[i]) for i in range(len(self.sizes)))
+
+    def _in_one_piece(self, y):
+        """Whether each branch is contiguous as a part of y: one image in NCHW, one row."""
+        if isinstance(y, torch.fx.Proxy):  # torch.fx writes down a program for all inputs
+            return False
+        return math.prod(y.shape[: self.dim]) == 1 and y.is_contiguous()
 
     def unstack(self):
         """See `hfusion.layers.unstack`."""

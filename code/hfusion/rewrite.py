@@ -71,11 +71,15 @@ def fuse(model):
 class FusionPlan:
     """What will be fused, what will not, and why. Print it; `apply` it.
 
-    In the table, `then` is the activation that all members have, applied once;
-    `saved` counts the operators that are launched less than before; `B/px` is what
-    consumers move if they make all branches contiguous, bytes read and written for
-    each pixel (for a Linear: each row). The split itself moves nothing. Where windows are
-    embedded, a line says in which, and the multiply-adds for each pixel before and after.
+    In the table, `then` is the activation that all members have. `saved` counts the
+    operators that are launched less than before. "2 to 4" means 4 where the activation is
+    applied once, which it is where each branch lies in one piece (one image in NCHW, one
+    row of a Linear). Elsewhere it means 2: the branches are strided parts, which consumers
+    may copy, and the activation is applied to each of them, since its results are dense. A
+    single number holds in any layout. `B/px` is what consumers move if they make all
+    strided branches contiguous, bytes read and written for each pixel (for a Linear: each
+    row). The split itself moves nothing. Where windows are embedded, a line says in which,
+    and the multiply-adds for each pixel before and after.
     """
 
     groups: tuple
@@ -130,8 +134,8 @@ class FusionPlan:
 class Siblings(layers.Stacked):
     """A stacked layer in a network; its names are the members' paths there."""
 
-    def __init__(self, members, activation, followers):
-        super().__init__(members, activation)
+    def __init__(self, members, activation, followers, hoist):
+        super().__init__(members, activation, hoist)
         self.followers = followers  # what followed each member: (op, target, args, …)
 
     def _keep_keys(self):
@@ -192,7 +196,7 @@ def _stack_calls(model, graph, group, where):
         (end.op, end.target, end.args[1:], siblings.settings_of(end)) for end in ends
     ]
     activation = copy.deepcopy(group.activation)
-    stacked = Siblings(members, activation, followers if activation else [])
+    stacked = Siblings(members, activation, followers if activation else [], group.hoist)
     setattr(model, path, stacked)
     with graph.inserting_before(nodes[0]):
         whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
@@ -262,16 +266,18 @@ def _separate_call(model, graph, node, stacked):
     graph.erase_node(node)
 
 
-_ROW = "{:<42} {:>13} {:>6} {:>5} {:>6}"
+_ROW = "{:<41} {:>13} {:>6} {:>6} {:>6}"
 
 
 def _rows(group):
     """The lines of a table for one group."""
     sizes = "+".join(str(size) for size in group.c_out)
     then = type(group.activation).__name__ if group.activation else ""
-    saved, moved = (
-        ("0", "") if not group.fused else (group.launches_saved, f"{group.split_bytes:,}")
-    )
+    saved, moved = "0", ""
+    if group.fused:
+        saved, moved = str(group.launches_saved), f"{group.split_bytes:,}"
+        if group.saved_in_one_piece:
+            saved += f" to {group.launches_saved + group.saved_in_one_piece}"
     yield _ROW.format(_short(group.members), sizes, then, saved, moved).rstrip()
     if group.window:
         before = sum(layer.weight.numel() for layer in group.layers.values())

@@ -37,9 +37,11 @@ class Group:
     c_out: tuple  # output channels of each member; 0 where they are not known yet
     fused: bool
     reason: str = ""  # why it was refused, in words
-    activation: nn.Module | None = None  # follows every member, and is applied once
-    launches_saved: int = 0  # operators less, in eager PyTorch
-    split_bytes: int = 0  # for each pixel (row), if a consumer copies all branches
+    activation: nn.Module | None = None  # follows every member
+    hoist: bool = False  # it is applied once, also where the branches are strided parts
+    launches_saved: int = 0  # operators less, in eager PyTorch, whatever the layout
+    saved_in_one_piece: int = 0  # and so many more where each branch lies in one piece
+    split_bytes: int = 0  # for each pixel (row), if consumers copy all strided branches
     window: embedding.Window | None = None  # for all members, where theirs differ
     extra_macs: int = 0  # multiply-adds more for each pixel of the output, if so
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
@@ -58,7 +60,8 @@ class Group:
     def stacked(self):
         """The members as one layer with their activation, beside the model: a Stacked."""
         embed = self.window is not None
-        return layers.stack(self.layers, copy.deepcopy(self.activation), embed)
+        activation = copy.deepcopy(self.activation)
+        return layers.stack(self.layers, activation, embed, self.hoist)
 
 
 def kind_of(module):
@@ -300,7 +303,12 @@ def refused(scene, nodes, reason):
 
 
 def fusable(scene, nodes):
-    """A group that can be fused, with the activation that all of its members have."""
+    """A group that can be fused, with the activation that all of its members have.
+
+    Applying it once to all leaves strided parts, which consumers may copy; applied to each
+    part it returns dense branches. So it is applied once only where that saves more
+    launches than copies may cost, or where the parts lie in one piece (`layers.Stacked`).
+    """
     found = [follower(scene, node) for node in nodes]
     same = len({repr(activation) for _, activation in found}) == 1
     # Parts of one tensor share autograd's count of changes: who changes one of them would
@@ -315,20 +323,30 @@ def fusable(scene, nodes):
     views = [view for end in ends for view in scene.memory.views(end)]
     members = [scene.modules[node.target] for node in nodes]
     item_bytes = members[0].weight.element_size()
+    once = (len(nodes) - 1) * (activation is not None)  # saved where it is applied once
+    hoist = _copies(scene, ends) < once
     window = embedding.common(members) if embedding.mixed(members) else None
     return Group(
         fused=True,
         activation=activation,
+        hoist=hoist,
         # Where only some have a bias, the others' zeros are kept zero by an operator.
-        launches_saved=(len(nodes) - 1) * (1 if activation is None else 2)
-        - (len(biases) - 1),
-        split_bytes=2 * sum(about["c_out"]) * item_bytes,
+        launches_saved=len(nodes) - 1 + once * hoist - (len(biases) - 1),
+        saved_in_one_piece=once * (not hoist),
+        # An activation that is applied to each branch leaves none strided.
+        split_bytes=2 * sum(about["c_out"]) * item_bytes * (hoist or activation is None),
         window=window,
         extra_macs=_extra_macs(members, window) if window else 0,
         ends=tuple(ends),
         views=tuple(dict.fromkeys(views)),
         **about,
     )
+
+
+def _copies(scene, ends):
+    """How often readers may copy these values where they are strided parts."""
+    readers = [reader for end in ends for reader in end.users]
+    return sum(effects.may_copy(reader, scene.modules) for reader in readers)
 
 
 def _extra_macs(members, window):

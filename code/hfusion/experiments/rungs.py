@@ -119,20 +119,25 @@ def exact(model, x):
 
 
 def eager(model):
-    """{rung: network}, from the model as written to one call for conv, bias and ReLU."""
+    """{rung: network}, from the model as written to one call for conv, bias and ReLU.
+
+    STACKED has one ReLU for each branch and HOISTED one for all, whatever the layout; what
+    `plan` makes of it does the one or the other, as its input lies.
+    """
     folded = fold_batchnorm(model)
     planned = plan(folded)
-    apart = tuple(
-        dataclasses.replace(group, activation=None, ends=group.nodes)
-        for group in planned.groups
-        if group.fused
-    )
+
+    def stacked(change):
+        groups = tuple(change(group) for group in planned.groups if group.fused)
+        return dataclasses.replace(planned, groups=groups).apply()
+
+    hoist = partial(dataclasses.replace, hoist=True)
     return {
         WRITTEN: model,
         FOLDED: folded,
-        STACKED: dataclasses.replace(planned, groups=apart).apply(),
-        HOISTED: planned.apply(),
-        ONE_CALL: one_call(planned.apply()),
+        STACKED: stacked(lambda g: dataclasses.replace(g, activation=None, ends=g.nodes)),
+        HOISTED: stacked(hoist),
+        ONE_CALL: one_call(stacked(hoist)),
     }
 
 
@@ -145,7 +150,7 @@ class ConvReLU(nn.Module):
 
     def forward(self, x):
         c = self.conv
-        if x.is_cuda:
+        if x.is_cuda or x.is_meta:  # on "meta" as on CUDA: `cost.kernels` counts there
             return torch.cudnn_convolution_relu(
                 x, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups
             )
