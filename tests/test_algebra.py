@@ -470,6 +470,54 @@ def test_sums_in_any_order_are_within_the_bound(C, seed):
     assert max(sums) - min(sums) <= bound
 
 
+# What the bound needs: each of these goes beyond it, by about as much as is said.
+
+
+def summed(x, weight, dtype):
+    """W X for one pixel, each product and each sum rounded to `dtype`."""
+    total = dtype(0)
+    for w, value in zip(weight, x, strict=True):
+        total = dtype(total + dtype(dtype(w) * dtype(value)))
+    return float(total)
+
+
+def excess(y, x, weight, dtype=np.float32):
+    """The largest error of a product, over its bound."""
+    exact = algebra.pointwise(x.astype(np.float64), weight.astype(np.float64))
+    return np.max(np.abs(y - exact) / algebra.rounding_bound(x, weight, dtype=dtype))
+
+
+def cut_to_tf32(array):
+    """float32 rounded to the 10 explicit bits of a TF32 significand, to even."""
+    bits = array.view(np.uint32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) >> 13 << 13).view(np.float32)
+
+
+def test_rounding_bound_needs_products_that_do_not_underflow():
+    x, weight = np.full((1, 4, 1, 1), 1e-22, np.float32), np.full((1, 4), 1e-20, np.float32)
+    assert excess(algebra.pointwise(x, weight), x, weight) > 100
+    x, weight = x * np.float32(2.0**60), weight * np.float32(2.0**60)
+    assert excess(algebra.pointwise(x, weight), x, weight) <= 1
+    rng = np.random.default_rng(0)
+    x = (normal(rng, 1, 2, 16, 1) * 1e-2).astype(np.float16)
+    weight = (normal(rng, 32, 2) * 1e-3).astype(np.float16)
+    y = [[summed(x[0, :, p, 0], row, np.float16) for p in range(16)] for row in weight]
+    exact = algebra.pointwise(x.astype(np.float64), weight.astype(np.float64))
+    bound = algebra.rounding_bound(x, weight, dtype=np.float16)
+    outside = np.count_nonzero(np.abs(np.array(y)[None, :, :, None] - exact) > bound)
+    assert 100 < outside < 512
+
+
+@pytest.mark.parametrize(("C", "least"), [(5, 100), (192, 2)])
+def test_rounding_bound_needs_float32_that_is_not_tf32(C, least):
+    rng = np.random.default_rng(0)
+    x, weight = normal(rng, 1, C, 8, 8), normal(rng, 32, C)
+    assert excess(algebra.pointwise(x, weight), x, weight) <= 1
+    assert cut_to_tf32(np.float32([1 + 2.0**-11, 1 + 2.0**-10]))[0] == 1
+    tf32 = algebra.pointwise(cut_to_tf32(x), cut_to_tf32(weight))
+    assert excess(tf32, x, weight) > least
+
+
 def test_rounding_bound_is_not_met_by_a_lower_precision():
     rng = np.random.default_rng(4)
     x, weight = normal(rng, 1, 16, 4, 4), normal(rng, 3, 16)
@@ -564,9 +612,16 @@ REFUSED = [
     (r"weight has shape \[4, 2, 3, 3\]", lambda: algebra.rounding_bound(X, W4)),
     (r"bias has shape \[3\]; \[4\]", lambda: algebra.rounding_bound(X, W, np.ones(3))),
     (r"bias has shape \[4, 2\]; \[4\]", lambda: algebra.rounding_bound(X, W, W)),
-    (r"dtype was int64; ", lambda: algebra.rounding_bound(X, W, dtype=np.int64)),
-    (r"dtype was bool; ", lambda: algebra.rounding_bound(X, W, dtype=bool)),
-]
+    *(
+        (rf"dtype: expected one of NumPy's float16, float32, float64, got .*{name}",
+         lambda dtype=dtype: algebra.rounding_bound(X, W, dtype=dtype))
+        for name, dtype in [
+            ("int64", np.int64), ("bool", bool), ("bfloat16", torch.bfloat16),
+            ("bfloat16", "bfloat16"), ("torch.float32", torch.float32), ("None", None),
+            ("longdouble", np.longdouble), ("complex64", np.complex64),
+        ]
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "call"), REFUSED)

@@ -152,6 +152,19 @@ def test_nothing_agrees_with_nothing(shape):
         agree(np.zeros(shape), np.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_exactly_is_to_the_last_bit(dtype):
+    ones = np.ones(3, dtype)
+    for next_one in (np.nextafter(ones, dtype(2)), np.nextafter(ones, dtype(0))):
+        with pytest.raises(Disagreement, match="3 of 3 entries differ"):
+            agree(next_one, ones)
+
+
+def test_values_are_compared_and_nothing_else():
+    agree(np.float16([0.0, -0.0, 0.5]), np.array([-0.0, 0.0, 0.5]))
+    agree(torch.tensor([True]), [1.0])
+
+
 def test_a_disagreement_is_an_assertion_error():
     assert issubclass(Disagreement, AssertionError)
 

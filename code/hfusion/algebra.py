@@ -241,15 +241,26 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
     return weight * scale[:, None], (bias - mean) * scale + beta
 
 
+# The dtypes whose sums `rounding_bound` knows: NumPy's, and no other library's.
+ROUNDED = (np.float16, np.float32, np.float64)
+
+
 def rounding_bound(x, weight, bias=None, dtype=np.float32):
     """How far two honest evaluations of W X + b 1ᵀ may lie apart, entry by entry.
 
     A sum of n rounded products, in whatever order, is within
     γ_n (|W||X| + |b|) of the exact one, γ_n = n u / (1 − n u), u the unit
     roundoff (Higham 2002, section 3.1; fused multiply-adds only do better).
-    Two evaluations are within twice that. Here n = C + 1: C products, one bias.
+    Two evaluations are within 2 γ_n of each other. Here n = C + 1: C products, one bias.
 
-    x [N, C, H, W], weight [K, C] -> float64 [N, K, H, W], in units of y.
+    It holds where every product and every sum is rounded to `dtype` or to more digits,
+    and the terms are added as they are. So not where a product underflows or a sum
+    overflows; not where the inputs are rounded to fewer digits first, as TF32 does to
+    float32; and not for Winograd's algorithm, which adds other terms.
+
+    x [N, C, H, W], weight [K, C]; dtype: NumPy's float16, float32 or float64
+    -> float64 [N, K, H, W], in units of y. Raises ValueError for another dtype, or if
+    n u is 1 or more.
 
     >>> rounding_bound([[[[1.0]], [[1.0]]]], [[1.0, 1.0]]) < 1e-6
     array([[[[ True]]]])
@@ -258,9 +269,20 @@ def rounding_bound(x, weight, bias=None, dtype=np.float32):
     weight = np.abs(_array("weight", weight, "K", x.shape[1]), dtype=np.float64)
     if bias is not None:
         bias = np.abs(_array("bias", bias, len(weight)), dtype=np.float64)
-    if np.dtype(dtype).kind != "f":
-        raise ValueError(f"dtype was {np.dtype(dtype)}; a floating-point dtype fits")
-    n, unit = weight.shape[1] + 1, float(np.finfo(dtype).eps) / 2
+    unit = _unit_roundoff(dtype)
+    n = weight.shape[1] + 1
     if n * unit >= 1:
         raise ValueError(f"dtype {np.dtype(dtype)} has no bound for sums of {n} terms")
     return 2 * n * unit / (1 - n * unit) * pointwise(x, weight, bias)
+
+
+def _unit_roundoff(dtype):
+    """Half the distance from 1 to the next number of a dtype of ROUNDED."""
+    try:
+        known = dtype is not None and np.dtype(dtype).type in ROUNDED
+    except TypeError:  # another library's, such as torch.bfloat16
+        known = False
+    if not known:
+        names = ", ".join(kind.__name__ for kind in ROUNDED)
+        raise ValueError(f"dtype: expected one of NumPy's {names}, got {dtype!r}")
+    return float(np.finfo(dtype).eps) / 2

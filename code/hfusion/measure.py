@@ -63,11 +63,14 @@ def agree(actual, expected, bound=0.0):
 
     actual, expected: tensors or arrays of one shape. bound: how far apart two
     entries may be, a number or an array of that shape; 0 means exactly equal.
+    Values are compared, in float64: 0.0 and -0.0 are equal, and the dtype may differ.
     NaN and infinity never pass. Returns an Agreement; raises Disagreement, which
     says how many entries differ, where the first one is and what it was.
 
     >>> print(agree(np.array([1.0, 2.0]), np.array([1.0, 2.0])))
     exactly equal: 2 entries
+    >>> agree([0.0, 0.5], np.float16([-0.0, 0.5])).entries
+    2
     """
     a, e, limit = _numbers(actual), _numbers(expected), _numbers(bound)
     if a.shape != e.shape:
@@ -141,6 +144,8 @@ def differ(actual, expected, bound=0.0):
 
     >>> differ([1.0, 2.0], [1.0, 2.5])
     '1 of 2 entries differ; at (1,) it is 2, not 2.5'
+    >>> differ(np.nextafter(1.0, 2.0), 1.0)  # the last bit
+    'it is 1.0000000000000002, not 1.0'
     """
     try:
         agree(actual, expected, bound)
