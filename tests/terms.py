@@ -97,6 +97,7 @@ TERMS = {
     "stream": r"\bstreams?\b",
     "stride": r"\bstrid(?:e|es|ed)\b",
     "tensor core": r"\btensor[- ]cores?\b",
+    "TF32": r"\bTF32\b",
     "tile": r"\btiles?\b",
     "torch.compile": r"\btorch\.compile\b",
     "torch.fx": r"\btorch\.fx\b",
