@@ -17,9 +17,9 @@ help:
 	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
 	@echo "make mutants  changes the library in ten thousand places: does a test notice? (an hour)"
 	@echo "make bench  how long planning takes, beside torch.compile"
-	@echo "make record run the experiments on this machine, into records/ (8 minutes)"
+	@echo "make record run the experiments on this machine, into records/ (MINUTES=8)"
 	@echo "make lab    open the chapters in JupyterLab"
-	@echo "make run    execute every chapter anew, in place"
+	@echo "make run    execute every chapter anew, in place (MACHINE=… of which records)"
 	@echo "make lint   style and spelling of code, text and notebooks"
 	@echo "make lock   write constraints.txt anew from the newest versions"
 	@echo "make clean  delete everything that make has made"
@@ -59,6 +59,8 @@ zip: book
 
 # JOBS processes share the cores: with more than a thread each they wait for one another.
 test nbval: export OMP_NUM_THREADS ?= 1
+# Whose records the chapters read first, a folder in records/; else GPUs first, then by name.
+test nbval run: export HFUSION_MACHINE := $(MACHINE)
 
 test: .venv/test.stamp .venv/book.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules tests code
@@ -78,7 +80,8 @@ bench: .venv/test.stamp
 	$(BIN)/python benchmarks/planning.py
 
 # With EXTRAS=peers beside ONNX Runtime, OpenVINO and torchvision's GoogLeNet. What does not
-# fit into the time is skipped; on a GPU max-autotune alone wants MINUTES=30.
+# fit into the time is skipped, which is status 3; on a GPU max-autotune alone wants
+# MINUTES=30. It replaces no committed record and none of another machine.
 record: .venv/$(or $(EXTRAS),record).stamp
 	$(BIN)/python -m hfusion record $(EXPERIMENTS) $(MINUTES:%=--minutes %)
 

@@ -30,6 +30,7 @@ ALLOWED = {
     "records": set(),
     "recording": {"measure", "records", "torch", "triton"},
     "rewrite": {"layers", "siblings", "torch", "tracing"},
+    "runs": {"records"},
     "sharding": {"measure", "torch"},
     "show/__init__": {"explorer", "missing", "player", "text", "walk"},
     "show/explorer": set(),

@@ -186,6 +186,8 @@ def test_a_small_case_makes_a_record(name, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "inductor", unavailable)
     made = experiments.run(name, "cpu")
     assert made.cases[0].samples
+    reasons = made.cases[0].skipped.values()
+    assert not [why for why in reasons if why.startswith((records.WRONG, records.FAILED))]
     again = records.load(records.save(made, tmp_path))
     assert again.cases[0].parameters == SMALL[name]
 
@@ -200,8 +202,8 @@ def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
     monkeypatch.setattr(experiments, "record", lambda *args: given.append(args) or "made")
     assert experiments.run(name, "cpu", 60, list) == experiments.run(name, "cuda") == "made"
     limited, unlimited = given
-    assert limited == (MODULES[name], "cpu", 60, list)
-    assert unlimited == (MODULES[name], "cuda", float("inf"), iter)
+    assert limited == (MODULES[name], "cpu", 60, list, None)
+    assert unlimited == (MODULES[name], "cuda", float("inf"), iter, None)
 
 
 def test_the_whole_network_agrees_on_every_rung():
@@ -209,7 +211,7 @@ def test_the_whole_network_agrees_on_every_rung():
     with torch.no_grad():
         for name in race.arms:
             if name in RUNGS:
-                recording._checked(race.arms[name], race, name)
+                recording._checked(race.arms[name], race, "cpu")
 
 
 RUNGS = [rungs.WRITTEN, rungs.FOLDED, rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL]
@@ -401,11 +403,12 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(rungs, "in_two", lambda model, x: partial(model, x))
 
 
-def agreed(race):
+def agreed(race, device="cpu"):
     """The arms of a race, each of which computes what it must."""
     with torch.no_grad():
         return {
-            name: recording._checked(make, race, name) for name, make in race.arms.items()
+            name: recording._checked(make, race, device)[0]
+            for name, make in race.arms.items()
         }
 
 
@@ -858,7 +861,7 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
     assert drawn[0].shape == (3, 6, 4, 4)
     assert list(race.arms) == ["as written"]
     assert race.share == 1e-5
-    assert agreed(race)
+    assert agreed(race, device)
 
 
 @pytest.mark.parametrize(("rung", "launches"), [(rungs.WRITTEN, 20), (rungs.HOISTED, 10)])

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from test_records import RECORD
 
 import hfusion
 from hfusion import __main__ as command
-from hfusion import experiments, measure, models, records
+from hfusion import experiments, models, recording, records, runs
 from hfusion.experiments import launch_overhead
 
 FACTORIES = """
@@ -248,7 +250,8 @@ plan: print what can be fused in a model, and why not
     --embed [False]: let smaller windows join larger ones
     --min-siblings N [2]
 record: run the experiments on this machine
-    experiment
+    experiment: all, or some of: ceilings, stopwatches, launch_overhead, timeline, stage, \
+embedding, projections, module_ladder, network, leftover, memory
     --folder [records]: where records are kept
     --device cuda|cpu
     --minutes [8]: for all of them
@@ -297,27 +300,42 @@ def test_as_a_program(here):
 # record: each experiment is a made-up one, which writes down how it was called.
 
 RUN = experiments.run  # before the fixture takes it away
+TERM = object()  # told to end, in place of an error
 ERRORS = {
-    "wrong": measure.Disagreement("arm 7: 1 of 4 entries differ"),
-    "full": OSError("no space left\non the device"),
+    "broken": ValueError("no such case\nat all"),
     "interrupted": KeyboardInterrupt(),
+    "terminated": TERM,
+}
+SKIPS = {
+    "wrong": "wrong result: 1 of 4 entries differ",
+    "fails": "failed: ValueError: no",
+    "late": "not reached within 3 s",
+    "lacks": "needs a CUDA device",
+    "memory": "out of memory",
 }
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """[(experiment, device, seconds it may have, files there were before), …]."""
-    shares = {"first": 0.1, "second": 0.3, "third": 0.2} | dict.fromkeys(ERRORS, 0.1)
+    subprocess.run(["git", "init", "-q"], check=True)
+    shares = {"first": 0.1, "second": 0.3, "third": 0.2, "never": 0.1}
+    shares |= dict.fromkeys([*ERRORS, *SKIPS], 0.1)
     monkeypatch.setattr(experiments, "SHARES", shares)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(recording, "machine", lambda device: RECORD.machine)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     calls = []
 
-    def fake(name, device, limit_s, progress):
+    def fake(name, device, limit_s, progress, keep):
         calls.append((name, device, limit_s, files()))
         bar = iter(progress(range(2)))  # as long as this frame is known, it is not closed
         for case in bar:
             if case == 1 and name in ERRORS:
+                if ERRORS[name] is TERM:
+                    os.kill(os.getpid(), signal.SIGTERM)
                 raise ERRORS[name]
+            keep(made(name))
         return made(name)
 
     monkeypatch.setattr(experiments, "run", fake)
@@ -325,32 +343,44 @@ def ran(monkeypatch):
 
 
 def made(name, **more):
+    case = RECORD.cases[0]
+    if name in SKIPS:
+        more["cases"] = (dataclasses.replace(case, skipped={"arm 7": SKIPS[name]}),)
+    if name == "never":
+        late = dataclasses.replace(RECORD.cases[1], skipped={"every arm": "not reached"})
+        more["cases"] = (late,)
     return dataclasses.replace(RECORD, experiment=name, **more)
 
 
 def files(folder="."):
-    return [path.as_posix() for path in sorted(Path(folder).glob("**/*.*"))
-            if path.suffix != ".py" and path.is_file()]  # fmt: skip
+    """What there is, less Python's and git's."""
+    found = sorted(path for path in Path(folder).glob("**/*.*") if path.is_file())
+    return [
+        path.as_posix()
+        for path in found
+        if path.suffix != ".py" and ".git" not in path.parts
+    ]
 
 
-def test_records_are_saved_below_the_folder_and_their_paths_printed(capsys, ran):
+def test_records_are_below_the_folder_and_the_report_says_where(capsys, ran):
     status, out, _ = run(capsys, "record", "second", "first", "--folder", "a/b")
     assert status == 0
-    assert [Path(line) for line in out.splitlines()] == [
-        Path("a/b/a-cpu/second.json"),
-        Path("a/b/a-cpu/first.json"),
-    ]
+    assert f"written: {Path('a/b/a-cpu')}" in out.splitlines()
     assert files() == ["a/b/a-cpu/first.json", "a/b/a-cpu/second.json"]
     assert records.load("a/b/a-cpu/first.json").experiment == "first"
 
 
-def test_a_record_is_saved_before_the_next_experiment_begins(capsys, ran):
+def test_records_come_together_at_the_end(capsys, ran):
+    """Until then they are in a folder that no page reads."""
     run(capsys, "record", "first", "third", "second", "--folder", "r")
+    away = "r/.a-cpu.unfinished"
     assert [(name, there) for name, _, _, there in ran] == [
         ("first", []),
-        ("third", ["r/a-cpu/first.json"]),
-        ("second", ["r/a-cpu/first.json", "r/a-cpu/third.json"]),
+        ("third", [f"{away}/first.json"]),
+        ("second", [f"{away}/first.json", f"{away}/third.json"]),
     ]
+    assert files() == [f"r/a-cpu/{name}.json" for name in ("first", "second", "third")]
+    assert [path.name for path in Path("r").iterdir()] == ["a-cpu"]
 
 
 def test_without_names_all_experiments_are_run_in_order_into_records(
@@ -361,6 +391,11 @@ def test_without_names_all_experiments_are_run_in_order_into_records(
     assert status == 0
     assert [name for name, *_ in ran] == ["second", "first"]
     assert files() == ["records/a-cpu/first.json", "records/a-cpu/second.json"]
+
+
+def test_a_name_given_twice_is_run_once(capsys, ran):
+    run(capsys, "record", "second", "first", "second")
+    assert [name for name, *_ in ran] == ["second", "first"]
 
 
 # The time is split over the chosen experiments; by hand, with the shares above.
@@ -376,9 +411,24 @@ def test_without_names_all_experiments_are_run_in_order_into_records(
         (["first", "third", "second", "--minutes", "1"], [10, 20, 30]),
     ],
 )
-def test_the_time_is_split_by_the_shares(capsys, ran, options, seconds):
+def test_the_time_is_split_by_the_shares(capsys, ran, monkeypatch, options, seconds):
+    """Each takes all that it may have."""
+    monkeypatch.setattr(time, "monotonic", lambda: sum(limit_s for _, _, limit_s, _ in ran))
     status, _, _ = run(capsys, "record", *options)
     assert status == 0
+    assert [limit_s for _, _, limit_s, _ in ran] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "seconds"),
+    [
+        (0, [10, 24, 60]),  # what is left, 60, is shared by those to come
+        (30, [10, 12, 0]),  # what is over is taken from those to come: 30 of 60 left
+    ],
+)
+def test_the_time_of_all_is_kept_to(capsys, ran, monkeypatch, takes_s, seconds):
+    monkeypatch.setattr(time, "monotonic", lambda: takes_s * len(ran))
+    run(capsys, "record", "first", "third", "second", "--minutes", "1")
     assert [limit_s for _, _, limit_s, _ in ran] == pytest.approx(seconds)
 
 
@@ -406,58 +456,91 @@ def test_no_gpu_where_there_is_none(capsys, ran):
     assert err == ("python -m hfusion: --device was cuda, and torch finds none; cpu fits\n")
 
 
-def test_one_unknown_name_and_nothing_is_run(capsys, ran):
+@pytest.mark.parametrize("tqdm", [True, False])
+def test_one_unknown_name_and_nothing_is_run(capsys, ran, monkeypatch, tqdm):
+    if not tqdm:  # nobody is told to install something for a name that does not exist
+        monkeypatch.setitem(sys.modules, "tqdm", None)
     status, out, err = run(capsys, "record", "first", "fourth", "second")
     assert (status, out, ran, files()) == (2, "", [], [])
     assert "experiment was 'fourth'; one of first, second, third, " in err
+    assert "tqdm" not in err
 
 
-# What stops it. What was complete is kept, what was there before is left alone.
+# What stops it changes no record, and what was complete stays aside.
 
 
-def stopped(capsys, name):
+def stopped(capsys, name, staged):
     """(status, last line of stderr) of three experiments, the second of which stops."""
-    old = records.save(made(name, date="2026-01-01"), "r")
-    before = old.read_bytes()
+    old = {
+        records.save(made(one, date="2026-01-01"), "r") for one in ("first", "second", name)
+    }
+    before = {path: path.read_bytes() for path in old}
     status, out, err = run(capsys, "record", "first", name, "second", "--folder", "r")
-    assert out.splitlines() == [str(Path("r/a-cpu/first.json"))]
-    assert old.read_bytes() == before
-    assert sorted(files("r")) == sorted(["r/a-cpu/first.json", f"r/a-cpu/{name}.json"])
-    assert records.load("r/a-cpu/first.json") == records.load(
-        records.save(made("first"), "elsewhere")
-    )
+    assert out == ""
+    assert {path: path.read_bytes() for path in old} == before
+    assert set(files("r")) == {path.as_posix() for path in old} | {
+        f"r/.a-cpu.unfinished/{one}.json" for one in staged
+    }
     assert "Traceback" not in err
     return status, err
 
 
-def test_an_interrupt_keeps_what_is_complete(capsys, ran):
-    status, err = stopped(capsys, "interrupted")
-    assert status == 130
-    assert "python -m hfusion: interrupted; the records that were complete" in err
-    assert [name for name, *_ in ran] == ["first", "interrupted"]
+@pytest.mark.parametrize(("name", "status"), [("interrupted", 130), ("terminated", 143)])
+def test_who_is_stopped_changes_no_record(capsys, ran, name, status):
+    found, err = stopped(capsys, name, ["first", name])
+    assert found == status
+    assert err.splitlines()[-1] == (
+        f"python -m hfusion: {name}; no record was changed; what is new, 1 whole, stays in "
+        f"{Path('r/.a-cpu.unfinished')} until the next run"
+    )
+    assert [name for name, *_ in ran] == ["first", name]
+    assert records.load("r/.a-cpu.unfinished/first.json").date == RECORD.date
+    # The next run begins anew.
+    assert run(capsys, "record", "third", "--folder", "r")[0] == 0
+    assert files("r") == sorted(
+        f"r/a-cpu/{one}.json" for one in ("first", "second", "third", name)
+    )
+    assert records.load("r/a-cpu/first.json").date == "2026-01-01"
 
 
-def test_a_wrong_result_stops_and_names_the_experiment(capsys, ran):
-    status, err = stopped(capsys, "wrong")
-    assert status == 1
-    assert "python -m hfusion: wrong: arm 7: 1 of 4 entries differ\n" in err
-    assert [name for name, *_ in ran] == ["first", "wrong"]
+def test_who_is_stopped_at_once_leaves_nothing(capsys, ran, monkeypatch):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments, "run", stops)
+    status, out, err = run(capsys, "record", "first", "--folder", "r")
+    assert (status, out, files(), list(Path("r").iterdir())) == (130, "", [], [])
+    said = "interrupted; no record was changed, and nothing new was complete"
+    assert err == f"python -m hfusion: {said}\n"
 
 
-def test_an_error_of_the_system_stops_and_names_the_experiment(capsys, ran):
-    status, err = stopped(capsys, "full")
-    assert status == 1
-    assert "python -m hfusion: full: no space left on the device\n" in err
+def test_to_be_told_to_end_means_afterwards_what_it_meant_before(capsys, ran):
+    before = signal.getsignal(signal.SIGTERM)
+    run(capsys, "record", "first", "terminated")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-@pytest.mark.parametrize("name", ["wrong", "full", "interrupted"])
-def test_of_what_stops_nothing_is_written(capsys, ran, name):
-    status, out, _ = run(capsys, "record", name, "--folder", "r")
-    assert status in (1, 130)
-    assert (out, files()) == ("", [])
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 5])
+def test_a_full_disk_changes_no_record(capsys, ran, monkeypatch, fails_at):
+    write_text, writes = Path.write_text, []
+
+    def full(self, text, encoding):
+        writes.append(self)
+        if len(writes) >= fails_at:
+            raise OSError(28, "No space left on device")
+        return write_text(self, text, encoding=encoding)
+
+    old = records.save(made("first", date="2026-01-01"), "r")
+    before = old.read_bytes()
+    monkeypatch.setattr(Path, "write_text", full)
+    status, out, err = run(capsys, "record", "first", "second", "--folder", "r")
+    assert (status, out) == (1, "")
+    assert "cannot be saved: [Errno 28] No space left on device; no record" in err
+    assert old.read_bytes() == before
+    assert [path for path in files("r") if "/." not in path] == ["r/a-cpu/first.json"]
 
 
-@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("name", ["interrupted", "terminated"])
 def test_what_stops_it_stands_in_a_line_of_its_own(capsys, ran, name):
     _, _, err = run(capsys, "record", name)
     assert err.splitlines()[-1].startswith("python -m hfusion: ")
@@ -470,10 +553,64 @@ def test_a_folder_that_is_a_file_is_refused_before_anything_is_measured(capsys, 
     assert "--folder was 'taken'" in err
 
 
-def test_an_error_in_an_experiment_comes_out(ran, monkeypatch):
-    monkeypatch.setitem(ERRORS, "wrong", ZeroDivisionError("ours"))
-    with pytest.raises(ZeroDivisionError):
-        command.main(["record", "wrong"])
+def test_a_run_beside_another_is_refused_before_anything_is_measured(capsys, ran):
+    pytest.importorskip("fcntl")
+    other = runs.Run("r", RECORD.machine, ["first"])
+    other.begin()
+    status, out, err = run(capsys, "record", "first", "--folder", "r")
+    assert (status, out, ran) == (1, "", [])
+    assert err.startswith("python -m hfusion: another run is at work in ")
+    other.finish()
+    assert run(capsys, "record", "first", "--folder", "r")[0] == 0
+
+
+# What the status says, and the report.
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (["first"], 0),
+        (["first", "lacks", "memory"], 0),
+        (["late", "first"], 3),
+        (["never", "first"], 3),
+        (["first", "wrong"], 1),
+        (["fails", "second"], 1),
+        (["broken", "first"], 1),
+        (["late", "fails", "lacks"], 1),
+        (["never", "broken", "first"], 1),
+    ],
+)
+def test_the_status_says_what_went_wrong(capsys, ran, names, status):
+    found, out, err = run(capsys, "record", *names)
+    assert found == status
+    assert [name for name, *_ in ran] == names  # one does not stop another
+    kept = {name for name in names if name not in ("never", "broken")}
+    assert {Path(path).stem for path in files()} == kept
+    assert "Traceback" not in err
+    for name in set(names) & set(SKIPS):
+        assert f"  {name}: {SKIPS[name]}: arm 7" in out.splitlines()
+    if "never" in names:
+        assert "  never: not reached in time" in out.splitlines()
+    if "broken" in names:
+        assert "  broken: failed: ValueError: no such case at all" in out.splitlines()
+
+
+def test_what_has_no_new_record_keeps_the_old_one(capsys, ran):
+    old = [records.save(made(name, date="2026-01-01"), "r") for name in ("never", "broken")]
+    before = [path.read_bytes() for path in old]
+    run(capsys, "record", "never", "broken", "first", "--folder", "r")
+    assert [path.read_bytes() for path in old] == before
+    assert Path("r/a-cpu/first.json").exists()
+    run(capsys, "record", "never", "broken", "--folder", "r")
+    assert [path.read_bytes() for path in old] == before
+    assert [path.name for path in Path("r").iterdir()] == ["a-cpu"]
+
+
+def test_help_lists_the_experiments(capsys):
+    _, out, _ = run(capsys, "record", "--help")
+    for name in experiments.SHARES:
+        assert name in " ".join(out.split())
 
 
 def test_without_a_progress_bar_nothing_is_run(capsys, ran, monkeypatch):
@@ -481,7 +618,7 @@ def test_without_a_progress_bar_nothing_is_run(capsys, ran, monkeypatch):
     status, out, err = run(capsys, "record", "first")
     assert (status, out, ran) == (1, "", [])
     assert err == (
-        'python -m hfusion: the progress bar is missing; pip install "hfusion[record]"\n'
+        "python -m hfusion: the progress bar needs tqdm; make record or pip install tqdm\n"
     )
 
 
@@ -490,7 +627,7 @@ def test_plans_need_no_progress_bar(capsys, monkeypatch):
     assert run(capsys, "plan", "somebodys:Pair")[0] == 0
 
 
-def test_each_experiment_has_a_progress_bar_of_its_cases(capsys, ran):
+def test_each_experiment_has_a_progress_bar_of_its_cases(capsys, ran, monkeypatch):
     _, _, err = run(capsys, "record", "first", "second")
     lines = err.splitlines()
     for name in ("first", "second"):
@@ -499,19 +636,22 @@ def test_each_experiment_has_a_progress_bar_of_its_cases(capsys, ran):
         assert re.search(r"100%.* 2/2 .*case", bars[-1])
 
 
-def test_a_real_experiment_from_end_to_end(capsys, tmp_path, monkeypatch):
+def test_a_real_experiment_from_end_to_end(capfd, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "run", RUN)
     monkeypatch.setattr(launch_overhead, "ROUNDS", 2)
     monkeypatch.setattr(launch_overhead, "CHAINS", (1, 3))
     folder = str(tmp_path / "new")
-    status, out, err = run(
-        capsys, "record", "launch_overhead", "--device", "cpu", "--folder", folder
-    )
+    names = ["launch_overhead", "timeline"]
+    status, out, err = run(capfd, "record", *names, "--device", "cpu", "--folder", folder)
     assert status == 0
     assert re.search(r"launch_overhead: 100%.* 3/3 ", err)
-    found = records.load(out.strip())
-    assert Path(out.strip()).parent.parent == tmp_path / "new"
+    assert "USDT" not in err  # the profiler's own words
+    (place,) = Path(folder).iterdir()
+    assert f"written: {place}" in out.splitlines()
+    assert "  launch_overhead: needs a CUDA device: 2 of 3 cases" in out.splitlines()
+    found = records.load(place / "launch_overhead.json")
     assert (found.experiment, found.machine.kind) == ("launch_overhead", "cpu")
+    assert found.machine.name == place.name
     (eager,) = found.select(way="eager")
     assert {name: len(us) for name, us in eager.samples.items()} == {"1": 2, "3": 2}
     assert eager.launches == {"1": 1, "3": 3}

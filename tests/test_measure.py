@@ -600,6 +600,54 @@ def test_an_error_in_an_arm_comes_out():
         measure.time_arms({"a": lambda: 1 / 0}, rounds=1)
 
 
+def test_who_raised_it_is_said():
+    """At every place where an arm is called: warming up, untimed, timed."""
+    for calls in range(5):
+        left = iter(range(calls))
+
+        def fails(left=left):
+            next(left)
+
+        with pytest.raises(StopIteration) as caught:
+            measure.time_arms({"a": int, "b": fails}, rounds=2, warm_up=1, calls=1)
+        assert caught.value.arm == "b"
+
+
+def test_each_arm_may_have_its_own_calls(race):
+    arms = {"slow": race.arm("slow", 5000), "fast": race.arm("fast", 1250)}
+    each = {"slow": 1, "fast": 4}
+    samples = measure.time_arms(arms, rounds=2, warm_up=0, calls=each)
+    assert samples == {"slow": [5.0] * 2, "fast": [1.25] * 2}
+    assert race.events.count("slow") == 2 * (1 + 1)
+    assert race.events.count("fast") == 2 * (1 + 4)
+
+
+@pytest.mark.parametrize("calls", [{"a": 1}, {"a": 1, "b": 2, "c": 3}])
+def test_calls_are_for_each_arm(race, calls):
+    with pytest.raises(ValueError, match=r"^calls: expected a number for each arm, got"):
+        measure.time_arms({"a": race.arm("a"), "b": race.arm("b")}, calls=calls)
+    with pytest.raises(ValueError, match="calls was 0; a whole number from 1 fits"):
+        measure.time_arms({"a": race.arm("a")}, calls={"a": 0})
+    assert race.events == []
+
+
+@pytest.mark.parametrize(
+    ("turns", "rounds"),
+    [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 2), (7, 2), (8, 3), (99, 3)],
+)
+def test_who_is_late_keeps_whole_rounds(race, turns, rounds):
+    """Two arms: each is asked for once to warm up, and once in each of three rounds."""
+    left = iter([False] * turns)
+    arms = {name: race.arm(name) for name in "ab"}
+    samples = measure.time_arms(
+        arms, rounds=3, warm_up=1, calls=1, late=lambda: next(left, True)
+    )
+    assert samples == {name: [1.0] * rounds for name in "ab"}
+    called = len([event for event in race.events if event in arms])
+    warm = min(turns, 2)
+    assert called == warm + 2 * (min(turns, 8) - warm)  # nothing was called after that
+
+
 def test_no_race_without_arms():
     with pytest.raises(ValueError, match="arms is empty; at least one function fits"):
         measure.time_arms({})

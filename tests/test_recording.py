@@ -1,9 +1,11 @@
-"""recording.py: agreed before timed, skipped with a reason, nothing kept of a wrong run."""
+"""recording.py: agreed before timed, skipped with a reason, in time within a case too."""
 
 import itertools
 import math
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def test_an_experiment_may_want_other_rounds():
     assert len(made.cases[0].samples["add"]) == made.protocol["rounds"] == 3
 
 
-# A wrong result stops everything before any timing.
+# A wrong result is not timed, and stops no other arm.
 
 WRONG = {
     "another number": lambda: X + X + 1,
@@ -84,45 +86,128 @@ WRONG = {
 }
 
 
-@pytest.fixture
-def never_timed(monkeypatch):
-    def no(*args, **kwargs):
-        raise AssertionError("it was timed")
-
-    monkeypatch.setattr(measure, "time_arms", no)
-    monkeypatch.setattr(measure, "wall", no)
-
-
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_result_stops_before_any_timing(never_timed, wrong):
+def test_a_wrong_result_is_skipped_before_any_timing(wrong, monkeypatch):
+    timed = []
+    wall = measure.wall
+    monkeypatch.setattr(
+        measure, "wall", lambda arm, *more: timed.append(arm) or wall(arm, *more)
+    )
     race = twice(wrong=lambda: WRONG[wrong])
-    with pytest.raises(measure.Disagreement, match=r"^wrong: "):
-        recording.record(experiment(race))
+    made = recording.record(experiment(race, twice()))
+    first, second = made.cases
+    assert set(first.samples) == set(second.samples) == {"add", "multiply"}
+    assert set(first.skipped) == set(made.missing) == {"wrong"}
+    assert first.skipped["wrong"].startswith("wrong result: ")
+    assert WRONG[wrong] not in timed
 
 
 def test_a_result_within_its_share_passes_and_beyond_it_does_not():
     def off():
         return 2 * X + 0.7e-3 * 8  # of the largest, which is 8
 
-    recording.record(experiment(twice(share=1e-3, off=lambda: off)))
-    with pytest.raises(measure.Disagreement, match=r"^off: "):
-        recording.record(experiment(twice(share=0.5e-3, off=lambda: off)))
+    (case,) = recording.record(experiment(twice(share=1e-3, off=lambda: off))).cases
+    assert case.skipped == {}
+    (case,) = recording.record(experiment(twice(share=0.5e-3, off=lambda: off))).cases
+    assert list(case.skipped) == ["off"]
 
 
-def test_an_error_of_the_experiment_comes_out():
-    with pytest.raises(ZeroDivisionError):
-        recording.record(experiment(twice(broken=lambda: lambda: 1 / 0)))
+# What fails is skipped, whenever it does; the others go on.
+
+
+def failing(calls):
+    """An arm that computes what it must so often, and then raises."""
+    left = [calls]
+
+    def arm():
+        left[0] -= 1
+        if left[0] < 0:
+            raise ZeroDivisionError("ours\nand more")
+        return X + X
+
+    return arm
+
+
+# The check calls it once, the search for `calls` three times, the warm-up three times.
+@pytest.mark.parametrize("calls", [0, 1, 3, 4, 6, 7, 8, 60, 300])
+def test_an_arm_that_fails_stops_no_other(calls):
+    race = twice(other=lambda: failing(calls))
+    first, second = recording.record(experiment(race, twice(), ROUNDS=6)).cases
+    for case in (first, second):
+        assert {n: len(us) for n, us in case.samples.items()} == {"add": 6, "multiply": 6}
+        assert case.launches == {"add": 1, "multiply": 1}
+    assert first.skipped == {"other": "failed: ZeroDivisionError: ours"}
+
+
+def test_what_makes_an_arm_or_a_case_may_fail():
+    broken = raising(KeyError("x"))
+    made = recording.record(experiment(twice(other=broken), ValueError("no"), twice()))
+    first, second, third = made.cases
+    assert first.skipped == {"other": "failed: KeyError: 'x'"}
+    assert second.skipped == {"every arm": "failed: ValueError: no"}
+    assert set(first.samples) == set(third.samples) == {"add", "multiply"}
+
+
+def test_an_arm_is_named_by_its_own_name_whatever_it_races_itself():
+    """The kernels race their tiles while an arm is made."""
+
+    def tuned():
+        measure.time_arms({"add": raising(ValueError("of a tile"))})
+
+    (case,) = recording.record(experiment(twice(tuned=tuned))).cases
+    assert case.skipped == {"tuned": "failed: ValueError: of a tile"}
+    assert set(case.samples) == {"add", "multiply"}
+
+
+def test_what_cannot_be_counted_is_timed_all_the_same():
+    def count(arm):
+        raise RuntimeError("no profiler")
+
+    race = Race(twice().arms, TWICE, 0, count=count)
+    (case,) = recording.record(experiment(race)).cases
+    assert set(case.samples) == set(case.faults) == {"add", "multiply"}
+    assert case.launches == {}
+    assert set(case.skipped) == {"add, counting", "multiply, counting"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_who_stops_the_program_stops_it(stop):
+    with pytest.raises(stop):
+        recording.record(experiment(twice(other=raising(stop()))))
+
+
+def test_a_race_that_fails_for_no_arm_is_skipped_whole(monkeypatch):
+    monkeypatch.setattr(measure, "time_arms", raising(RuntimeError("the device is lost")))
+    (case,) = recording.record(experiment(twice())).cases
+    assert case.skipped == {"every arm": "failed: RuntimeError: the device is lost"}
+    assert case.samples == {}
+
+
+def test_launches_are_counted_after_the_race(monkeypatch):
+    """A profiler that has run once makes what comes after it slower."""
+    order = []
+    race, count = measure.time_arms, measure.count_launches
+    monkeypatch.setattr(
+        measure, "time_arms", lambda *given: order.append("race") or race(*given)
+    )
+    monkeypatch.setattr(
+        measure, "count_launches", lambda *given: order.append("count") or count(*given)
+    )
+    recording.record(experiment(twice(), ROUNDS=2))
+    assert order == ["race", "count", "count"]
 
 
 # What cannot run is skipped, and the record says why.
 
 NO_MEMORY = torch.OutOfMemoryError("tried to allocate 3 GiB")
+ON_A_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [(Unavailable("needs a CUDA device"), "needs a CUDA device"),
-     (NO_MEMORY, "out of memory")],
+     (NO_MEMORY, "out of memory"), (ON_A_CPU, "out of memory"),
+     (MemoryError(), "out of memory")],
 )  # fmt: skip
 def test_an_arm_that_cannot_run_is_skipped(error, reason):
     made = recording.record(experiment(twice(), twice(other=raising(error))))
@@ -168,37 +253,165 @@ def test_no_arm_at_all_is_no_race():
     assert (case.samples, case.skipped) == ({}, {"other": "not here"})
 
 
-# A limit of time.
+# A limit of time, by a clock that is made up.
+
+
+class Clock:
+    """Time passes when `spend` says so, and not otherwise; the alarm then rings."""
+
+    def __init__(self):
+        self.now_s, self.rings_s, self.ring = 0.0, math.inf, None
+
+    def spend(self, seconds):
+        until_s, self.now_s = self.now_s + seconds, min(self.now_s + seconds, self.rings_s)
+        if until_s >= self.rings_s:
+            self.rings_s = math.inf
+            self.ring()
+
+    def set(self, _, seconds, again=0):
+        self.rings_s = self.now_s + seconds if seconds else math.inf
+
+    def handle(self, _, handler):
+        before, self.ring = self.ring, handler
+        return before
+
+    def arm(self, seconds, makes_s=0, value=lambda: X + X):
+        """What makes an arm, in so many seconds, whose calls take so many."""
+
+        def call():
+            self.spend(seconds)
+            return value()
+
+        def make():
+            self.spend(makes_s)
+            return call
+
+        return make
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time passes as told; each race of time_arms takes no time."""
-    now = [0.0]
-    monkeypatch.setattr(recording.time, "monotonic", lambda: now[0])
-    return now
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now_s)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: round(1e9 * clock.now_s))
+    monkeypatch.setattr(signal, "setitimer", clock.set)
+    monkeypatch.setattr(signal, "signal", clock.handle)
+    return clock
+
+
+def timed(clock, limit_s, *arms, **settings):
+    """(the cases of a record, the seconds it took)."""
+    races = [Race(each, TWICE, 1e-6) for each in arms]
+    began = clock.now_s
+    made = recording.record(experiment(*races, **settings), limit_s=limit_s)
+    return made.cases, clock.now_s - began
 
 
 def test_what_begins_too_late_is_skipped(clock):
-    def slow():
-        clock[0] += 10
-        return lambda: X + X
-
-    races = [twice(slow=slow, late=lambda: lambda: X + X), twice()]
-    made = recording.record(experiment(*races), limit_s=9)
-    reason = "not reached within 9 s"
-    assert made.cases[0].skipped == {"late": reason}
-    assert set(made.cases[0].samples) == {"add", "multiply", "slow"}
-    assert made.cases[1].skipped == {"every arm": reason}
+    arms = {"a": clock.arm(0.01), "b": clock.arm(0.01)}
+    (first, second), _ = timed(clock, 9, {"a": clock.arm(0.1, 2)}, arms)
+    assert (len(first.samples["a"]), first.skipped) == (20, {})
+    assert (len(second.samples["a"]), second.skipped) == (20, {})
+    (first, second), took_s = timed(clock, 2.5, {"a": clock.arm(0.1)}, arms)
+    assert len(first.samples["a"]) < 20
+    assert second.skipped == {"every arm": "not reached within 2.5 s"}
+    assert took_s < 2.5 + 0.7  # a turn, and four calls for counting
 
 
 def test_what_begins_just_in_time_is_not_skipped(clock):
     deadline = recording.Deadline(9)
-    clock[0] = 9.0
+    clock.now_s = 9.0
     deadline.check()
-    clock[0] = math.nextafter(9.0, 10.0)
+    assert not deadline.late()
+    clock.now_s = math.nextafter(9.0, 10.0)
+    assert deadline.late()
     with pytest.raises(Unavailable, match="not reached within 9 s"):
         deadline.check()
+
+
+def test_the_limit_is_looked_at_within_a_race(clock):
+    """Two arms of a second each: a round takes four."""
+    arms = {"a": clock.arm(1), "b": clock.arm(1)}
+    (case,), _ = timed(clock, math.inf, arms)
+    assert {len(us) for us in case.samples.values()} == {20}
+    (case,), took_s = timed(clock, 60, arms)
+    (rounds,) = {len(us) for us in case.samples.values()}
+    assert recording.LEAST_ROUNDS <= rounds < 20
+    assert 60 <= took_s < 60 + 12  # a turn, and four calls of each for counting
+    assert case.skipped == {}
+
+
+def test_fewer_rounds_than_the_least_are_not_kept(clock, monkeypatch):
+    monkeypatch.setattr(recording, "_race_s", lambda call_s: 0)  # it hopes for the best
+    (case,), took_s = timed(clock, 30, {"a": clock.arm(1), "b": clock.arm(1)})
+    assert case.skipped == {"every arm": "not reached within 30 s"}
+    assert (case.samples, case.launches, case.calls) == ({}, {}, {})
+    assert took_s <= 30 + 2
+
+
+def test_the_limit_is_looked_at_while_warming_up(clock, monkeypatch):
+    monkeypatch.setattr(recording, "_race_s", lambda call_s: 0)
+    arms = {name: clock.arm(5) for name in "abcdef"}
+    (case,), took_s = timed(clock, 31, arms)
+    assert case.skipped == {"every arm": "not reached within 31 s"}
+    assert took_s < 31 + 15  # once `wall` has begun it is called three times
+
+
+def test_fewer_rounds_are_enough_if_no_more_were_planned(clock):
+    (case,), _ = timed(clock, 60, {"a": clock.arm(0.01)}, ROUNDS=2)
+    assert len(case.samples["a"]) == 2
+
+
+def test_what_takes_long_to_make_is_interrupted(clock):
+    """A compiler cannot look at the clock. What was ready is raced."""
+    arms = {"a": clock.arm(0.01), "slow": clock.arm(0.01, 1000), "late": clock.arm(0.01)}
+    (case, after), took_s = timed(clock, 20, arms, {"a": clock.arm(0.01)})
+    reason = "not reached within 20 s"
+    assert case.skipped == {"slow": reason, "late": reason}
+    assert len(case.samples["a"]) >= recording.LEAST_ROUNDS
+    assert took_s < 20 + 2
+    assert after.skipped == {"every arm": reason}
+
+
+def test_what_an_interrupted_compiler_makes_of_it_is_the_limit_s(clock):
+    def make():
+        try:
+            clock.spend(100)
+        except BaseException as error:
+            raise RuntimeError("the compiler has crashed") from error
+
+    (case,), _ = timed(clock, 9, {"slow": make})
+    assert case.skipped == {"slow": "not reached within 9 s"}
+
+
+def test_an_alarm_is_taken_back(clock):
+    deadline = recording.Deadline(9)
+    with deadline.alarm():
+        clock.spend(1)
+    clock.spend(100)
+    assert clock.ring is None
+
+
+def test_an_alarm_of_the_system_interrupts(monkeypatch):
+    """Once by the real one; it is set to ring at once."""
+    deadline = recording.Deadline(60)
+    monkeypatch.setattr(deadline, "left", lambda: 0.001)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(recording.TooLate), deadline.alarm():
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_after_each_case_the_record_so_far_is_handed_over(tmp_path):
+    kept = []
+    made = recording.record(experiment(twice(), twice(), ROUNDS=2), keep=kept.append)
+    first, last = kept
+    assert last == made
+    assert first.cases[0] == made.cases[0]
+    stopped = "not reached before the run was stopped"
+    assert first.cases[1].skipped == {"every arm": stopped}
+    assert first.cases[1].parameters == {"number": 1}
+    assert records.load(records.save(first, tmp_path)).cases[1].samples == {}
 
 
 def test_progress_sees_every_case():
@@ -216,29 +429,30 @@ def test_progress_sees_every_case():
 # How it is timed.
 
 
-def test_a_turn_has_as_many_calls_as_the_fastest_arm_needs(monkeypatch):
-    times_us = {"add": 40.0, "multiply": 400.0}
-    monkeypatch.setattr(measure, "wall", lambda arm, calls, device: times_us[arm])
-    arms = {name: name for name in times_us}
-    assert recording._calls(arms, "cpu") == recording.TURN_US / 40
-    times_us["add"] = 1.0
-    assert recording._calls(arms, "cpu") == 100
-    times_us |= {"add": 1e6, "multiply": 1e7}
-    assert recording._calls(arms, "cpu") == 1
+def test_each_arm_has_as_many_calls_as_its_turn_needs(clock):
+    """An arm a thousand times slower than another does not make a turn longer."""
+    arms = {"fast": clock.arm(40e-6), "slow": clock.arm(0.04), "fastest": clock.arm(1e-6)}
+    (case,), took_s = timed(clock, math.inf, arms)
+    assert case.calls == {"fast": recording.TURN_US / 40, "slow": 1, "fastest": 100}
+    assert case.samples["slow"] == [40_000] * 20
+    # 20 rounds of two calls, one not timed; ten more to find that out and to count.
+    assert took_s < 50 * 0.04 + 20 * 2 * 0.003 + 0.1
 
 
 def test_a_race_may_say_how_many_calls_and_with_which_watch(monkeypatch):
     given = {}
 
-    def time_arms(arms, device, rounds, warm_up, calls, watches):
+    def time_arms(arms, device, rounds, warm_up, calls, watches, late):
         given.update(calls=calls, watches=watches)
         return {name: [1.0] for name in arms}
 
     monkeypatch.setattr(measure, "time_arms", time_arms)
     arms = {"add": lambda: lambda: X + X, "gone": raising(Unavailable("not here"))}
     watches = {"add": measure.host, "gone": measure.host}
-    recording.record(experiment(Race(arms, TWICE, 0, watches, calls=7)))
-    assert given == {"calls": 7, "watches": {"add": measure.host}}
+    race = Race(arms, TWICE, 0, watches, calls=7)
+    (case,) = recording.record(experiment(race, ROUNDS=1)).cases
+    assert given == {"calls": {"add": 7}, "watches": {"add": measure.host}}
+    assert case.calls == {"add": 7}
 
 
 def test_an_arm_that_does_it_many_times_is_recorded_for_once(monkeypatch):
@@ -254,7 +468,7 @@ def test_an_arm_that_does_it_many_times_is_recorded_for_once(monkeypatch):
 
     arms = {"once": lambda: lambda: X + X, "five times": lambda: five}
     race = Race(arms, TWICE, 0, repeats={"five times": 5})
-    (case,) = recording.record(experiment(race)).cases
+    (case,) = recording.record(experiment(race, ROUNDS=1)).cases
     assert case.samples == {"once": [30.0], "five times": [4.0]}
     assert case.launches == {"once": 1, "five times": 1}
 
@@ -280,8 +494,8 @@ def test_float32_stays_float32_and_the_settings_come_back(monkeypatch):
     recording.record(experiment(Race({"add": lambda: add}, TWICE, 0)))
     assert set(during) == {(False, True)}
     assert (cudnn.allow_tf32, cudnn.benchmark) == (True, False)
-    with pytest.raises(ZeroDivisionError):
-        recording.record(experiment(twice(broken=lambda: lambda: 1 / 0)))
+    with pytest.raises(KeyboardInterrupt):
+        recording.record(experiment(twice(stops=raising(KeyboardInterrupt()))))
     assert (cudnn.allow_tf32, cudnn.benchmark) == (True, False)
 
 
@@ -329,7 +543,12 @@ def test_a_commit_is_marked_where_files_were_changed(monkeypatch):
     answers["status"] = " M layers.py"
     assert recording.commit.__wrapped__() == "0" * 40 + "+"
     answers["rev-parse"] = None
+    monkeypatch.delenv("HFUSION_COMMIT", raising=False)
     assert recording.commit.__wrapped__() is None
+    monkeypatch.setenv("HFUSION_COMMIT", "1" * 40)  # where it is recorded without git
+    assert recording.commit.__wrapped__() == "1" * 40 + "+"
+    answers["status"] = None
+    assert recording.commit.__wrapped__() == "1" * 40
 
 
 def test_a_program_that_fails_or_is_missing_says_nothing():

@@ -3,20 +3,23 @@
     python -m hfusion plan package.module:factory    what can be fused, what not, and why
     python -m hfusion record                         run the book's experiments here
 
-Exit status 2: the arguments do not fit; 1: it could not be done; 130: interrupted. Each
-says why in one line.
+Exit status 2: the arguments do not fit; 1: it could not be done, or something was wrong
+or failed in an experiment; 3: all went well, but there was not time for everything; 130:
+interrupted; 143: terminated. Each says why in one line.
 """
 
 import argparse
 import importlib
+import signal
 import sys
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import nn
 
 import hfusion
-from hfusion import experiments, measure, records
+from hfusion import experiments, recording, records, runs
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,7 +63,12 @@ def _parser():
     measured = commands.add_parser(
         "record", allow_abbrev=False, help="run the experiments on this machine"
     )
-    measured.add_argument("experiments", nargs="*", metavar="experiment")
+    measured.add_argument(
+        "experiments",
+        nargs="*",
+        metavar="experiment",
+        help=f"all, or some of: {', '.join(experiments.SHARES)}",
+    )
     measured.add_argument("--folder", default="records", help="where records are kept")
     measured.add_argument("--device", choices=("cuda", "cpu"))
     measured.add_argument("--minutes", type=_above_zero, default=8, help="for all of them")
@@ -114,15 +122,15 @@ def _plan(options):
 
 
 def _record(options):
-    """Run experiments, one record after the other; each is saved when it is complete."""
+    """Run experiments; their records are put in place together, when all are complete."""
+    known = experiments.SHARES
+    names = list(dict.fromkeys(options.experiments)) or list(known)
+    if strange := [name for name in names if name not in known]:
+        return _fail(2, f"experiment was {strange[0]!r}; one of {', '.join(known)} fits")
     try:
         from tqdm import tqdm
     except ImportError:
-        return _fail(1, 'the progress bar is missing; pip install "hfusion[record]"')
-    known = experiments.SHARES
-    names = options.experiments or list(known)
-    if strange := [name for name in names if name not in known]:
-        return _fail(2, f"experiment was {strange[0]!r}; one of {', '.join(known)} fits")
+        return _fail(1, "the progress bar needs tqdm; make record or pip install tqdm")
     device = options.device or experiments.here()
     if device == "cuda" and experiments.here() != "cuda":
         return _fail(2, "--device was cuda, and torch finds none; cpu fits")
@@ -130,26 +138,63 @@ def _record(options):
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return _fail(2, f"--folder was {options.folder!r}: {error.strerror}; a folder fits")
-    seconds = 60 * options.minutes / sum(known[name] for name in names)
-    for name in names:
+    run = runs.Run(options.folder, recording.machine(device), names)
+    try:
+        with _stopped_by_a_signal():
+            run.begin()
+            _measure(run, names, device, 60 * options.minutes, tqdm)
+            run.finish()
+    except runs.NotSaved as error:
+        return _fail(1, error if run.handle is None else f"{error}; {run.left()}")
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, _Terminated):
+            return _fail(143, f"terminated; {run.left()}")
+        return _fail(130, f"interrupted; {run.left()}")
+    print(run.report())
+    return run.status()
+
+
+class _Terminated(KeyboardInterrupt):
+    """Raised when the process is told to end."""
+
+
+@contextmanager
+def _stopped_by_a_signal():
+    """To be told to end is like Ctrl-C, inside."""
+
+    def end(*_):
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _measure(run, names, device, limit_s, tqdm):
+    """Run the experiments; what one leaves of its time goes to those that follow."""
+    began = time.monotonic()
+    for place, name in enumerate(names):
+        left_s = max(0, limit_s - (time.monotonic() - began))
+        shares = [experiments.SHARES[later] for later in names[place:]]
         try:
-            found = _measured(name, device, seconds * known[name], tqdm)
-            print(records.save(found, options.folder))
-        except KeyboardInterrupt:
-            return _fail(130, "interrupted; the records that were complete are saved")
-        except (measure.Disagreement, OSError) as error:
-            return _fail(1, f"{name}: {error}")
-    return 0
+            limit_s_here = left_s * shares[0] / sum(shares)
+            run.keep(_measured(name, device, limit_s_here, tqdm, run.so_far))
+        except runs.NotSaved:
+            raise
+        except Exception as error:  # of one experiment, and the others go on
+            run.lose(name, f"{records.FAILED}{type(error).__name__}: {error}")
 
 
-def _measured(name, device, limit_s, tqdm):
+def _measured(name, device, limit_s, tqdm, keep):
     """The Record of an experiment; the progress bar is closed whatever happens."""
     with ExitStack() as bars:
 
         def progress(cases):
             return bars.enter_context(tqdm(cases, desc=name, unit="case"))
 
-        return experiments.run(name, device, limit_s, progress)
+        return experiments.run(name, device, limit_s, progress, keep)
 
 
 def _fail(status, error):

@@ -6,8 +6,10 @@ only then raced (`time_arms`), taking turns so that a machine which slows down
 slows them all.
 """
 
+import contextlib
 import copy
 import dataclasses
+import os
 import platform
 import time
 from collections import Counter
@@ -23,6 +25,9 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
+
+
+QUIET = "KINETO_LOG_LEVEL", "99"  # else the profiler writes of its start and stop
 
 
 class Disagreement(AssertionError):
@@ -222,6 +227,7 @@ def count_launches(fn, device="cpu"):
             return Launches("operators", tuple(counter.names))
         activities = [torch.profiler.ProfilerActivity.CUDA]
         synchronise(device)
+        os.environ.setdefault(*QUIET)
         with torch.profiler.profile(activities=activities) as profile:
             fn()
             synchronise(device)
@@ -293,41 +299,65 @@ def host(call, calls, device):
 
 
 def time_arms(
-    arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None
+    arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None, late=None
 ):  # fmt: skip
     """Race functions against each other: raw samples in µs a call.
 
     arms: dict from names to functions without arguments. Each is warmed up;
     then in every round each arm has one turn of `calls` calls, and every round
     starts with another arm. A turn begins with one call more, which is not timed: what
-    the arm before has left in the caches is not charged to this one. watches: for some
-    arms another stopwatch than `wall`. Check that the arms agree before you race them.
-    Returns {name: [µs of round 0, …]}.
+    the arm before has left in the caches is not charged to this one. calls: a number, or
+    {name: number}. watches: for some arms another stopwatch than `wall`. late: asked
+    before every turn and every call of the warm-up; once it says True, the race is over,
+    and the samples are those of the rounds that were complete, perhaps of none. Check
+    that the arms agree before you race them. What an arm raises has its name as the
+    attribute `arm`. Returns {name: [µs of round 0, …]}.
 
     >>> sorted(time_arms({"a": lambda: 1, "b": lambda: 2}, rounds=3))
     ['a', 'b']
     """
     watches = dict.fromkeys(arms, wall) | (watches or {})
-    _refuse_bad(arms, watches, rounds=rounds, warm_up=warm_up, calls=calls)
+    each = calls if isinstance(calls, dict) else dict.fromkeys(arms, calls)
+    late = late or (lambda: False)
+    _refuse_bad(arms, watches, each, rounds=rounds, warm_up=warm_up)
     names = list(arms)
     samples = {name: [] for name in names}
     with torch.no_grad():
         for name in names:
             for _ in range(warm_up):
-                arms[name]()
+                if late():
+                    return samples
+                with named(name):
+                    arms[name]()
         for turn in range(rounds):
             for place in range(len(names)):
+                if late():
+                    return {name: times[:turn] for name, times in samples.items()}
                 name = names[(turn + place) % len(names)]
-                arms[name]()
-                us = watches[name](arms[name], calls, device)
+                with named(name):
+                    arms[name]()
+                    us = watches[name](arms[name], each[name], device)
                 samples[name].append(us)
     return samples
 
 
-def _refuse_bad(arms, watches, **numbers):
+@contextlib.contextmanager
+def named(arm):
+    """What is raised inside gets the attribute `arm`, the name of who raised it."""
+    try:
+        yield
+    except Exception as error:
+        error.arm = arm
+        raise
+
+
+def _refuse_bad(arms, watches, calls, **numbers):
     if not arms:
         raise ValueError("arms is empty; at least one function fits")
-    for name, value in numbers.items():
+    if set(calls) != set(arms):
+        raise ValueError(f"calls: expected a number for each arm, got {sorted(calls)}")
+    checked = [*numbers.items(), *(("calls", number) for number in calls.values())]
+    for name, value in checked:
         least = 0 if name == "warm_up" else 1
         if type(value) is not int or value < least:
             raise ValueError(f"{name} was {value!r}; a whole number from {least} fits")
@@ -388,6 +418,7 @@ def timeline(fn, device="cpu"):
             fn()
         synchronise(device)
         activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
+        os.environ.setdefault(*QUIET)
         with torch.profiler.profile(activities=activities) as profile:
             fn()
             synchronise(device)

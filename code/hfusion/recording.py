@@ -8,10 +8,12 @@ An experiment is a module with three names:
     ROUNDS               if it wants others than this module's
     COUNTED              if its races count something else than launches
 
-An arm that cannot run here (no such library, no such device) or for which there is not
-enough memory is skipped, and the record says why. A wrong result stops everything.
+An arm that cannot run here (no such library, no such device), for which there is not
+enough memory, or whose turn did not come in time, is skipped, and the record says why. So
+is one whose result is wrong or that raises anything else; the others go on.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -20,8 +22,10 @@ import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -30,11 +34,12 @@ from pathlib import Path
 import torch
 
 from . import measure
-from .records import EVERY, Case, Machine, Record
+from .records import EVERY, FAILED, LATE, WRONG, Case, Machine, Record
 
 PACKAGE = Path(__file__).parent
 ROUNDS, WARM_UP = 20, 3
-TURN_US = 2000  # a turn has so many calls that the fastest arm takes about this long
+LEAST_ROUNDS = 5  # so many are kept, if there was no time for more
+TURN_US = 2000  # each arm has so many calls that its turn takes about this long
 
 
 class Unavailable(RuntimeError):
@@ -56,141 +61,249 @@ class Race:
     count: Callable | None = None  # of an arm: what COUNTED says, in place of launches
 
 
-def record(experiment, device="cpu", limit_s=math.inf, progress=iter):
+def record(experiment, device="cpu", limit_s=math.inf, progress=iter, keep=None):
     """Run an experiment, a module, and return its Record.
 
-    limit_s: cases and arms that would begin later than this are skipped. progress: is
-    given the list of cases and passes them on, as tqdm does. float32 means float32, also
-    in convolutions on a GPU, where cuDNN tries out its algorithms. Raises
-    measure.Disagreement where an arm is wrong.
+    limit_s: what does not get its turn within so many seconds is skipped; within a case
+    as well, where fewer rounds are kept, if they are LEAST_ROUNDS. progress: is
+    given the list of cases and passes them on, as tqdm does. keep: called after each case
+    with the Record so far. float32 means float32, also in convolutions on a GPU, where
+    cuDNN tries out its algorithms.
     """
-    rounds = getattr(experiment, "ROUNDS", ROUNDS)
-    code = {"commit": commit() or "unknown", "sources": sources()}  # before they change
     deadline = Deadline(limit_s)
+    made = partial(Record, **_circumstances(experiment, device))
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.benchmark
     cudnn.allow_tf32, cudnn.benchmark = False, True  # it chooses, as its rivals may
+    cases, planned = [], list(experiment.cases(device))
     try:
-        cases = [
-            _case(experiment, device, parameters, rounds, deadline)
-            for parameters in progress(experiment.cases(device))
-        ]
+        for parameters in progress(planned):
+            cases.append(_case(experiment, device, parameters, deadline))
+            if keep:
+                rest = {EVERY: f"{LATE} before the run was stopped"}
+                stopped = [Case(p, {}, skipped=rest) for p in planned[len(cases) :]]
+                keep(made(cases=(*cases, *stopped), missing=_missing(cases)))
     finally:
         cudnn.allow_tf32, cudnn.benchmark = before
-    return Record(
-        experiment=experiment.__name__.rpartition(".")[2],
-        question=experiment.QUESTION,
-        machine=machine(device),
-        date=datetime.date.today().isoformat(),
-        **code,
-        counted=getattr(
-            experiment, "COUNTED", "kernels" if device == "cuda" else "operators"
-        ),
-        protocol={
+    return made(cases=tuple(cases), missing=_missing(cases))
+
+
+def _circumstances(experiment, device):
+    """What a Record says beside its cases."""
+    rounds = getattr(experiment, "ROUNDS", ROUNDS)
+    launches = "kernels" if device == "cuda" else "operators"
+    return {
+        "experiment": experiment.__name__.rpartition(".")[2],
+        "question": experiment.QUESTION,
+        "machine": machine(device),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit() or "unknown",
+        "sources": sources(),
+        "counted": getattr(experiment, "COUNTED", launches),
+        "protocol": {
             "order": "arms take turns, and each round begins with the next arm",
-            "turn": "one call that is not timed, then the case's calls in a row",
+            "turn": "one call that is not timed, then the arm's calls in a row",
             "rounds": rounds,
+            "least_rounds": min(rounds, LEAST_ROUNDS),
             "warm_up": WARM_UP,
             "turn_us": TURN_US,
             "inputs": "random, the same for all arms of a case",
             "checked": "each arm against float64, before any timing",
             "cudnn_benchmark": True,
         },
-        cases=tuple(cases),
-        missing=_missing(cases),
-    )
+    }
+
+
+class TooLate(BaseException):
+    """Raised inside what takes too long; no Exception, so that it is not mistaken."""
 
 
 class Deadline:
-    """Raises Unavailable when `limit_s` seconds have passed since it was made."""
+    """`limit_s` seconds from when it was made. The clock is looked at; what cannot look
+    is interrupted by an alarm, where the system has one and this is its main thread.
+    """
 
     def __init__(self, limit_s):
         self.limit_s, self.began = limit_s, time.monotonic()
+        self.reason = f"{LATE} within {limit_s:.3g} s"
 
-    def check(self):
-        if time.monotonic() - self.began > self.limit_s:
-            raise Unavailable(f"not reached within {self.limit_s:g} s")
+    def left(self):
+        return self.limit_s - (time.monotonic() - self.began)
+
+    def late(self):
+        return self.left() < 0
+
+    def check(self, reserve_s=0):
+        """Raise Unavailable if there is less left than `reserve_s`."""
+        if self.left() < reserve_s:
+            raise Unavailable(self.reason)
+
+    @contextlib.contextmanager
+    def alarm(self, reserve_s=0):
+        """What is inside ends `reserve_s` before the deadline, by TooLate if need be."""
+        main = threading.current_thread() is threading.main_thread()
+        if not (main and hasattr(signal, "setitimer") and self.left() < math.inf):
+            yield
+            return
+        rings = []
+
+        def ring(*_):
+            rings.append(1)
+            raise TooLate
+
+        before = signal.signal(signal.SIGALRM, ring)
+        # Again each second: who is inside may have caught it.
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.left() - reserve_s), 1)
+        try:
+            yield
+        except Exception as error:  # also what somebody made of a TooLate
+            if rings:
+                raise TooLate from error
+            raise
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
-def _case(experiment, device, parameters, rounds, deadline):
-    """Check, count and race the arms of one case."""
-    race, skipped = _made(deadline, lambda: experiment.race(device, **parameters))
+def _case(experiment, device, parameters, deadline):
+    """Check, race and count the arms of one case."""
+    race, skips = _made(deadline, lambda: experiment.race(device, **parameters))
     if race is None:
-        return Case(parameters, {}, skipped={EVERY: skipped})
-    arms, skips = {}, {}
+        return Case(parameters, {}, calls={}, skipped=skips)
+    arms, reserve_s = {}, 0
     for name, make in race.arms.items():
-        arms[name], skips[name] = _made(deadline, partial(_checked, make, race, name))
-    arms = {name: arm for name, arm in arms.items() if arm is not None}
-    found = None
-    if arms:
-        found, skips[EVERY] = _made(None, partial(_raced, race, arms, device, rounds))
+        check = partial(_checked, make, race, device)
+        found, why = _made(deadline, check, name, reserve_s)
+        skips |= why
+        if found:
+            arms[name], call_s = found
+            reserve_s += _race_s(call_s)
+    rounds = getattr(experiment, "ROUNDS", ROUNDS)
+    samples, calls, why = _raced(race, arms, device, rounds, deadline)
+    skips |= why
+    launches, faults, why = _counted(race, {n: arms[n] for n in samples}, device)
+    once = {name: race.repeats.get(name, 1) for name in samples}
     return Case(
         parameters,
-        **(found or {"samples": {}}),
-        skipped={name: reason for name, reason in skips.items() if reason},
+        {n: [round(us / once[n], 3) for us in times] for n, times in samples.items()},
+        calls=calls,
+        launches={name: count // once[name] for name, count in launches.items()},
+        faults=faults,
+        skipped=skips | why,
         events=race.events,
     )
 
 
-def _raced(race, arms, device, rounds):
-    """What a Case keeps of arms that agree: launches, samples, page faults."""
-    counted = [name for name in arms if device == "cuda" or name not in race.opaque]
+def _race_s(call_s):
+    """What the least race adds for an arm whose call takes `call_s`, in seconds."""
+    turn_s = call_s + max(call_s, TURN_US / 1e6)
+    return LEAST_ROUNDS * turn_s + 10 * call_s  # warming up, finding `calls`, counting
+
+
+def _raced(race, arms, device, rounds, deadline):
+    """(samples, calls of each arm, {arm: why not}) of arms that agree.
+
+    If one fails on the way, the others race again.
+    """
+    skips = {}
+
+    def attempt():
+        watches = {name: race.watches[name] for name in arms if name in race.watches}
+        if race.calls:
+            calls = dict.fromkeys(arms, race.calls)
+        else:
+            calls = _calls(arms, device, deadline)
+        samples = measure.time_arms(
+            arms, device, rounds, WARM_UP, calls, watches, deadline.late
+        )
+        if min(map(len, samples.values())) < min(rounds, LEAST_ROUNDS):
+            raise Unavailable(deadline.reason)
+        return samples, calls
+
+    while arms:
+        found, why = _made(deadline, attempt, interrupts=False)
+        skips |= why
+        if found:
+            return *found, skips
+        alone = set(why) <= set(arms)  # else it was all of them
+        arms = {name: arm for name, arm in arms.items() if alone and name not in why}
+    return {}, {}, skips
+
+
+def _counted(race, arms, device):
+    """(launches, page faults, {what: why not}), after the race: a profiler slows it."""
     count = race.count or (lambda arm: measure.count_launches(arm, device).count)
-    launches = {name: count(arms[name]) // race.repeats.get(name, 1) for name in counted}
-    watches = {name: race.watches[name] for name in arms if name in race.watches}
-    calls = race.calls or _calls(arms, device)
-    samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches)
-    faults = {name: measure.count_faults(arm) for name, arm in arms.items()}
-    return {
-        "samples": {
-            name: [round(us / race.repeats.get(name, 1), 3) for us in times]
-            for name, times in samples.items()
-        },
-        "calls": calls,
-        "launches": launches,
-        "faults": {name: count for name, count in faults.items() if count is not None},
-    }
+    launches, faults, skips = {}, {}, {}
+    for name, arm in arms.items():
+        opaque = device != "cuda" and name in race.opaque
+        for counts, counter in (
+            (launches, None if opaque else count),
+            (faults, measure.count_faults),
+        ):
+            if counter:
+                found, why = _made(None, partial(counter, arm), f"{name}, counting")
+                skips |= why
+                if found is not None:
+                    counts[name] = found
+    return launches, faults, skips
 
 
-def _made(deadline, make):
-    """(what `make` makes, "") or (None, why this machine cannot, or not in time)."""
+def _made(deadline, make, arm=EVERY, reserve_s=0, interrupts=True):
+    """(what `make` makes, {}) or (None, {arm: why not}), whatever it raises."""
+    alarm = contextlib.nullcontext()
     try:
         if deadline:
-            deadline.check()
-        with torch.no_grad():
-            return make(), ""
-    except torch.OutOfMemoryError:
-        return None, "out of memory"
-    except Unavailable as error:
-        return None, str(error)
+            deadline.check(reserve_s)
+            alarm = deadline.alarm(reserve_s) if interrupts else alarm
+        with torch.no_grad(), alarm:
+            return make(), {}
+    except TooLate:
+        return None, {arm: deadline.reason}
+    except Exception as error:
+        who = getattr(error, "arm", arm) if arm == EVERY else arm
+        return None, {who: _reason(error)}
 
 
-def _checked(make, race, name):
-    """An arm, made, called, and found to compute what it must.
+def _reason(error):
+    """Why something was skipped, in one line."""
+    text = str(error).partition("\n")[0].strip()
+    lacks_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if lacks_memory or "DefaultCPUAllocator" in text:
+        return "out of memory"
+    if isinstance(error, Unavailable):
+        return text or "unavailable"
+    if isinstance(error, measure.Disagreement):
+        return WRONG + text
+    return f"{FAILED}{type(error).__name__}: {text}"
+
+
+def _checked(make, race, device):
+    """(an arm, made, called, and found to compute what it must; the seconds of a call).
 
     Raises Disagreement if it does not: a fast wrong answer is worth nothing.
     """
     arm = make()
+    began = time.monotonic()
     outputs, expected = measure.tensors(arm()), race.expected
+    measure.synchronise(device)
+    call_s = time.monotonic() - began
     if len(outputs) != len(expected):
-        reason = f"{len(outputs)} outputs, not {len(expected)}"
-        raise measure.Disagreement(f"{name}: {reason}")
+        raise measure.Disagreement(f"{len(outputs)} outputs, not {len(expected)}")
     for output, wanted in zip(outputs, expected, strict=True):
-        try:
-            measure.near(output, wanted, race.share)
-        except measure.Disagreement as error:
-            raise measure.Disagreement(f"{name}: {error}") from error
-    return arm
+        measure.near(output, wanted, race.share)
+    return arm, call_s
 
 
-def _calls(arms, device):
-    """How many calls a turn has, so that the fastest arm's is about TURN_US long."""
+def _calls(arms, device, deadline):
+    """{arm: how many calls a turn has, so that it is about TURN_US long}."""
+    calls = {}
     with torch.no_grad():
-        fastest = min(
-            statistics.median(measure.wall(arm, 1, device) for _ in range(3))
-            for arm in arms.values()
-        )
-    return min(100, max(1, round(TURN_US / fastest)))
+        for name, arm in arms.items():
+            deadline.check()
+            with measure.named(name):
+                us = statistics.median(measure.wall(arm, 1, device) for _ in range(3))
+            calls[name] = min(100, max(1, round(TURN_US / us)))
+    return calls
 
 
 def _missing(cases):
@@ -233,8 +346,11 @@ def _triton():
 
 @cache
 def commit():
-    """The commit of the sources, with "+" if files were changed since; None if unknown."""
-    head = _output("git", "rev-parse", "HEAD")
+    """The commit of the sources, with "+" if files were changed since; None if unknown.
+
+    Where git is not at hand, the environment's HFUSION_COMMIT says it.
+    """
+    head = _output("git", "rev-parse", "HEAD") or os.environ.get("HFUSION_COMMIT")
     changed = _output("git", "status", "--porcelain", "--", ".")
     return head and head + ("+" if changed else "")
 

@@ -19,6 +19,8 @@ from pathlib import Path
 SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
 UNIT = "us"  # of every sample: microseconds for one call
 EVERY = "every arm"  # in place of a name, where a whole case is skipped
+# How reasons begin that are no property of the machine.
+WRONG, FAILED, LATE = "wrong result: ", "failed: ", "not reached"
 
 
 class RecordError(ValueError):
@@ -192,9 +194,14 @@ def digest(content):
 
 def save(record, folder):
     """Write a record below `folder`, whole or not at all; returns its path."""
+    return write(record, Path(folder) / record.machine.name)
+
+
+def write(record, folder):
+    """Write a record into `folder` itself, whole or not at all; returns its path."""
     content = {"schema": SCHEMA, **dataclasses.asdict(record)}
     content = json.loads(json.dumps(content))  # as it will be read: tuples are lists
-    path = Path(folder) / record.machine.name / f"{record.experiment}.json"
+    path = Path(folder) / f"{record.experiment}.json"
     _check(content, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
@@ -234,8 +241,12 @@ def load(path):
 
 
 def load_all(folder, experiment):
-    """All records of one experiment: {machine: record}, machines with a GPU first."""
-    found = [load(path) for path in sorted(Path(folder).glob(f"*/{experiment}.json"))]
+    """All records of one experiment: {machine: record}, machines with a GPU first.
+
+    Folders whose names begin with a dot are left out: runs that did not end.
+    """
+    paths = sorted(Path(folder).glob(f"*/{experiment}.json"))
+    found = [load(path) for path in paths if path.parent.name[0] != "."]
     found.sort(key=lambda record: record.machine.kind != "cuda")
     return {record.machine.name: record for record in found}
 

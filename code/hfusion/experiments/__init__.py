@@ -34,10 +34,10 @@ def here():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def run(name, device, limit_s=float("inf"), progress=iter):
+def run(name, device, limit_s=float("inf"), progress=iter, keep=None):
     """The Record of one experiment, measured now; see `recording.record`."""
     experiment = importlib.import_module(f".{name}", __package__)
-    return record(experiment, device, limit_s, progress)
+    return record(experiment, device, limit_s, progress, keep)
 
 
 def results(name, folder, live=False):

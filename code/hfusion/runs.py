@@ -1,0 +1,320 @@
+"""A run of several experiments: where its records go, and a report. No torch.
+
+    <folder>/<machine>/               records, as pages read them
+    <folder>/.<machine>.unfinished/   what a run has so far
+
+A run's records replace older ones together, at its end, or not at all. They replace no
+record that is committed, and none of another machine: then the folder is <machine>-2, ….
+"""
+
+import ctypes
+import dataclasses
+import itertools
+import os
+import shutil
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+from .records import (
+    EVERY,
+    FAILED,
+    LATE,
+    WRONG,
+    NotRecorded,
+    RecordError,
+    load,
+    nothing,
+    write,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# What a page reads at least: (experiment, parameters of a case, arms that it must have).
+WRITTEN, HOISTED, TWO = "as written", "folded, stacked, hoisted", "graph, two launches"
+FULL, HALF = {"dtype": "float32"}, {"dtype": "float16"}
+STEPS = [
+    ("ceilings", {"what": "empty", "operator": name, "way": "eager"}, ("10", "100"))
+    for name in ("abs", "conv")
+]
+LIMITS = [
+    ("ceilings", {"what": "copy"}, ()),
+    ("ceilings", {"what": "matmul"} | FULL, ()),
+    STEPS[1],
+]
+READERS = {
+    "chapter 6": [
+        ("module_ladder", {"module": "3a", "batch": 1} | FULL, (WRITTEN, HOISTED))
+    ],
+    "chapter 8": [
+        ("stopwatches", {"module": "3a"}, ()),
+        ("launch_overhead", {"way": "eager"}, ("1", "1000")),
+        *STEPS,
+        ("timeline", {"rung": WRITTEN}, ()),
+        ("timeline", {"rung": HOISTED}, ()),
+        ("module_ladder", {"batch": 1} | FULL, ("folded", HOISTED)),
+    ],
+    "chapter 9": [
+        ("stage", {"module": "3a", "batch": 1} | FULL, ("separate", "stacked", "copied")),
+        *LIMITS,
+        ("memory", {"memory": "kept"}, ("separate", "stacked")),
+        ("module_ladder", {"batch": 1} | FULL, ("folded", HOISTED)),
+        ("network", {"network": "GoogLeNet", "batch": 1} | FULL, (WRITTEN, HOISTED)),
+    ],
+    "chapter 10": [
+        ("ceilings", {"what": "empty", "operator": "abs", "way": "graph"}, ()),
+        ("module_ladder", {"module": "3a", "batch": 1} | HALF, (TWO,)),
+        ("network", {"batch": 1} | HALF, (TWO,)),
+    ],
+    "chapter 11": [("embedding", FULL, ("separate", "embedded")), *LIMITS],
+    "chapter 12": [("projections", FULL, ("separate", "stacked", "copied"))],
+    "The field": [("leftover", {}, ())],
+}
+
+
+class NotSaved(RuntimeError):
+    """A run's records cannot be kept: the disk is full, another run is at it, …"""
+
+
+class Run:
+    """The records of one run, beside those that there are until `finish`."""
+
+    def __init__(self, folder, machine, names):
+        self.place, self.passed = choose(Path(folder), machine, names)
+        self.staging = self.place.with_name(f".{self.place.name}.unfinished")
+        self.complete, self.broken = [], {}  # records; {experiment: why there is none}
+        self.handle, self.next_s = None, 0.0
+
+    def begin(self):
+        """An empty folder for what will be complete; what another run left there goes."""
+        try:
+            if self.staging.exists():
+                _let_go(_hold(self.staging))
+                shutil.rmtree(self.staging)
+            self.staging.mkdir(parents=True)
+            self.handle = _hold(self.staging)
+        except OSError as error:
+            raise NotSaved(f"{self.staging} cannot be made: {error.strerror}") from error
+
+    def so_far(self, record):
+        """Write what there is of a record; seldom enough to cost little of the time."""
+        began = time.monotonic()
+        if began >= self.next_s:
+            self._write(record)
+            ended = time.monotonic()
+            self.next_s = ended + 20 * (ended - began)
+
+    def keep(self, record):
+        """Write a complete record; not one that only says that there was no time."""
+        if any(case.samples or not _late(case) for case in record.cases):
+            self.complete.append(self._write(record))
+        else:
+            self.lose(record.experiment, f"{LATE} in time")
+
+    def lose(self, name, reason):
+        """There is no new record of an experiment; one that there was stays."""
+        self.broken[name] = reason
+        (self.staging / f"{name}.json").unlink(missing_ok=True)
+
+    def _write(self, record):
+        machine = dataclasses.replace(record.machine, name=self.place.name)
+        record = dataclasses.replace(record, machine=machine)
+        try:
+            write(record, self.staging)
+        except OSError as error:
+            raise NotSaved(f"{record.experiment} cannot be saved: {error}") from error
+        return record
+
+    def finish(self):
+        """Put all records in place, in one step."""
+        try:
+            if self.complete and self.place.exists():
+                for path in self.place.iterdir():
+                    if not (self.staging / path.name).exists():
+                        copy = shutil.copytree if path.is_dir() else shutil.copy2
+                        copy(path, self.staging / path.name)
+                _exchange(self.staging, self.place)
+            elif self.complete:
+                os.rename(self.staging, self.place)
+        except OSError as error:
+            raise NotSaved(f"{self.place} cannot be replaced: {error}") from error
+        shutil.rmtree(self.staging, ignore_errors=True)
+        _let_go(self.handle)
+
+    def left(self):
+        """Let go of the run; what it leaves, in words."""
+        _let_go(self.handle)
+        if not list(self.staging.glob("*.json")):
+            shutil.rmtree(self.staging, ignore_errors=True)
+            return "no record was changed, and nothing new was complete"
+        return (
+            f"no record was changed; what is new, {len(self.complete)} whole, stays in "
+            f"{self.staging} until the next run"
+        )
+
+    def status(self):
+        """3 if not all was reached in time; 1 if something was wrong or failed; else 0."""
+        reasons = [*self.broken.values()]
+        for record in self.complete:
+            for case in record.cases:
+                reasons += case.skipped.values()
+        if any(reason.startswith((WRONG, FAILED)) for reason in reasons):
+            return 1
+        return 3 if any(reason.startswith(LATE) for reason in reasons) else 0
+
+    def report(self):
+        """What was measured, what was not and why, and who reads it: text."""
+        lines = [f"{'measured':18} {'cases':>12} {'arms':>5}"]
+        for record in self.complete:
+            raced = sum(bool(case.samples) for case in record.cases)
+            arms = {name for case in record.cases for name in case.samples}
+            cases = f"{raced} of {len(record.cases)}"
+            lines.append(f"  {record.experiment:16} {cases:>12} {len(arms):>5}")
+        lines += ["", "skipped"]
+        lines += [f"  {name}: {_short(reason)}" for name, reason in self.broken.items()]
+        lines += [line for record in self.complete for line in _skipped(record)]
+        lines += ["  nothing"] if lines[-1] == "skipped" else []
+        if self.complete:
+            lines += ["", "who reads it", *readers(self.place), "", *self._where()]
+        return "\n".join(lines)
+
+    def _where(self):
+        """Where the records are, and how to undo it."""
+        yield from self.passed
+        yield f"written: {self.place}"
+        yield f"to see it in the book: make run MACHINE={self.place.name}"
+        yield f"to undo it: delete {self.place}; after make run also"
+        yield "    git checkout records chapters back _static"
+
+
+def _hold(folder):
+    """Let no other run have this folder while this process lives."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise NotSaved(f"another run is at work in {folder}") from error
+    return handle
+
+
+def _let_go(handle):
+    if handle is not None:
+        os.close(handle)
+
+
+def choose(folder, machine, names):
+    """(where the records of these experiments may go, [why not where they would first]).
+
+    machine: a Machine. The first of NAME, NAME-2, NAME-3, … in which they would replace
+    no committed file and in which all records are of this machine. Where git cannot say
+    what is committed, no file at all is replaced.
+    """
+    passed = []
+    for number in itertools.count(1):
+        place = folder / (machine.name if number == 1 else f"{machine.name}-{number}")
+        why = _taken(place, [f"{name}.json" for name in names], machine)
+        if not why:
+            return place, passed
+        passed.append(f"{place}: {why}")
+
+
+def _taken(place, files, machine):
+    """Why a folder is not for these files; "" if it is."""
+    known = _committed(place)
+    there = {name for name in files if (place / name).exists()}
+    if known is None and there:
+        return f"{min(there)} exists, and there is no git to bring it back"
+    if committed := set(files) & (known or set()):
+        return f"{min(committed)} is committed"
+    for path in sorted(place.glob("*.json")):
+        try:
+            found = load(path).machine
+        except RecordError:
+            return f"{path.name} cannot be read"
+        for field in dataclasses.fields(machine):
+            was, now = getattr(found, field.name), getattr(machine, field.name)
+            if was != now and field.name != "name":
+                return (
+                    f"{path.name} is from another machine ({field.name} {was}, not {now})"
+                )
+    return ""
+
+
+def _committed(place):
+    """The names of files in a folder that git keeps, there or not; None without git."""
+    command = ("git", "ls-files", "-z", "--", place.name)
+    try:
+        done = subprocess.run(
+            command, cwd=place.parent, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return None if done.returncode else {Path(p).name for p in done.stdout.split("\0") if p}
+
+
+def _exchange(new, old):
+    """Let two folders change places, in one step where the system has one for it."""
+    try:
+        here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+        call = ctypes.CDLL(None).renameat2
+        if call(here, os.fsencode(new), here, os.fsencode(old), swap) == 0:
+            return
+    except (AttributeError, OSError, TypeError):  # another system
+        pass
+    away = old.with_name(f".{old.name}.before")
+    try:
+        os.rename(old, away)
+        os.rename(new, old)
+    except BaseException:
+        if away.exists() and not old.exists():
+            os.rename(away, old)
+        raise
+    os.rename(away, new)
+
+
+def _late(case):
+    return case.skipped.get(EVERY, "").startswith(LATE)
+
+
+def _skipped(record):
+    """The reasons of one record, each with what it was the reason for."""
+    cases, arms = Counter(), {}
+    for case in record.cases:
+        for name, reason in case.skipped.items():
+            if name == EVERY:
+                cases[reason] += 1
+            else:
+                arms.setdefault(reason, {})[name] = None
+    for reason, count in cases.items():
+        of = len(record.cases)
+        yield f"  {record.experiment}: {_short(reason)}: {count} of {of} cases"
+    for reason, names in arms.items():
+        more = f" and {len(names) - 2} more arms" if len(names) > 2 else ""
+        named = "; ".join(list(names)[:2])
+        yield f"  {record.experiment}: {_short(reason)}: {named}{more}"
+
+
+def _short(reason):
+    reason = " ".join(reason.split())
+    return reason if len(reason) <= 100 else reason[:99] + "…"
+
+
+def readers(place):
+    """Which pages find what they read at least in the records of a folder: lines."""
+    known = {path.stem: load(path) for path in place.glob("*.json")}
+    for page, needs in READERS.items():
+        lacks = {}  # ordered
+        for name, parameters, arms in needs:
+            try:
+                (known.get(name) or nothing(name)).raced(*arms, **parameters)
+            except NotRecorded:
+                lacks[name] = None
+        lacking = f"lacks {', '.join(lacks)}" if lacks else "has what it needs"
+        yield f"  {page:10} {lacking}"
