@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfusion import cost, models
+from hfusion import cost, layers, models
 from hfusion.cost import Ceilings, Kernel
 from hfusion.folding import fold_batchnorm
 
@@ -281,3 +281,39 @@ def test_where_times_overlap_there_is_no_such_break_even():
 def test_windows_of_different_rank_have_none_in_common():
     with pytest.raises(ValueError, match="shorter"):
         cost.common(((1, 7), (7,)))
+
+
+class Stage(torch.nn.Module):
+    """Siblings one of three ways, as the experiment `stage` races them."""
+
+    def __init__(self, way, sizes, c_in):
+        super().__init__()
+        convs = [torch.nn.Conv2d(c_in, size, 1) for size in sizes]
+        self.way, self.convs = way, torch.nn.ModuleList(convs)
+        self.stacked = layers.stack(convs)
+
+    def forward(self, x):
+        if self.way == "separate":
+            return [conv(x) for conv in self.convs]
+        parts = self.stacked(x)
+        return parts if self.way == "stacked" else [parts[0], *(p + 0 for p in parts[1:])]
+
+
+@pytest.mark.parametrize("way", ["separate", "stacked", "copied"])
+def test_a_bias_apart_makes_the_kernels_of_eager_cuda(way):
+    sizes = (64, 96, 16)
+    ways = cost.stage(sizes, 192, 8 * 784, 2, copied=sizes[1:], bias_apart=True)
+    module = Stage(way, sizes, 192)
+    assert len(ways[way]) == cost.kernels(module, "bfloat16", "NHWC", 8)
+    assert len(ways[way]) == {"separate": 6, "stacked": 2, "copied": 4}[way]
+
+
+def test_a_bias_apart_is_the_same_arithmetic_and_the_output_once_more():
+    whole = cost.stage((2,), 3, 5, 4)["separate"]
+    apart = cost.stage((2,), 3, 5, 4, bias_apart=True)["separate"]
+    assert sum(k.flops for k in apart) == whole[0].flops
+    more = sum(k.bytes for k in apart) - whole[0].bytes
+    assert more == 4 * 2 * (2 * 5)  # read and written: two channels of five pixels
+    assert apart[1] == cost.add_bias(2, 5, 4) == Kernel(10, 4 * (2 * 10 + 2))
+    inside = cost.stage((2,), 3, 5, 4, reordered=("input",), bias_apart=True)["separate"]
+    assert [kernel.launches for kernel in inside] == [1, 0, 1]

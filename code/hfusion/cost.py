@@ -1,9 +1,10 @@
 """What a program costs before anybody runs it: launches, FLOPs, bytes. Pure functions.
 
 A kernel can be no faster than its arithmetic at the machine's rate, its data at the
-machine's bandwidth, and a kernel that does nothing: the roofline of Williams, Waterman
-and Patterson (2009), with a floor. A program can be no faster than the host launches its
-kernels. No device is asked here; a machine's ceilings come from its record.
+machine's bandwidth where they lie in no cache, and a kernel that does nothing: the roofline
+of Williams, Waterman and Patterson (2009), with a floor. A program can be no faster than
+the host launches its kernels. No device is asked here; a machine's ceilings come from its
+record.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class Ceilings:
 
     flops_per_s: float
     bytes_per_s: float
-    launch_s: float  # what the host needs for one launch
+    launch_s: float  # what a call of nn.Conv2d costs the host, from Python to the driver
     kernel_s: float  # what the device needs for a kernel that does nothing
     overlaps: bool
 
@@ -60,6 +61,16 @@ def product(c_out, c_in, positions, item_bytes, window=(1, 1)):
     flops = 2 * c_out * depth * positions + c_out * positions
     numbers = c_in * positions + c_out * depth + c_out + c_out * positions
     return Kernel(flops, numbers * item_bytes)
+
+
+def add_bias(c_out, positions, item_bytes):
+    """The bias of a convolution in a kernel of its own, as eager CUDA adds it.
+
+    >>> add_bias(64, 28 * 28, item_bytes=4)
+    Kernel(flops=50176, bytes=401664, launches=1)
+    """
+    numbers = 2 * c_out * positions + c_out  # the output is read and written again
+    return Kernel(c_out * positions, numbers * item_bytes)
 
 
 def reorder(c_out, c_in, positions, item_bytes, parts):
@@ -86,12 +97,15 @@ def copy(channels, positions, item_bytes):
     return Kernel(0, 2 * channels * positions * item_bytes)
 
 
-def stage(sizes, c_in, positions, item_bytes, reordered=(), copied=()):
+def stage(
+    sizes, c_in, positions, item_bytes, reordered=(), copied=(), bias_apart=False
+):  # fmt: skip
     """Siblings three ways: {way: kernels}.
 
     sizes: output channels of each sibling. reordered: which of PARTS the library copies
     in each convolution. copied: the sizes of those branches that a consumer copies out
-    of the stacked product.
+    of the stacked product. bias_apart: each bias is a kernel of its own (`add_bias`), as in
+    eager CUDA; the numbers of kernels are then those of `kernels`.
 
     >>> ways = stage((64, 96, 16), 192, 784, item_bytes=4)
     >>> {way: len(kernels) for way, kernels in ways.items()}
@@ -100,8 +114,13 @@ def stage(sizes, c_in, positions, item_bytes, reordered=(), copied=()):
 
     def convolution(c_out):
         shape = (c_out, c_in, positions, item_bytes)
+        whole = product(*shape)
         inside = [reorder(*shape, reordered)] if reordered else []
-        return [product(*shape), *inside]
+        if not bias_apart:
+            return [whole, *inside]
+        bias = add_bias(c_out, positions, item_bytes)
+        flops, moved = whole.flops - bias.flops, whole.bytes - c_out * item_bytes
+        return [Kernel(flops, moved), *inside, bias]
 
     stacked = convolution(sum(sizes))
     return {

@@ -1,9 +1,9 @@
 """When is one stacked 1×1 convolution faster than three separate ones?
 
 The three siblings of each of GoogLeNet's nine modules, nothing else: separate, stacked,
-and stacked with the copies that the convolutions behind it make of the parts they read,
-where these are not contiguous. (The first part goes into the concatenation, which reads
-it as it lies.)
+and stacked with the copies that the convolutions after it make of the parts they read,
+where these are not contiguous: where the ReLU between has been hoisted. (The first part
+goes into the concatenation, which writes it to another place in any case.)
 """
 
 from functools import partial
