@@ -240,8 +240,10 @@ def kernels(module, dtype, layout, batch, image=None):
 
     >>> from hfusion import models
     >>> module = models.Inception.from_table("3a")
-    >>> kernels(module, "float32", "NCHW", 1), kernels(module, "float16", "NHWC", 1)
-    (20, 32)
+    >>> kernels(module, "float32", "NCHW", 1)
+    20
+    >>> kernels(module, "float16", "NHWC", 1)
+    32
     """
     return eager.launches(module, dtype, layout, batch, image).count
 
