@@ -111,9 +111,10 @@ class FusionPlan:
     def apply(self):
         """The fused network: a torch.fx.GraphModule with the model's outputs.
 
-        Exactly equal it is not promised to be: a matrix product of another size may
-        add in another order. Each output then differs by rounding, for one layer by
-        at most `algebra.rounding_bound`; that error travels on through the network.
+        Exact equality is not promised: a matrix product of another size may add in
+        another order. Each output then differs by rounding, for one layer by at most
+        `algebra.rounding_bound`, under the conditions that it names (TF32 off, no
+        underflow, no Winograd); that error travels on through the network.
         The keys of its state_dict() are the model's. The weights are copied, those
         of the model are left alone; the model may be deleted.
         """
