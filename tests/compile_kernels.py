@@ -1,4 +1,4 @@
-"""Compile the kernels for a GPU that is not there, and print what its code loads with.
+"""Compile the kernels for a GPU that is not there, and print how its code loads numbers.
 
 A program of its own: Triton's interpreter, in which the tests run, has to be off.
 """
@@ -17,7 +17,9 @@ TARGET = GPUTarget("cuda", 90, 32)
 
 
 def loads(kernel, tile, dtype):
-    """How many bytes the copies to shared memory carry: {bytes: instructions}."""
+    """How a kernel loads: {bytes that a copy to shared memory carries: instructions},
+    how many steps its buffers there hold, and which instruction multiplies.
+    """
     rows, columns, depth, warps, stages = tile
     fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
     signature, constants, aligned = {}, {}, {}
@@ -31,11 +33,15 @@ def loads(kernel, tile, dtype):
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages}
-    code = compile(source, target=TARGET, options=options).asm["ptx"]
+    asm = compile(source, target=TARGET, options=options).asm
+    code = asm["ptx"]
+    buffers = set(re.findall(r"local_alloc.*?memdesc<(\d+)x\d+x\d+x", asm["ttgir"]))
+    multiplies = "wgmma" if "wgmma" in code else "mma.sync" if "mma.sync" in code else "fma"
     sizes = re.findall(
         r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", code
     )
-    return collections.Counter(int(size, 0) for size in sizes)
+    copies = collections.Counter(int(size, 0) for size in sizes)
+    return dict(copies), sorted(map(int, buffers)), multiplies
 
 
 def main():
@@ -43,10 +49,10 @@ def main():
     for kernel in (kernels._first, kernels._second):
         name = kernel.__name__
         for tile in kernels.TILES:
-            found.append((name, *tile, "fp16", dict(loads(kernel, tile, "fp16"))))
+            found.append((name, *tile, "fp16", *loads(kernel, tile, "fp16")))
         for dtype in ("fp32", "bf16"):
             tile = kernels.TILES[0]
-            found.append((name, *tile, dtype, dict(loads(kernel, tile, dtype))))
+            found.append((name, *tile, dtype, *loads(kernel, tile, dtype)))
     print(json.dumps(found))
 
 

@@ -30,7 +30,7 @@ LEFT_OUT = [
     r"`[^`\n]*`",
     r"\]\([^)]*\)",
     r"https?://\S+",
-    r"(?:[Ss]ection|Python|CC BY) [\d.]+(?: to [\d.]+)?",
+    r"(?:[Ss]ection|Python|NumPy|Triton|CC BY) [\d.]+(?: to [\d.]+)?",
     r"\*\*Time\*\* \d+ minutes",
     r"(?m)^:\w[\w-]*:.*$",
 ]

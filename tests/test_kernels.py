@@ -381,8 +381,20 @@ def test_the_kernels_compile_for_a_gpu_and_load_sixteen_bytes_at_a_time(tmp_path
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout)
     assert len(compiled) == 2 * (len(kernels.TILES) + 2)
-    for kernel, rows, columns, depth, warps, stages, dtype, loads in compiled:
+    for kernel, rows, columns, depth, warps, stages, dtype, loads, held, by in compiled:
         item_bytes = 4 if dtype == "fp32" else 2
         step = (rows + columns) * depth * item_bytes // (32 * warps)  # bytes a thread
         # All of x and weight, under way before they are needed, and 16 bytes at a time.
         assert loads == {"16": stages * step // 16}, (kernel, rows, columns, dtype)
+        if dtype != "fp32":  # as chapter 10 says
+            assert by == ("mma.sync" if rows < 64 else "wgmma")
+            assert held == [stages - 1 if by == "mma.sync" else stages]
+
+
+def test_triton_has_what_chapter_10_names():
+    compiler = pytest.importorskip("triton.backends.nvidia.compiler")
+    cuda = pytest.importorskip("triton.language.extra.cuda")
+    options = compiler.CUDAOptions.__dataclass_fields__
+    assert {"launch_cooperative_grid", "launch_pdl"} <= set(options)
+    assert callable(cuda.gdc_wait)
+    assert callable(cuda.gdc_launch_dependents)

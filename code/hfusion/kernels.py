@@ -40,7 +40,8 @@ constexpr = tl.constexpr if triton else None
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # A program computes rows × columns numbers, so many products deep at a time, with so many
-# warps, and loads ahead for so many steps: rows, columns, depth, warps, stages.
+# warps, in a pipeline of so many stages: rows, columns, depth, warps, stages. On sm_90 the
+# buffers of tiles of 64 rows and more hold as many steps as stages, smaller ones one less.
 TILES = (
     (32, 32, 128, 4, 3),  # few pixels: small tiles, so that every multiprocessor has one,
     (16, 32, 256, 4, 2),  # and deep steps, so that there are few of them
@@ -87,7 +88,7 @@ def _conv(
     rows of y lie y_stride apart. A step is BK rows of weight. c_in counts in UNIT
     channels: seeing what divides it, Triton loads 16 bytes at a time.
     """
-    c_in *= UNIT  # here, since what a branch knew is forgotten behind it
+    c_in *= UNIT  # here, since what a branch knew is forgotten after it
     rows = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
     columns = tile * BN + tl.arange(0, BN)[None, :]
     fits = columns < c_out
