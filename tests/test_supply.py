@@ -142,7 +142,7 @@ def test_every_package_has_a_reason():
 def test_what_is_imported_is_named():
     """Not only there because something else has brought it along."""
     # What an extension of Sphinx imports, jupyter-book names.
-    wanted = NEEDED.union({"sphinx"}, *map(named, EXTRAS.values()))
+    wanted = NEEDED.union({"docutils", "sphinx"}, *map(named, EXTRAS.values()))
     providers = importlib.metadata.packages_distributions()
     own = {n for p in FILES if p.suffix == ".py" for n in (p.stem, p.parent.name)}
     missing = {
