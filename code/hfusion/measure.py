@@ -332,7 +332,7 @@ def time_arms(
         for turn in range(rounds):
             for place in range(len(names)):
                 if late():
-                    return {name: times[:turn] for name, times in samples.items()}
+                    return {n: times[:turn] for n, times in samples.items()}
                 name = names[(turn + place) % len(names)]
                 with named(name):
                     arms[name]()
