@@ -299,7 +299,8 @@ def host(call, calls, device):
 
 
 def time_arms(
-    arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None, late=None
+    arms, device="cpu", rounds=30, warm_up=5, calls=10,
+    watches=None, late=None,
 ):  # fmt: skip
     """Race functions against each other: raw samples in µs a call.
 
