@@ -188,7 +188,7 @@ class Run:
         yield f"written: {self.place}"
         yield f"to see it in the book: make run MACHINE={self.place.name}"
         yield f"to undo it: delete {self.place}; after make run also"
-        yield "    git checkout records chapters back _static"
+        yield "    git checkout records chapters back _static README.md"
 
 
 def _hold(folder):
