@@ -327,6 +327,11 @@ def test_records_with_a_gpu_come_first(path, tmp_path):
     assert records.load_all(tmp_path, "network") == {}
 
 
+def test_a_run_that_did_not_end_is_no_machine(tmp_path):
+    records.write(RECORD, tmp_path / ".a-cpu.unfinished")
+    assert records.load_all(tmp_path, "stage") == {}
+
+
 # The schema.
 
 
