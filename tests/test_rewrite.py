@@ -2226,9 +2226,20 @@ def test_onnx(name):
 
 
 def test_traced_by_torch_fx_again():
-    for make in (three, pair):
-        model, x = make().eval(), image()
+    for make in (three, pair, small):
+        model, x = make().eval(), image(2, 4, 5, 6) if make is small else image()
         check_same(run(fx.symbolic_trace(fuse(model)), x), run(model, x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_traced_by_torch_jit(batch):
+    """With one batch and run with another; a TracerWarning would be an error here."""
+    model = small().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(fuse(model), (image(batch, 4, 5, 6),))
+        x = image(3 - batch, 4, 5, 6)
+        check_same(run(traced, x), run(model, x))
 
 
 # Where an activation is applied once, and where to each branch.

@@ -345,8 +345,8 @@ class Stacked(nn.Module):
 
     def _in_one_piece(self, y):
         """Whether each branch is contiguous as a part of y: one image in NCHW, one row."""
-        if isinstance(y, torch.fx.Proxy):  # torch.fx writes down a program for all inputs
-            return False
+        if isinstance(y, torch.fx.Proxy) or torch.jit.is_tracing():
+            return False  # a tracer writes down one program for all inputs
         return math.prod(y.shape[: self.dim]) == 1 and y.is_contiguous()
 
     def unstack(self):
