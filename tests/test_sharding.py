@@ -87,11 +87,23 @@ def mlp():
     return (x, gate_up, down), (down @ (gate / (1 + (-gate).exp()) * up)).T
 
 
-@pytest.mark.parametrize("work", [sharding.gated_mlp, sharding.gated_mlp_by_rows])
+@pytest.mark.parametrize(
+    "work",
+    [sharding.gated_mlp, sharding.gated_mlp_by_rows, sharding.gated_mlp_by_dtensor],
+)
 def test_two_processes_compute_what_one_does(mlp, work):
     arguments, expected = mlp
     for result in sharding.run(work, *arguments, limit_s=LIMIT_S):
         measure.agree(result, expected, 1e-12)
+
+
+def test_cut_in_the_middle_a_stacked_layer_is_wrong(mlp):
+    """PyTorch's plan does not know of the blocks; `rows` does."""
+    arguments, expected = mlp
+    for result in sharding.run(
+        sharding.gated_mlp_by_dtensor, *arguments, True, limit_s=LIMIT_S
+    ):
+        measure.differ(result, expected, 1e-3)
 
 
 def test_a_projection_has_nothing_to_send():
@@ -116,6 +128,16 @@ def test_one_collective_or_two(mlp):
         for names in sharding.run(work, *mlp[0], count=True, limit_s=LIMIT_S):
             local = {"cat", "mm", "silu", "mul"}
             assert [name for name in names if name not in local] == wanted
+
+
+def test_pytorchs_own_way_sends_as_often(mlp):
+    for names in sharding.run(
+        sharding.gated_mlp_by_dtensor, *mlp[0], count=True, limit_s=LIMIT_S
+    ):
+        assert [name for name in names if name.startswith("all")] == ["all_reduce"]
+        assert not {name for name in names if "gather" in name or "scatter" in name} - {
+            "scatter_"  # within one process, where PyTorch hands out the parts
+        }
 
 
 # The same in this process, one rank after the other.

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 
 from . import measure
 
@@ -104,6 +105,43 @@ def _gathered(part, world):
     parts = [torch.empty_like(part) for _ in range(world)]
     dist.all_gather(parts, part)
     return torch.cat(parts, dim=-1)
+
+
+def gated_mlp_by_dtensor(rank, world, x, gate_up, down, stacked=False):
+    """The same by PyTorch's own means: layers, and a plan that cuts them.
+
+    stacked: gate and up as one layer, which is cut in the middle: wrong.
+    """
+    # Only here, since importing it takes a second.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import parallel
+
+    mlp = _GatedMLP([gate_up] if stacked else gate_up.chunk(2), down)
+    cuts = {
+        "first.*": parallel.ColwiseParallel(),
+        "down": parallel.RowwiseParallel(),
+    }
+    processes = init_device_mesh("cpu", (world,))
+    parallel.parallelize_module(mlp, processes, cuts)
+    return mlp(x).clone()  # the sum is on its way; what reads it waits for it
+
+
+class _GatedMLP(nn.Module):
+    def __init__(self, first, down):
+        super().__init__()
+        self.first = nn.ModuleList(map(_linear, first))
+        self.down = _linear(down)
+
+    def forward(self, x):
+        both = torch.cat([layer(x) for layer in self.first], dim=-1)
+        gate, up = both.chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+def _linear(weight):
+    layer = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 def leaves(rank, world):
