@@ -123,7 +123,7 @@ def gated_mlp_by_dtensor(rank, world, x, gate_up, down, stacked=False):
     }
     processes = init_device_mesh("cpu", (world,))
     parallel.parallelize_module(mlp, processes, cuts)
-    return mlp(x).clone()  # the sum is on its way; what reads it waits for it
+    return mlp(x).clone()  # which waits until the sum is there
 
 
 class _GatedMLP(nn.Module):
