@@ -290,6 +290,28 @@ def test_what_there_is_so_far_is_written_seldom(half, monkeypatch):
     assert len(written) == 60 // 10 + 1
 
 
+LATE, LACKS = "not reached within 3 s", "needs a CUDA device"
+
+
+@pytest.mark.parametrize(
+    ("skipped", "kept"),
+    [
+        ([{"every arm": LATE}], False),
+        ([{"a": LATE}, {"every arm": LATE}], False),
+        ([{"a": LATE, "graph": LACKS}], False),
+        ([{"every arm": LACKS}], True),  # this is what there is to know here
+        ([{"every arm": "failed: ValueError: no"}], True),
+    ],
+)
+def test_what_had_no_time_at_all_replaces_nothing(half, skipped, kept):
+    cases = tuple(Case({"n": n}, {}, skipped=why) for n, why in enumerate(skipped))
+    half.keep(made("ceilings", cases=cases))
+    assert (half.staging / "ceilings.json").exists() is kept
+    assert half.broken == ({} if kept else {"ceilings": "not reached in time"})
+    half.finish()
+    assert dates(half.place)["ceilings.json"] == (RECORD.date if kept else OLD)
+
+
 # The report.
 
 REPORT = """

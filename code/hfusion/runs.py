@@ -110,10 +110,12 @@ class Run:
 
     def keep(self, record):
         """Write a complete record; not one that only says that there was no time."""
-        if any(case.samples or not _late(case) for case in record.cases):
-            self.complete.append(self._write(record))
-        else:
+        reasons = [why for case in record.cases for why in case.skipped.values()]
+        raced = any(case.samples for case in record.cases)
+        if not raced and any(why.startswith(LATE) for why in reasons):
             self.lose(record.experiment, f"{LATE} in time")
+        else:
+            self.complete.append(self._write(record))
 
     def lose(self, name, reason):
         """There is no new record of an experiment; one that there was stays."""
@@ -277,10 +279,6 @@ def _exchange(new, old):
             os.rename(away, old)
         raise
     os.rename(away, new)
-
-
-def _late(case):
-    return case.skipped.get(EVERY, "").startswith(LATE)
 
 
 def _skipped(record):
