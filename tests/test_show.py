@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from docutils import nodes
 from docutils.utils import new_document
+from IPython.core.pylabtools import print_figure
 from myst_nb.core.variables import format_plain_text
 from PIL import Image
 
@@ -582,8 +583,11 @@ def test_a_figure_that_lacks_its_numbers_is_a_sentence(glued, capsys):
     with show.recorded(figure=True):
         records.nothing("stage").select(batch=1)
     (number,) = set(plt.get_fignums()) - before
-    (text,) = plt.figure(number).texts
+    figure = plt.figure(number)
     plt.close(number)
+    assert print_figure(figure)  # as IPython shows it, which shows none without axes
+    (axes,) = figure.axes
+    (text,) = axes.texts
     assert text.get_text() == "not recorded: there is no record of stage"
     assert capsys.readouterr().out == ""
 

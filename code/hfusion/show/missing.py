@@ -52,5 +52,6 @@ def recorded(*names, figure=False):
 
 def _drawn(sentence):
     """A sentence as a figure, so that its number and what refers to it remain."""
-    figure = plt.figure(figsize=(6.4, 0.7))
-    figure.text(0.02, 0.5, sentence, va="center", fontsize=9, wrap=True)
+    _, axes = plt.subplots(figsize=(6.4, 0.7))  # without axes IPython shows no figure
+    axes.axis("off")
+    axes.text(0, 0.5, sentence, va="center", fontsize=9, wrap=True)
