@@ -578,7 +578,7 @@ def test_the_explorer_estimates_by_hand(explorer):
     """Bytes of one image of module 3a in NHWC, with the weights reordered."""
     choose(
         explorer,
-        machine=record.machine.device,
+        machine=next(iter(RECORDED.values())).machine.device,
         dtype="float32",
         layout="NHWC",
         batch=1,
