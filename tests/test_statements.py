@@ -1,0 +1,59 @@
+"""Sentences of the pages that no cell computes, held to what they speak of."""
+
+import copy
+from pathlib import Path
+
+import nbformat
+import pytest
+import test_random_graphs
+import torch
+from torch import nn
+
+import hfusion
+from hfusion import measure
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def words(page):
+    cells = nbformat.read(ROOT / page, as_version=4).cells
+    prose = (cell.source for cell in cells if cell.cell_type == "markdown")
+    return " ".join(" ".join(prose).split())
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 2, bias=False), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x):
+        return self.left(x), self.right(x)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_muon_differs_on_a_stacked_weight():
+    """Chapter 7: it makes its steps orthogonal, as matrices."""
+    torch.manual_seed(0)
+    start, x = Pair(), torch.randn(4, 6)
+    states = []
+    for net in (copy.deepcopy(start), hfusion.fuse(start)):
+        optimiser = torch.optim.Muon(net.parameters(), lr=0.1)
+        sum(y.square().mean() for y in net(x)).backward()
+        optimiser.step()
+        states.append(torch.cat([w.flatten() for w in net.state_dict().values()]))
+    measure.differ(*states, 1e-3)
+    assert "Muon makes its steps orthogonal" in words(
+        "chapters/07-a-whole-network-automatically.ipynb"
+    )
+
+
+def test_the_field_says_how_many_random_networks_there_are(monkeypatch):
+    monkeypatch.delenv("HFUSION_CASES", raising=False)
+    source = Path(test_random_graphs.__file__).read_text(encoding="utf-8")
+    assert 'os.environ.get("HFUSION_CASES", "300")' in source
+    assert "three hundred random networks" in words("back/the-field.ipynb")
+
+
+def test_the_field_reports_a_loss_as_one():
+    """PyTorch's pull request 181854: two products 0.797 ms, one wide one 0.800."""
+    assert "an Intel GPU | 0.797 ms | 0.800 ms |" in words("back/the-field.ipynb")
