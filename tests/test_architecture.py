@@ -22,14 +22,15 @@ ALLOWED = {
     "figures/drawings": {"matplotlib", "style"},
     "figures/plots": {"matplotlib", "style"},
     "figures/style": {"matplotlib"},
-    "folding": {"layers", "siblings", "torch", "tracing"},
+    "folding": {"layers", "modes", "siblings", "torch", "tracing"},
     "kernels": {"layers", "measure", "models", "torch", "triton"},
     "layers": {"embedding", "torch"},
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},
+    "modes": {"layers", "torch"},
     "records": set(),
     "recording": {"measure", "records", "torch", "triton"},
-    "rewrite": {"layers", "siblings", "torch", "tracing"},
+    "rewrite": {"layers", "modes", "siblings", "torch", "tracing"},
     "runs": {"records"},
     "sharding": {"measure", "torch"},
     "show/__init__": {"explorer", "missing", "player", "text", "walk"},
@@ -40,7 +41,7 @@ ALLOWED = {
     "show/text": {"IPython", "matplotlib"},
     "show/walk": {"figures", "svg"},
     "siblings": {"effects", "embedding", "layers", "torch"},
-    "tracing": {"layers", "numpy", "torch"},
+    "tracing": {"layers", "modes", "numpy", "torch"},
 }
 PACKAGES = {"__init__", "figures/__init__", "show/__init__"}
 

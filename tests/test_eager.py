@@ -48,7 +48,8 @@ def test_all_modules_of_the_table_are_alike(row):
 
 @pytest.mark.parametrize("rung", [rungs.WRITTEN, rungs.HOISTED])
 def test_the_module_is_left_as_it_was(ladder, rung):
-    network = copy.deepcopy(ladder[rung]).train()
+    network = copy.deepcopy(ladder[rung])
+    network.training = True
     before = copy.deepcopy(network.state_dict())
     cost.kernels(network, *HALF)
     assert network.training

@@ -324,7 +324,7 @@ def test_a_batch_norm_writes_to_what_the_graph_reads_of_it(b, statistic):
 
 
 OWN = [  # (a tensor that the graph reads, does the module that owns it write to it)
-    ("bn_eval.running_mean", False),  # training only
+    ("bn_eval.running_mean", True),  # once it is switched to training mode
     ("bn_no_track.weight", False),
     ("conv.weight", False),
     ("table.weight", False),

@@ -17,6 +17,7 @@ trace.
 """
 
 import collections
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -32,7 +33,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import hfusion
-from hfusion import effects, embedding, layers, rewrite, siblings
+from hfusion import effects, embedding, layers, modes, rewrite, siblings, tracing
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -83,6 +84,30 @@ class Leaf(nn.Module):
         return self.inner(x)
 
 
+# What forward may do with a training flag.
+
+
+def drop_if(on, x):
+    return F.dropout(x, 0.5, on)
+
+
+def double_if(on, x):
+    return x * 2 if on else x
+
+
+def shift_unless(on, x):
+    return x if on else x + 1
+
+
+def write_if(on, x):
+    return x.mul_(0.5) if on else x
+
+
+def same_if(on, x):
+    """It looks at the flag, and nothing comes of it."""
+    return F.relu(x) if on else F.relu(x)  # noqa: RUF034
+
+
 # A network as a list of steps, which can be carried out, traced, or made a graph.
 
 
@@ -98,7 +123,7 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    op: str  # "module", "function", "opaque", "method" or "tensor"
+    op: str  # "module", "function", "opaque", "method", "tensor" or "flag"
     target: object
     args: tuple = ()
     kwargs: dict = dataclasses.field(default_factory=dict)
@@ -137,6 +162,8 @@ def perform(step, root, values):
     if step.op == "tensor":
         return functools.reduce(getattr, step.target.split("."), root)
     called = step.target
+    if step.op == "flag":  # the first argument is a path
+        return called(root.get_submodule(args[0]).training, *args[1:])
     if step.op == "module":
         called = root.get_submodule(called)
     elif step.op == "opaque":
@@ -582,6 +609,15 @@ def draw_reuse(draw):
         called(draw, path, draw.rng.choice(earlier) if earlier else draw.tensor())
 
 
+def draw_flag(draw):
+    """Something that depends on the training flag of the network, or of a part of it."""
+    if not draw.is_graph:  # a graph has no flags
+        paths = [path for path, _ in draw.root.named_modules()]
+        use = [drop_if, double_if, shift_unless, same_if] + [write_if] * draw.writes
+        path = draw.rng.choice(["", *paths])
+        draw.do("flag", draw.rng.choice(use), path, draw.tensor())
+
+
 def draw_mode(draw):
     """Gradients off and on again, as exported graphs have it."""
     if draw.is_graph:
@@ -592,7 +628,7 @@ def draw_mode(draw):
 
 
 BETWEEN = {draw_write: 4, draw_view: 4, draw_activation: 1, draw_sum: 2, draw_reader: 1}
-BETWEEN |= {draw_parameter: 0.4, draw_reuse: 0.6}
+BETWEEN |= {draw_parameter: 0.4, draw_reuse: 0.6, draw_flag: 0.3}
 KINDS_OF_STEPS = {**BETWEEN, draw_siblings: 9, draw_cast: 0.2, draw_mode: 0.2}
 
 
@@ -667,16 +703,25 @@ class Outcome:
     status: str = "compared"  # or "raised", the original; or "untraceable"
     groups: tuple = ()
     learned: bool = False  # whether gradients were compared
+    switches: tuple = ()  # what became of switches of the mode: "right" or "refused"
 
 
 def check(seed):
-    """Draw a network, fuse it, compare: an Outcome. Raises Mismatch."""
-    return compare(
-        Draw(seed),
+    """Draw a network, fuse it, compare, in one mode and in others: an Outcome.
+
+    Raises Mismatch.
+    """
+    draw = Draw(seed)
+    outcome = compare(
+        draw,
         with_gradients=seed % 2 == 0,
         with_loading=seed % 5 == 1,
         embed=seed % 3 == 0,
     )
+    if outcome.status != "compared":
+        return outcome
+    switches = check_modes(draw, random.Random(seed))
+    return dataclasses.replace(outcome, switches=tuple(switches))
 
 
 def compare(draw, with_gradients, with_loading, embed):
@@ -753,6 +798,64 @@ def check_loading(draw, model, fused):
     close("loaded: tensor", actual, run(model, draw), bound_of(draw))
 
 
+def random_switch(rng, network):
+    """(the path of a module, what to do with its flag, and those below, the mode)."""
+    path = rng.choice(["", "", *(path for path, _ in network.named_modules())])
+    return path, rng.choice(["train", "flag", "all"]), rng.random() < 0.5
+
+
+def switch(network, path, how, mode):
+    module = network.get_submodule(path)
+    if how == "train":
+        module.train(mode)
+    for one in {"train": (), "flag": (module,), "all": module.modules()}[how]:
+        one.training = mode
+
+
+def check_modes(draw, rng):
+    """Switches before a plan is applied, and afterwards: what became of each."""
+    model = copy.deepcopy(as_graph(draw.root) if draw.is_graph else draw.root)
+    make = hfusion.plan(model).apply
+    if rng.random() < 0.3:
+        make = functools.partial(hfusion.fold_batchnorm, model)
+    for _ in range(rng.randint(0, 2)):
+        switch(model, *random_switch(rng, model))
+    try:
+        fused = make()
+    except hfusion.FusionError:
+        yield "refused"
+        return
+    yield from agree_in_this_mode(draw, model, fused, "planned")
+    for _ in range(3):
+        how = random_switch(rng, model)
+        switch(model, *how)
+        try:
+            switch(fused, *how)
+        except hfusion.FusionError:
+            yield "refused"
+            return
+        yield from agree_in_this_mode(draw, model, fused, how)
+
+
+def agree_in_this_mode(draw, model, fused, how):
+    try:
+        expected = run(copy.deepcopy(model), draw)
+    except FAILS:  # one number for a batch norm
+        return
+    try:
+        actual = attempt(f"{how}: call", run, copy.deepcopy(fused), draw)
+    except Mismatch as error:
+        if not isinstance(error.__cause__, hfusion.FusionError):
+            raise
+        yield "refused"
+        return
+    count = 2 * len(draw.root.outputs) + 4  # where norms are folded, states differ
+    close(f"{how}: tensor", actual[:count], expected[:count], bound_of(draw))
+    if fused.state_dict().keys() == model.state_dict().keys():
+        close(f"{how}: state", actual[count:], expected[count:], bound_of(draw))
+    yield "right"
+
+
 def failure(seed):
     """What is wrong with a case, in words, and the network; "" if nothing is."""
     try:
@@ -792,12 +895,14 @@ def check_shares(outcomes):
     followed = sum(g.activation is not None for g in groups)
     embedded = sum(g.window is not None for g in groups)
     learned = sum(outcome.learned for outcome in outcomes)
+    switches = collections.Counter(word for o in outcomes for word in o.switches)
     print(f"{dict(status)}; fused {fused}, refused {refused}, gradients {learned}; "
           f"{len(groups)} groups, {followed} with activation, {embedded} embedded; "
-          f"{reasons}")  # fmt: skip
+          f"{reasons}; {dict(switches)}")  # fmt: skip
     assert status["raised"] + status["untraceable"] < 0.1 * len(outcomes)
     assert min(fused, refused) > len(outcomes) / 3
     assert learned > len(outcomes) / 10
+    assert switches["right"] > 2 * switches["refused"] > len(outcomes) / 5
     assert followed > len(outcomes) / 20
     assert embedded > len(outcomes) / 100
     assert len(outcomes) < 300 or len(reasons) > 7
@@ -832,6 +937,11 @@ def rows_shuffled(weights, biases):
     return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
 
 
+def as_it_was(found):
+    """Fuse what was planned, whatever the model is by now."""
+    return rewrite._fused(found.model, found.trace, found.groups)
+
+
 stack_parameters, common = layers.stack_parameters, embedding.common
 MISTAKES = {
     "no writes known": (effects, "written", lambda node, modules: []),
@@ -845,6 +955,11 @@ MISTAKES = {
     "shared tensors": without(siblings.shared_tensors),
     "layout": without(siblings.layout_matters),
     "unfit layers": without(siblings.unfit),
+    "no flags known": (tracing, "_traced_in", lambda *_: None),
+    "flags not looked at when called": (tracing.Network, "_check_first", lambda _: None),
+    "flags not looked at": (modes, "noted", lambda: contextlib.nullcontext({})),
+    "norms switched": (modes.Folded, "__setattr__", nn.Module.__setattr__),
+    "not planned again": (rewrite.FusionPlan, "apply", as_it_was),
     "unlike layers": (layers, "unlike", lambda labelled, embed=False: ""),
     "split in the wrong order": (layers.Stacked, "forward", wrong_order),
     "rows shuffled": (layers, "stack_parameters", rows_shuffled),

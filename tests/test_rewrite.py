@@ -1550,21 +1550,112 @@ def test_accept_is_asked_about_each_group_that_could_be_fused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: setattr(m, "a", nn.ReLU()), "type of layers[a] was ReLU"),
-        (lambda m: delattr(m, "a"), "no attribute `a`"),
-        (lambda m: m.a.register_forward_hook(double_output), "hooks of layers[a]"),
-        (lambda m: m.a.half(), "dtype differs"),
+        (lambda m: setattr(m, "a", nn.ReLU()), "{a,b} are no siblings any more; plan it"),
+        (lambda m: setattr(m, "a", conv(4, 3)), "{a,b} are no siblings any more; plan it"),
+        (lambda m: delattr(m, "a"), "has no attribute 'a'"),
+        (lambda m: m.a.register_forward_hook(double_output), "hooks of a was ['forward']"),
+        (
+            lambda m: m.register_forward_hook(double_output),
+            "model has forward hooks, which",
+        ),
+        (lambda m: m.a.half(), "dtype differs: a torch.float16, b torch.float64"),
+        (lambda m: setattr(m.a, "weight", m.spare.weight), "shares memory with spare"),
+        (lambda m: setattr(m, "b", m.a), "a is called 2 times; 1 fits"),
+        (lambda m: setattr(m, "relu", Doubled(m)), "a is also relu.model.a"),
+        (lambda m: setattr(m, "stop", True), "model cannot be traced: it stops at"),
     ],
 )
 def test_a_model_that_changed_since_it_was_planned(change, message):
-    model = pair()
+    model = changing()
     found = plan(model)
+    assert len(stacked_layers(found.apply())) == 1
     change(model)
     with pytest.raises(
         FusionError, match=r"^model has changed since it was planned: "
     ) as e:
         found.apply()
     assert message in str(e.value)
+
+
+def changing():
+    """Two siblings with an activation, and much that can be changed."""
+
+    def forward(self, x):
+        if self.stop and x.sum() > 0:
+            return x
+        x = x * self.factor + torch.full((1,), self.shift)
+        a, b = self.relu(self.a(x)), self.relu(self.b(x))
+        return (a, b) if self.plain else (a * 2, b, torch.ones(2))
+
+    model = net(forward, a=conv(4), b=conv(5), relu=nn.LeakyReLU(0.1))
+    model.spare = conv(4)
+    for name, value in {"stop": False, "factor": 2, "shift": 1.0, "plain": True}.items():
+        setattr(model, name, value)
+    return model
+
+
+class Doubled(nn.Module):
+    """An activation that knows the model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = nn.ModuleDict({"a": model.a})
+
+    def forward(self, x):
+        return x.relu()
+
+
+CHANGES = {
+    "attribute": lambda m: setattr(m, "factor", 3),
+    "constant": lambda m: setattr(m, "shift", 3.0),
+    "control flow": lambda m: setattr(m, "plain", False),
+    "slope": lambda m: setattr(m.relu, "negative_slope", 0.5),
+    "activation": lambda m: setattr(m, "relu", nn.Sigmoid()),
+    "activation with weights": lambda m: setattr(m, "relu", nn.PReLU()),
+    "width": lambda m: setattr(m, "a", conv(7)),
+    "bias added": lambda m: setattr(m.a, "bias", nn.Parameter(torch.randn(4))),
+    "bias deleted": lambda m: setattr(m.a, "bias", None),
+    "stride": lambda m: [setattr(layer, "stride", (2, 2)) for layer in (m.a, m.b)],
+    "dtype": lambda m: m.float().double(),
+    "frozen": lambda m: m.requires_grad_(False),
+    "weights": lambda m: m.load_state_dict(changing().state_dict(), assign=True),
+    "new parameter": lambda m: setattr(
+        m.a, "weight", nn.Parameter(torch.randn(4, 3, 1, 1))
+    ),
+    "forward of its class": lambda m: setattr(type(m), "forward", ab),
+    "mode": lambda m: m.eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_is_fused_is_the_model_as_it_is_now(change):
+    model, x = changing(), image()
+    found = plan(model)
+    change(model)
+    fused = found.apply()
+    assert len(stacked_layers(fused)) == 1
+    check_same(run(fused, x), run(model, x))
+    assert exact(run(unfuse(fused), x), run(model, x))
+
+
+def test_a_plan_that_was_copied_or_edited():
+    model, x = changing(), image()
+    found = plan(model)
+    check_same(run(copy.deepcopy(found).apply(), x), run(model, x))
+    (group,) = found.groups
+    bare = dataclasses.replace(group, activation=None, ends=group.nodes)
+    none = dataclasses.replace(group, fused=False)
+    for edited, stacked in ((bare, 1), (none, 0)):
+        fused = dataclasses.replace(found, groups=(edited,)).apply()
+        assert len(stacked_layers(fused)) == stacked
+        assert not any(layer.activation for layer in stacked_layers(fused))
+        check_same(run(fused, x), run(model, x))
+
+
+def test_accept_is_not_asked_again():
+    asked = []
+    found = plan(changing(), accept=lambda group: asked.append(group) or True)
+    assert len(stacked_layers(found.apply())) == len(asked) == 1
 
 
 def test_weights_that_changed_since_are_the_ones_that_are_fused():
@@ -2246,9 +2337,9 @@ def test_traced_by_torch_jit(batch):
 
 
 def small():
-    """An Inception module without norms, in training mode."""
+    """An Inception module without norms."""
     model = models.randomise(models.Inception((4, 5, 6, 3, 2, 7, 1)))
-    return hfusion.fold_batchnorm(model.eval()).train()
+    return hfusion.fold_batchnorm(model.eval())
 
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -2291,7 +2382,6 @@ def test_outputs_and_gradients_are_the_same_either_way(make, layout, batch):
     form = LAYOUTS[layout]
     model, x = small().to(memory_format=form), image(batch, 4, 5, 6).to(memory_format=form)
     fused = make(model)
-    assert [m.training for m in (model, fused)] == [True, True]
     check_same(run(fused, x), run(model, x))
     grads = []
     for network in (fused, model):

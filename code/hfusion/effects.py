@@ -325,8 +325,11 @@ def _tensors_read(graph, modules):
 
 
 def _writes_own(node, modules):
-    """Whether a module may write to its own tensors: statistics, a table, who knows."""
-    module = modules[node.target]
-    statistics = module.training and getattr(module, "track_running_stats", False)
-    table = getattr(module, "max_norm", None) is not None
+    """Whether a module may write to its own tensors: statistics, a table, who knows.
+
+    Statistics in training mode only, but the graph may be switched to it.
+    """
+    parts = [*modules[node.target].modules()]
+    statistics = any(getattr(part, "track_running_stats", False) for part in parts)
+    table = any(getattr(part, "max_norm", None) is not None for part in parts)
     return statistics or table or not known(node, modules)

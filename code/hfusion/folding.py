@@ -15,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import layers, siblings
 from .layers import FusionError
+from .modes import Folded
 from .tracing import Network, copied, put, trace
 
 PAIRS = {nn.BatchNorm1d: nn.Conv1d, nn.BatchNorm2d: nn.Conv2d, nn.BatchNorm3d: nn.Conv3d}
@@ -31,7 +32,8 @@ def fold_batchnorm(model):
     somebody else reads the convolution's output, calls or shares one of the two
     modules, or has hooks on them. The keys of the batch norms are gone from the
     state_dict(), and each folded convolution has a bias. Raises FusionError if a
-    batch norm is in training mode, where its statistics are those of the batch.
+    batch norm is in training mode, where its statistics are those of the batch; and so
+    does train() of what it returns, if a batch norm was folded.
     Source: Ioffe and Szegedy 2015; torch.nn.utils.fusion.
 
     >>> from hfusion import models
@@ -56,11 +58,10 @@ def fold_batchnorm(model):
         # torch leaves a bias that was missing without a gradient.
         folded.bias.requires_grad_(folded.weight.requires_grad)
         put(double, conv.target, folded)
-        parent, _, name = norm.target.rpartition(".")
-        del double.get_submodule(parent)._modules[name]
+        put(double, norm.target, Folded())
         norm.replace_all_uses_with(conv)
         graph.erase_node(norm)
-    return Network(double, graph, traced.constants, traced.mode)
+    return Network(double, graph, traced.constants, traced.traced_in)
 
 
 def _folds(scene, norm):

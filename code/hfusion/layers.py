@@ -44,9 +44,12 @@ def hooks(layer):
     ]
 
 
+_METHODS = ("forward", "_conv_forward", "train", "eval")
+
+
 def _extras(layer):
     """What somebody has added to a layer: methods of its own, buffers, modules."""
-    methods = [name for name in ("forward", "_conv_forward") if name in vars(layer)]
+    methods = [name for name in _METHODS if name in vars(layer)]
     parameters = [name for name in layer._parameters if name not in ("weight", "bias")]
     return [*methods, *parameters, *layer._buffers, *layer._modules]
 

@@ -20,7 +20,7 @@ from functools import partial
 
 from torch import nn
 
-from . import layers, siblings
+from . import layers, modes, siblings
 from .layers import FusionError
 from .tracing import Network, Trace, copied, put, trace
 
@@ -32,7 +32,8 @@ def plan(model, min_siblings=2, accept=None, embed=False):
     was. min_siblings: smaller groups are refused. accept: is asked about every
     group that could be fused, and returns True or a reason, a string. embed: let
     convolutions with smaller windows join siblings with larger ones (see `embedding`):
-    more multiply-adds, which the plan tells, and for finite inputs only. Raises
+    more multiply-adds, which the plan tells, and for finite inputs only. What is changed
+    in the model before `apply`, such as its mode, is looked at again there. Raises
     FusionError for arguments that do not fit and for models that cannot be traced.
 
     >>> from hfusion import models
@@ -47,10 +48,11 @@ def plan(model, min_siblings=2, accept=None, embed=False):
         raise FusionError(f"accept was {accept!r}; a function of a group fits")
     if type(embed) is not bool:
         raise FusionError(f"embed was {embed!r}; True or False fits")
-    traced = trace(model)
-    scene, asked = siblings.Scene(model, traced), partial(_asked, accept)
-    groups = siblings.find(scene, min_siblings, embed, asked)
-    return FusionPlan(tuple(groups), model, traced)
+    traced, sought = trace(model), {"min_siblings": min_siblings, "embed": embed}
+    groups = siblings.find(
+        siblings.Scene(model, traced), **sought, asked=partial(_asked, accept)
+    )
+    return FusionPlan(tuple(groups), model, traced, sought)
 
 
 def _asked(accept, group):
@@ -63,8 +65,9 @@ def _asked(accept, group):
 
 
 def fuse(model):
-    """`plan(model).apply()`: the fused network, beside the model."""
-    return plan(model).apply()
+    """`plan(model).apply()`: the fused network, beside the model, in the mode it is in."""
+    found = plan(model)
+    return _fused(model, found.trace, found.groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,7 @@ class FusionPlan:
     groups: tuple
     model: nn.Module = dataclasses.field(repr=False)
     trace: Trace = dataclasses.field(repr=False)
+    sought: dict = dataclasses.field(repr=False)  # the arguments of `plan`, less accept
 
     @property
     def calls(self):
@@ -111,6 +115,15 @@ class FusionPlan:
     def apply(self):
         """The fused network: a torch.fx.GraphModule with the model's outputs.
 
+        It does what the model does now: what has changed since it was planned, such as
+        its weights or its mode, is looked at again. Where a group of the plan cannot be
+        fused any more, that is a FusionError.
+
+        train() and eval() switch the fused network as they switch the model. Where forward
+        itself looks at `training`, and does something else then, the network stays in
+        the mode that the model is in, and says so by a FusionError when it is switched,
+        or when it is called after one of its modules was.
+
         Exact equality is not promised: a matrix product of another size may add in
         another order. Each output then differs by rounding, for one layer by at most
         `algebra.rounding_bound`, under the conditions that it names (TF32 off, no
@@ -118,18 +131,59 @@ class FusionPlan:
         The keys of its state_dict() are the model's. The weights are copied, those
         of the model are left alone; the model may be deleted.
         """
-        fused = [group for group in self.groups if group.fused]
-        # Members are not copied here, since stacking copies their weights.
-        memo = {id(m): Moved() for group in fused for m in group.layers.values()}
+        planned = {group.members: group for group in self.groups if group.fused}
         try:
-            double = copy.deepcopy(self.model, memo)
-        except Exception as error:
-            raise FusionError(f"model cannot be copied: {error}") from error
-        graph, where = copied(self.trace.graph)
-        for group in fused:
-            _stack_calls(double, graph, group, where)
-        keys = tuple(self.model.state_dict())
-        return Fused(double, graph, self.trace.constants, self.trace.mode, keys)
+            traced = trace(self.model)
+            scene = siblings.Scene(self.model, traced)
+        except FusionError as error:
+            raise FusionError(f"{self._changed()}: {error}") from error
+        groups = siblings.find(scene, **self.sought, asked=partial(_as_planned, planned))
+        found = {group.members for group in groups if group.fused}
+        if missing := [members for members in planned if members not in found]:
+            reason = _why_not(missing[0], groups)
+            raise FusionError(f"{self._changed()}: {reason}; plan it again")
+        return _fused(self.model, traced, groups)
+
+    def _changed(self):
+        """That the model is not what was planned, in words."""
+        now = {p: m.training for p, m in self.model.named_modules(remove_duplicate=False)}
+        was, now = (modes.word(flags.values()) for flags in (self.trace.flags, now))
+        if was != now:
+            return f"model was planned in {was} mode and is in {now} mode now"
+        return "model has changed since it was planned"
+
+
+def _as_planned(planned, group):
+    """A group as it was decided about: `planned` are those that are to be fused."""
+    decided = planned.get(group.members)
+    if decided is None or not group.fused:
+        return dataclasses.replace(group, fused=False)
+    if decided.activation is None:
+        group = dataclasses.replace(group, activation=None, ends=group.nodes)
+    return dataclasses.replace(group, hoist=decided.hoist)
+
+
+def _why_not(members, groups):
+    """Why members of a planned group are in none that can be fused."""
+    reasons = [g.reason for g in groups if g.reason and {*members} & {*g.members}]
+    return reasons[0] if reasons else f"{_short(members)} are no siblings any more"
+
+
+def _fused(model, traced, groups):
+    """A network with these groups fused, beside the model."""
+    fused = [group for group in groups if group.fused]
+    # Members are not copied here, since stacking copies their weights.
+    members = [layer for group in fused for layer in group.layers.values()]
+    memo = {id(layer): Moved().train(layer.training) for layer in members}
+    try:
+        double = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise FusionError(f"model cannot be copied: {error}") from error
+    graph, where = copied(traced.graph)
+    for group in fused:
+        _stack_calls(double, graph, group, where)
+    keys = tuple(model.state_dict())
+    return Fused(double, graph, traced.constants, traced.traced_in, keys)
 
 
 class Siblings(layers.Stacked):

@@ -8,6 +8,7 @@ not called, hooks of modules that it looks into, what `forward` does on the side
 
 import copy
 import dataclasses
+import functools
 import inspect
 import operator
 import pickle
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from . import layers
+from . import layers, modes
 from .layers import FusionError
 
 # What stops a trace, by a part of torch's message, and what to do about it.
@@ -29,6 +30,7 @@ ADVICE = (
     ("'len' is not supported", "use x.shape[0] or x.size(0)"),
     ("interpreted as an integer", "keep sizes as they are, without int() or range()"),
     ("a mode is on", "switch it outside of forward, around the call of the model"),
+    ("training flag", "switch modules outside of forward, before the call of the model"),
     ("float() argument", "keep the value a tensor, without float() or math"),
     ("must be real number", "keep the value a tensor, without float() or math"),
 )  # fmt: skip
@@ -41,6 +43,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _STATE_HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks")
 _STATE_HOOKS += ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 PLAIN = (bool, int, float, str, type(None))
+# Integers of the same size, by the bytes of a number.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,10 @@ class Trace:
     graph: fx.Graph
     modules: dict  # by path, the model itself as ""
     constants: dict  # tensors that forward makes, by the name that the graph reads
-    mode: bool | str | None  # the training flag it depends on; "mixed"; None if on none
+    flags: dict  # the training flags of the modules, by path, as they were
+    # Of the flags that forward looks at: with which values the graph is right, {path:
+    # flag} each, the first as they were; None if with any.
+    traced_in: tuple | None
 
 
 class _InPlace:
@@ -160,31 +167,33 @@ def trace(model):
     model: an nn.Module, or a GraphModule, whose graph is taken as it is. Control
     flow in Python is followed once, as torch.fx does it. Raises FusionError where
     the trace stops, with the line of the model that stops it, and where a graph
-    would forget something: hooks, or what forward changes on the side. (A forward
-    that writes to the .data of its parameters does so here too: they are not copied.)
+    would forget something: hooks, what forward changes on the side, or a train() of
+    somebody's own. (A forward that writes to the .data of its parameters does so here
+    too: they are not copied.)
     """
     if not isinstance(model, nn.Module):
         raise FusionError(f"model was a {type(model).__name__}; an nn.Module fits")
     modules = dict(model.named_modules(remove_duplicate=False))
     is_graph, tracer = isinstance(model, fx.GraphModule), _Tracer()
-    if not is_graph and type(model).train is not nn.Module.train:
-        raise FusionError(
-            "model has a train() of its own, which the graph would not have; a module "
-            "that holds the model fits, such as nn.Sequential(model)"
-        )
     for path, module in modules.items():
         if not path or not (is_graph or tracer.is_leaf_module(module, path)):
             _refuse_hooks(path, module)
-    if is_graph:
-        return Trace(
-            model.graph, modules, {}, getattr(model, "_hfusion", {}).get("traced_in")
+    own_call = not is_graph and type(model).__call__ is not nn.Module.__call__
+    if own_call or "forward" in vars(model):
+        raise FusionError(
+            "model has a forward() on the instance, or a __call__() of its own, which "
+            "torch.fx does not look at; a forward() in its class fits"
         )
-    graph, constants = _follow(model)
-    mode = None
-    if not _same_either_way(model, graph, constants):
-        flags = {module.training for module in modules.values()}
-        mode = model.training if len(flags) == 1 else "mixed"
-    return Trace(graph, modules, constants, mode)
+    found = _Followed(model.graph, {}, set()) if is_graph else _follow(model)
+    calls = found.graph.find_nodes(op="call_module")
+    modes.refuse_own(modules, {node.target for node in calls})
+    flags = {path: module.training for path, module in modules.items()}
+    if isinstance(model, Network):
+        model.check_flags()
+        traced_in = model._hfusion["traced_in"]
+    else:
+        traced_in = None if is_graph else _traced_in(model, flags, found)
+    return Trace(found.graph, modules, found.constants, flags, traced_in)
 
 
 def _refuse_hooks(path, module):
@@ -196,18 +205,32 @@ def _refuse_hooks(path, module):
             )
 
 
-def _follow(model, other_mode=False):
-    """(graph, constants) of a model, found on a copy that shares its parameters."""
+@dataclasses.dataclass(frozen=True)
+class _Followed:
+    """What was found by following forward once."""
+
+    graph: fx.Graph
+    constants: dict  # tensors that forward makes, by name
+    looked_at: set  # the paths of the modules at whose training flags it looks
+
+
+def _follow(model, mode=None):
+    """What a model does, found on a copy that shares its parameters: a _Followed.
+
+    mode: a value for all training flags; None leaves them as they are.
+    """
     try:
         double = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     except Exception as error:
         raise FusionError(f"model cannot be copied: {error}") from error
-    for module in double.modules() if other_mode else ():
-        module.training = not module.training
+    for module in double.modules() if mode is not None else ():
+        if not isinstance(module, modes.Folded):
+            module.training = mode
     before, chance, own = _state(double), _chance(), set(vars(double))
     try:
         tracer = _Tracer()
-        graph = tracer.trace(double)
+        with modes.noted() as looked_at:
+            graph = tracer.trace(double)
     except Exception as error:
         raise FusionError(_explain(error)) from error
     finally:
@@ -226,7 +249,18 @@ def _follow(model, other_mode=False):
             "write that down; do it outside of forward"
         )
     made = {k: v for k, v in vars(double).items() if k not in own and torch.is_tensor(v)}
-    return graph, made
+    return _Followed(graph, made, _paths(double, looked_at))
+
+
+def _paths(model, looked_at):
+    """The paths of modules at whose flags forward looks."""
+    paths = {path for path, module in model.named_modules() if id(module) in looked_at}
+    if len(paths) < len(looked_at):
+        raise FusionError(
+            "model cannot be traced: forward looks at the training flag of a module that "
+            "is not among model.modules(); make it a part of the model"
+        )
+    return paths
 
 
 def _chance():
@@ -253,19 +287,41 @@ def _fingerprint(tensor):
     dense = tensor.is_floating_point() and tensor.layout == torch.strided
     if not dense or tensor.is_meta:
         return tensor._version
+    if tensor.is_cpu and type(tensor) in (torch.Tensor, nn.Parameter):  # ten times faster
+        bits = tensor.detach().view(_BITS[tensor.element_size()])
+        return tensor._version, int(bits.numpy(force=True).sum())
     return tensor._version, str(tensor.detach().sum(dtype=torch.float64).item())
 
 
-def _same_either_way(model, graph, constants):
-    """Whether the trace is the same with every training flag turned over."""
-    try:
-        other_graph, others = _follow(model, other_mode=True)
-    except FusionError:
-        return False
-    same = len(constants) == len(others) and all(
-        torch.equal(constants[key], others[key]) for key in constants if key in others
+def _traced_in(model, flags, found):
+    """With which values of the flags that forward looks at the graph is right.
+
+    Other flags do not matter: forward goes the same way. It is followed with all flags on
+    and with all off, too. If that gives the same graph, it is right so as well.
+    """
+    looked_at = set(found.looked_at)
+    for mode in (True, False):
+        if {*flags.values()} == {mode}:  # so it was followed already
+            continue
+        try:
+            other = _follow(model, mode)
+        except FusionError:
+            other = None
+        if other is None or not _same(found, other):
+            return ({path: flags[path] for path in found.looked_at or flags},)
+        looked_at |= other.looked_at
+    states = [{path: flags[path] for path in looked_at}]
+    states += [dict.fromkeys(looked_at, mode) for mode in (True, False)]
+    return tuple(states) if looked_at else None
+
+
+def _same(found, other):
+    """Whether two graphs and their constants are the same."""
+    mine, others = found.constants, other.constants
+    return mine.keys() == others.keys() and (
+        all(torch.equal(mine[key], others[key]) for key in mine)
+        and _calls(found.graph) == _calls(other.graph)
     )
-    return same and _calls(graph) == _calls(other_graph)
 
 
 def _calls(graph):
@@ -316,9 +372,9 @@ class Network(fx.GraphModule):
     model: a module of which nobody else makes use: its parts become this one's.
     A plain GraphModule keeps only what the graph calls, also when it is copied; here
     the modules that it does not call stay, under their paths, so that state_dict()
-    has the same keys. Where the graph depends on the training flag, the flag is
-    held: train() and eval() raise FusionError instead of computing the other mode's
-    answer.
+    has the same keys. Where the graph depends on training flags (see `Trace`), a call
+    raises FusionError while they are set otherwise, and so do train() and eval() that
+    would set them so, instead of computing another mode's answer.
     """
 
     def __init__(self, model, graph, constants, traced_in):
@@ -331,6 +387,7 @@ class Network(fx.GraphModule):
         self._adopt(vars(model))
         # All that is our own has one name, which no model's module is likely to have.
         self._hfusion = {"traced_in": traced_in}
+        self._check_first()
 
     def _adopt(self, theirs):
         for table in _TABLES:
@@ -340,6 +397,7 @@ class Network(fx.GraphModule):
         double = super().__deepcopy__(memo)
         double._adopt(copy.deepcopy(vars(self), memo))
         double._hfusion = copy.deepcopy(self._hfusion, memo)
+        double._check_first()
         type(double).__name__ = type(self).__name__
         return double
 
@@ -352,13 +410,57 @@ class Network(fx.GraphModule):
 
     def train(self, mode=True):
         traced_in = self._hfusion["traced_in"]
-        if traced_in is not None and mode != traced_in:
-            was = {True: "training", False: "eval"}.get(traced_in, "a mixed")
+        if traced_in is not None and dict.fromkeys(traced_in[0], mode) not in traced_in:
+            was = modes.word(traced_in[0].values())
             raise FusionError(
                 f"mode was {mode}; this graph was traced in {was} mode, and forward does "
                 "something else in another: switch the original, and fuse it again"
             )
+        if mode and any(isinstance(module, modes.Folded) for module in self.modules()):
+            raise FusionError(modes.Folded.refusal)
         return super().train(mode)
+
+    def check_flags(self):
+        """Raise FusionError where the training flags are not as in any of the traces."""
+        traced_in = self._hfusion["traced_in"]
+        if traced_in is None:
+            return
+        now = {path: _at(self, path).training for path in traced_in[0]}
+        if now not in traced_in:
+            was = traced_in[0]
+            path = next(path for path in now if now[path] != was[path])
+            raise FusionError(
+                f"{path or 'model'} was in {modes.word([was[path]])} mode when this graph "
+                f"was traced, and is in {modes.word([now[path]])} mode now, where forward "
+                "may do something else: switch it back, or switch the original, and fuse "
+                "it again"
+            )
+
+    def recompile(self):
+        code = super().recompile()
+        self._check_first()
+        return code
+
+    def _check_first(self):
+        """Let forward check the flags first, if any matter; under a microsecond each."""
+        if vars(self).get("_hfusion", {}).get("traced_in"):
+            type(self).forward = _checked(type(self).forward)
+
+
+def _checked(run):
+    @functools.wraps(run)
+    def forward(self, *args, **kwargs):
+        self.check_flags()
+        return run(self, *args, **kwargs)
+
+    return forward
+
+
+def _at(model, path):
+    """What get_submodule returns, sooner."""
+    for name in path.split(".") if path else ():
+        model = model._modules[name]
+    return model
 
 
 def _revive(kind, make, state, imports):
@@ -374,4 +476,5 @@ def _again(kind, plain, graph, state):
     network._adopt(state)
     network._hfusion = state["_hfusion"]
     network.training = state["training"]
+    network._check_first()
     return network
