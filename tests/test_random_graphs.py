@@ -17,7 +17,6 @@ trace.
 """
 
 import collections
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -33,7 +32,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import hfusion
-from hfusion import effects, embedding, layers, modes, rewrite, siblings, tracing
+from hfusion import effects, embedding, layers, rewrite, siblings, tracing
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -937,11 +936,6 @@ def rows_shuffled(weights, biases):
     return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
 
 
-def as_it_was(found):
-    """Fuse what was planned, whatever the model is by now."""
-    return rewrite._fused(found.model, found.trace, found.groups)
-
-
 stack_parameters, common = layers.stack_parameters, embedding.common
 MISTAKES = {
     "no writes known": (effects, "written", lambda node, modules: []),
@@ -957,9 +951,7 @@ MISTAKES = {
     "unfit layers": without(siblings.unfit),
     "no flags known": (tracing, "_traced_in", lambda *_: None),
     "flags not looked at when called": (tracing.Network, "_check_first", lambda _: None),
-    "flags not looked at": (modes, "noted", lambda: contextlib.nullcontext({})),
-    "norms switched": (modes.Folded, "__setattr__", nn.Module.__setattr__),
-    "not planned again": (rewrite.FusionPlan, "apply", as_it_was),
+    "both modes alike": (tracing, "_same", lambda found, other: True),
     "unlike layers": (layers, "unlike", lambda labelled, embed=False: ""),
     "split in the wrong order": (layers.Stacked, "forward", wrong_order),
     "rows shuffled": (layers, "stack_parameters", rows_shuffled),
