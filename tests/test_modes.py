@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import net, siblings
 from torch import fx, nn
 
 from hfusion import FusionError, fold_batchnorm, fuse, layers, modes, plan, unfuse
@@ -20,19 +21,6 @@ X = torch.arange(6.0).reshape(2, 3)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def net(forward, **members):
-    """A module with these members, and with two siblings, q and k."""
-    model = type("Net", (nn.Module,), {"forward": forward})()
-    model.q, model.k = nn.Linear(3, 4), nn.Linear(3, 2)
-    for name, member in members.items():
-        setattr(model, name, member)
-    return model
-
-
-def siblings(self, x):
-    return self.q(x), self.k(x)
 
 
 def result(model):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from forks import net, siblings
 from torch import fx, nn
 
 from hfusion import FusionError, fuse, layers, models, plan, tracing
@@ -23,19 +24,6 @@ from hfusion.tracing import Network, trace
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def net(forward, **members):
-    """A module with these members, and with two siblings, q and k."""
-    model = type("Net", (nn.Module,), {"forward": forward})()
-    model.q, model.k = nn.Linear(3, 4), nn.Linear(3, 2)
-    for name, member in members.items():
-        setattr(model, name, member)
-    return model
-
-
-def siblings(self, x):
-    return self.q(x), self.k(x)
 
 
 def network(model):
