@@ -1,0 +1,184 @@
+// The reader's GPU: asked for, watched, and given back. Every wait has an end.
+
+const PATIENCE_S = 15; // for one wait; no single step is meant to take a second
+const LIMITS = { // what the kernels need: WebGPU promises more, a browser or a device may not keep it
+  maxComputeInvocationsPerWorkgroup: 64, maxComputeWorkgroupStorageSize: 8320,
+  maxStorageBuffersPerShaderStage: 5, maxUniformBufferBindingSize: 320, maxComputeWorkgroupsPerDimension: 65535,
+};
+
+// Why a run ended before it was done: state is "failed", "cancelled" or "unsupported".
+class Ended extends Error {
+  constructor(state, sentence) {
+    super(sentence);
+    this.state = state;
+  }
+}
+
+// One run of a lab. Whatever it waits for ends when the run does.
+class Run {
+  constructor() {
+    this.over = new Promise((_, reject) => { this.end = (state, sentence) => reject(new Ended(state, sentence)); });
+    this.over.catch(() => {}); // also if nobody waits just now
+  }
+
+  async wait(promise, what, seconds = PATIENCE_S) {
+    let timer;
+    const late = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new Ended("failed", `${what} did not end within ${seconds} seconds, so it was given up. `
+        + "The GPU may be busy, or too slow for this size.")), 1000 * seconds);
+    });
+    try {
+      return await Promise.race([promise, this.over, late]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  // Lets the page live, and measures nothing while it is out of sight.
+  async breathe(say) {
+    await this.wait(new Promise((resolve) => setTimeout(resolve)), "The page");
+    while (document.hidden) {
+      say?.("This tab is in the background, where browsers slow pages down. It goes on when you are back.");
+      await Promise.race([this.over, new Promise((resolve) =>
+        document.addEventListener("visibilitychange", resolve, { once: true }))]);
+    }
+  }
+}
+
+const hint = "Chrome and Edge have WebGPU from version 113, Safari from 26, Firefox from 141 on Windows and 145 on Macs; on Linux it may be behind a flag.";
+
+// The device, with what this page wants of it. `bytes`: of the largest buffer.
+async function open(run, bytes) {
+  if (!navigator.gpu) {
+    throw new Ended("unsupported", isSecureContext ? `This browser has no WebGPU. ${hint}`
+      : "Browsers keep WebGPU from pages that came without encryption. Open this page by https, or as a file.");
+  }
+  const asked = navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  const adapter = await run.wait(asked, "Asking for the GPU");
+  if (!adapter) throw new Ended("unsupported", `This browser has WebGPU, but no GPU that it would use. ${hint}`);
+  const needed = { ...LIMITS, maxStorageBufferBindingSize: bytes, maxBufferSize: bytes };
+  for (const [name, least] of Object.entries(needed)) {
+    if (adapter.limits[name] < least) {
+      throw new Ended("unsupported", `This GPU's ${name} is ${adapter.limits[name]}, and this lab needs ${least}.`);
+    }
+  }
+  const timed = adapter.features.has("timestamp-query");
+  const device = await run.wait(adapter.requestDevice({ requiredFeatures: timed ? ["timestamp-query"] : [] }), "Opening the GPU");
+  return new Gpu(run, adapter, device, timed);
+}
+
+const lost = "The GPU was lost: its driver or the browser's GPU process has restarted. Run it again.";
+
+class Gpu {
+  constructor(run, adapter, device, timed) {
+    Object.assign(this, { run, device, machine: machineOf(adapter, timed), launches: 0 });
+    device.lost.then(({ reason, message }) => run.end("failed", reason === "destroyed" ? "The GPU was given back." : `${lost} ${message}`));
+    device.addEventListener("uncapturederror", ({ error }) => run.end("failed",
+      error instanceof GPUOutOfMemoryError ? "The GPU has not enough memory for this; choose a smaller batch."
+        : `The browser refused a command: ${error.message}`));
+    if (timed) {
+      this.stamps = device.createQuerySet({ type: "timestamp", count: 2 });
+      this.resolved = this.buffer(16, GPUBufferUsage.QUERY_RESOLVE | GPUBufferUsage.COPY_SRC);
+    }
+  }
+
+  buffer(size, usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC) {
+    return this.device.createBuffer({ size, usage });
+  }
+
+  filled(values, usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST) {
+    const made = this.buffer(values.byteLength, usage);
+    this.device.queue.writeBuffer(made, 0, values);
+    return made;
+  }
+
+  // {entry point: pipeline} of one text. kinds: of its bindings, in order.
+  async pipelines(name, code, entries, kinds) {
+    const { device, run } = this;
+    device.pushErrorScope("validation"); // what the compiler says comes below, with its line
+    const module = device.createShaderModule({ label: name, code });
+    device.popErrorScope().catch(() => {});
+    const { messages } = await run.wait(module.getCompilationInfo(), `Compiling ${name}`);
+    const error = messages.find(({ type }) => type === "error");
+    const refused = (message) => new Ended("failed", `This browser's compiler refuses the kernel ${name}: ${message}`);
+    if (error) throw refused(`line ${error.lineNum}: ${error.message}`);
+    const layout = device.createBindGroupLayout({ entries: kinds.map((type, binding) =>
+      ({ binding, visibility: GPUShaderStage.COMPUTE, buffer: { type } })) });
+    const made = entries.map((entryPoint) => device.createComputePipelineAsync({
+      layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }), compute: { module, entryPoint } }));
+    const pipelines = await run.wait(Promise.all(made).catch(({ message }) => { throw refused(message); }), `Compiling ${name}`, 2 * PATIENCE_S);
+    return Object.fromEntries(pipelines.map((pipeline, i) => [entries[i], { pipeline, layout }]));
+  }
+
+  bound({ layout }, buffers) {
+    return this.device.createBindGroup({ layout,
+      entries: buffers.map((buffer, binding) => ({ binding, resource: { buffer } })) });
+  }
+
+  // The one place where something is launched, and where it is counted.
+  launch(pass, { pipeline }, bindings, groups) {
+    pass.setPipeline(pipeline);
+    pass.setBindGroup(0, bindings);
+    pass.dispatchWorkgroups(groups);
+    this.launches++;
+  }
+
+  // Until everything that was submitted is done.
+  async done(what = "A step on the GPU") {
+    // Firefox looks only every 100 ms, unless something is submitted.
+    const nudge = /firefox/i.test(navigator.userAgent) && setInterval(() => this.device.queue.submit([]), 2);
+    try {
+      await this.waits(this.device.queue.onSubmittedWorkDone(), what);
+    } finally {
+      clearInterval(nudge);
+    }
+  }
+
+  // When the GPU's process dies, waits may be refused before `lost` says so.
+  async waits(promise, what) {
+    return this.run.wait(promise.catch(({ message }) => { throw new Ended("failed", `${lost} ${message}`); }), what);
+  }
+
+  async read(buffer, size) {
+    const copy = this.buffer(size, GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST);
+    try {
+      const encoder = this.device.createCommandEncoder();
+      encoder.copyBufferToBuffer(buffer, 0, copy, 0, size);
+      this.device.queue.submit([encoder.finish()]);
+      await this.done();
+      await this.waits(copy.mapAsync(GPUMapMode.READ), "Reading from the GPU");
+      return copy.getMappedRange().slice(0);
+    } finally {
+      copy.destroy();
+    }
+  }
+
+  // ns from the first stamp to the second by the GPU's own clock; null if it has none, or it is wrong.
+  async elapsed() {
+    if (!this.stamps) return null;
+    const encoder = this.device.createCommandEncoder();
+    encoder.resolveQuerySet(this.stamps, 0, 2, this.resolved, 0);
+    this.device.queue.submit([encoder.finish()]);
+    const [begin, end] = new BigUint64Array(await this.read(this.resolved, 16));
+    return end > begin ? Number(end - begin) : null;
+  }
+
+  close() {
+    this.device.destroy(); // with all of its memory
+  }
+}
+
+// What the adapter says of itself. Some browsers say nothing.
+function machineOf(adapter, timed) {
+  const info = adapter.info ?? {}, { vendor = "", architecture = "", description = "", device = "" } = info;
+  const names = `${vendor} ${architecture} ${description} ${device}`.trim();
+  const software = (info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false)
+    || /swiftshader|llvmpipe|lavapipe|softpipe|basic render|warp|software/i.test(names);
+  const shown = (description || [vendor, architecture].filter(Boolean).join(" ")) || "a GPU that this browser does not name";
+  const slug = names ? `${vendor} ${architecture || description}` : "unnamed";
+  return {
+    name: `webgpu-${slug.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "") || "unnamed"}`,
+    kind: "webgpu", device: shown, vendor, architecture, description, browser: navigator.userAgent,
+    software, timestamps: timed,
+  };
+}

@@ -1,0 +1,172 @@
+// The element on the page: choices, Run, Cancel, progress, results, files. Nothing starts by itself.
+
+const LABS = {
+  ladder: { title: "The ladder, on your GPU", run: ladderLab },
+  launches: { title: "What a launch costs, on your GPU", run: launchesLab },
+};
+const NS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], FEW = [1, 10, 100];
+const QUICK = new URLSearchParams(location.search).get("lab") === "quick";
+let MODULES = {};
+
+function button(name, mark, act) {
+  const made = element("button", { type: "button", [mark]: "" }, name);
+  made.addEventListener("click", act);
+  return made;
+}
+
+function choiceOf(name, label, options, chosen) {
+  const list = element("select", { name }, ...options.map(([value, text]) => element("option", { value }, text)));
+  list.value = chosen;
+  return element("label", {}, `${label} `, list);
+}
+
+class Lab {
+  constructor(root, setup) {
+    Object.assign(this, { root, setup, kind: root.dataset.lab });
+    this.build();
+    this.state("idle", "Nothing has run yet.");
+    if (!navigator.gpu) this.unsupported();
+  }
+
+  build() {
+    const { title } = LABS[this.kind], level = element("p", { class: "fs-lab-title" }, title);
+    this.starts = button("Run it here", "data-lab-run", () => this.start());
+    this.stops = button("Cancel", "data-lab-cancel", () => this.run?.end("cancelled", "Cancelled. The GPU's memory has been given back."));
+    this.adapter = element("p", { class: "fs-lab-adapter" });
+    this.says = element("p", { role: "status", class: "fs-lab-says" });
+    this.bar = element("progress", { max: "1", value: "0", "aria-label": "Progress" });
+    this.results = element("div", { class: "fs-lab-results" });
+    this.files = element("div", { class: "fs-lab-files" });
+    this.root.replaceChildren(level,
+      element("div", { class: "fs-lab-choices" }, ...this.choices(), this.starts, this.stops),
+      this.adapter, this.says, this.bar, this.results, this.files);
+    this.root.setAttribute("role", "group");
+    this.root.setAttribute("aria-label", title);
+    this.opens();
+  }
+
+  choices() {
+    const paces = [["minute", "under a minute"], ["minutes", "three minutes"]];
+    const time = QUICK ? [] : [choiceOf("pace", "time", paces, "minute")];
+    if (this.kind === "launches") return this.setup.small ? [] : time;
+    const names = Object.keys(this.setup.modules), batches = [1, 2, 4, 8, 16, 32];
+    return [choiceOf("module", "module", names.map((name) => [name, name]), QUICK ? this.setup.quick : names[0]),
+      choiceOf("batch", "batch", batches.map((n) => [n, n]), 1), ...time];
+  }
+
+  chosen() {
+    const value = (name) => this.root.querySelector(`select[name=${name}]`)?.value;
+    const ns = QUICK || this.setup.small ? FEW : NS;
+    return { module: value("module"), batch: Number(value("batch")), pace: QUICK ? "quick" : value("pace") ?? "minute", ns };
+  }
+
+  state(state, sentence) {
+    const focused = this.root.contains(document.activeElement), running = state === "running";
+    this.root.dataset.labState = state;
+    this.says.textContent = sentence;
+    this.starts.disabled = running;
+    this.stops.disabled = !running;
+    this.bar.hidden = !running;
+    this.root.querySelectorAll("select").forEach((list) => { list.disabled = running; });
+    if (focused) (running ? this.stops : this.starts).focus();
+  }
+
+  unsupported() {
+    open(new Run(), 0).catch(({ state, message }) => this.state(state, message));
+  }
+
+  // From a run, in words for the reader: what it does, how far it is, and on what.
+  progress(text, ...rest) {
+    const machine = rest.find((one) => one?.kind === "webgpu");
+    if (machine) this.adapter.textContent = `Adapter: ${machine.device}${machine.software ? ", software" : ""}`;
+    if (text && text !== this.says.textContent) this.says.textContent = text;
+    const shares = rest.filter((one) => typeof one === "number");
+    if (shares.length) this.bar.value = Math.max(...shares);
+    else this.bar.removeAttribute("value");
+  }
+
+  async start() {
+    if (this.run) return;
+    const run = this.run = new Run(), choice = this.chosen();
+    const patience = { quick: 120, minute: 60, minutes: 240 }[choice.pace];
+    const late = setTimeout(() => run.end("failed", `Stopped after ${patience} seconds: this GPU is too slow for that choice. Take a smaller one.`), 1000 * patience);
+    delete this.root.dataset.labDiffer;
+    delete this.root.dataset.labEntries;
+    this.clear();
+    this.state("running", "Asking for the GPU");
+    try {
+      const say = (...told) => { if (this.run === run) this.progress(...told); };
+      const result = await Promise.race([LABS[this.kind].run(run, choice, this.setup, say), run.over]);
+      this.finish(choice, result);
+    } catch (error) {
+      const known = error instanceof Ended;
+      if (!known) console.warn(error);
+      this.state(known ? error.state : "failed", known ? error.message : `It failed: ${error.message}`);
+    } finally {
+      clearTimeout(late);
+      run.end("cancelled", "Over."); // whatever still waits
+      this.run = null;
+    }
+  }
+
+  finish(choice, result) {
+    this.root.dataset.labDiffer = result.differ;
+    this.root.dataset.labEntries = result.entries;
+    const count = (n) => n.toLocaleString("en");
+    if (result.differ) {
+      this.state("failed", `${count(result.differ)} of ${count(result.entries)} entries differ, in: ${result.wrong.join("; ")}. `
+        + "Either this page's kernels or this GPU's compiler is wrong. Nothing was timed.");
+      return;
+    }
+    const record = recordOf(this.kind, choice, result, this.setup.sources), text = JSON.stringify(record, null, 1);
+    const holder = element("script", { type: "application/json", "data-lab-record": "" });
+    holder.textContent = text;
+    this.results.replaceChildren(...shown(this.kind, record, true), holder, this.download(record, text));
+    this.state("done", `Done: 0 of ${count(result.entries)} entries differ.`);
+  }
+
+  download(record, text) {
+    this.address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    const name = `${record.experiment}-${record.machine.name}-${record.date}.json`;
+    return element("p", {}, element("a", { href: this.address, download: name, class: "fs-lab-download" }, "Save this record"),
+      " It stays with you: nothing is sent anywhere.");
+  }
+
+  clear() {
+    this.results.replaceChildren();
+    if (this.address) URL.revokeObjectURL(this.address);
+    this.address = null;
+  }
+
+  // Records in files, chosen or dropped. They are read here and go nowhere.
+  opens() {
+    const input = element("input", { type: "file", accept: ".json,application/json" });
+    input.addEventListener("change", () => { if (input.files[0]) this.opened(input.files[0]); input.value = ""; });
+    this.files.append(element("label", {}, "Open a record, or drop it here: ", input));
+    this.root.addEventListener("dragover", (event) => event.preventDefault());
+    this.root.addEventListener("drop", (event) => {
+      event.preventDefault();
+      if (event.dataTransfer.files[0]) this.opened(event.dataTransfer.files[0]);
+    });
+  }
+
+  async opened(file) {
+    if (this.run) return;
+    try {
+      const { kind, record } = parsed(await file.text());
+      const nodes = shown(kind, record, false);
+      this.clear();
+      this.results.replaceChildren(...nodes);
+      this.says.textContent = `${file.name} is shown below.`;
+    } catch ({ message }) {
+      this.says.textContent = `${file.name} cannot be shown: ${message}.`;
+    }
+  }
+}
+
+// A cell may be run twice, and a page may have two labs: each is set up once.
+for (const root of document.querySelectorAll("[data-lab]:not([data-lab-state])")) {
+  const setup = JSON.parse(root.querySelector("script").textContent);
+  MODULES = { ...MODULES, ...setup.modules };
+  new Lab(root, { ...setup, wgsl: WGSL });
+}

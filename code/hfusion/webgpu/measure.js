@@ -1,0 +1,233 @@
+// What the two labs do on the GPU: verify, count, then time. Neither knows what the page looks like.
+
+const TURN_MS = 50, WARM_UP = 2;
+const PACE = { // how long the rounds may take together, ms; how many there are, at least and at most
+  quick: { budget: 4000, least: 3, most: 3, turn: 5 },
+  minute: { budget: 25000, least: 5, most: 20, turn: TURN_MS },
+  minutes: { budget: 150000, least: 5, most: 100, turn: TURN_MS },
+};
+
+// A turn: one call more, which is not timed, then `calls`. Both clocks, µs a call; a submit for
+// each `call`, unless they are recorded in one. encode(pass) adds one call's dispatches.
+async function turn(gpu, encode, calls) {
+  const encoder = gpu.device.createCommandEncoder();
+  const stamped = gpu.stamps && { querySet: gpu.stamps, beginningOfPassWriteIndex: 0, endOfPassWriteIndex: 1 };
+  for (const [count, timestampWrites] of [[1], [calls, stamped]]) {
+    const pass = encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
+    for (let i = 0; i < count; i++) encode(pass);
+    pass.end();
+  }
+  const commands = encoder.finish(), begin = performance.now();
+  gpu.device.queue.submit([commands]);
+  await gpu.done();
+  const ms = performance.now() - begin, ns = await gpu.elapsed();
+  return { ms, wall: (1000 * ms) / (calls + 1), device: ns && ns / 1000 / calls };
+}
+
+// As long as a turn, but handed over piece by piece: submits `calls` programs of n dispatches, in
+// one submit each or in a submit for each dispatch.
+async function handedOver(gpu, tick, n, apart, calls) {
+  const begin = performance.now();
+  for (let call = 0; call <= calls; call++) {
+    for (let i = 0; i < (apart ? n : 1); i++) {
+      const encoder = gpu.device.createCommandEncoder(), last = call === calls && (!apart || i === n - 1);
+      const timestampWrites = gpu.stamps && { querySet: gpu.stamps };
+      if (timestampWrites && call === 1 && i === 0) timestampWrites.beginningOfPassWriteIndex = 0;
+      if (timestampWrites && last) timestampWrites.endOfPassWriteIndex = 1;
+      const pass = encoder.beginComputePass(timestampWrites && ((call === 1 && i === 0) || last) ? { timestampWrites } : {});
+      for (let j = 0; j < (apart ? 1 : n); j++) tick(pass);
+      pass.end();
+      gpu.device.queue.submit([encoder.finish()]);
+    }
+  }
+  await gpu.done();
+  const ms = performance.now() - begin, ns = await gpu.elapsed();
+  return { ms, wall: (1000 * ms) / (calls + 1), device: ns && ns / 1000 / calls };
+}
+
+// Turns in rounds for as long as the pace allows; a turn during which the tab was hidden is taken
+// again. Returns {arm: [{wall, device}, …]}.
+async function rounds(gpu, arms, pace, say) {
+  const names = Object.keys(arms), began = performance.now();
+  let hidden = false;
+  const look = () => { hidden ||= document.hidden; };
+  document.addEventListener("visibilitychange", look);
+  const measure = async (name) => {
+    for (;;) {
+      await gpu.run.breathe(say);
+      hidden = document.hidden;
+      const sample = await arms[name]();
+      if (!hidden) return sample;
+    }
+  };
+  try {
+    return await race(names, measure, (round) => {
+      if (round > 0) say(`Measuring, round ${round} done`, (performance.now() - began) / pace.budget, round / pace.most);
+      const late = performance.now() - began > pace.budget;
+      return round < pace.most && (round < pace.least || !late);
+    });
+  } finally {
+    document.removeEventListener("visibilitychange", look);
+  }
+}
+
+// By which clock the results are shown: the GPU's own if it worked in every turn.
+const clocks = (samples) => (Object.values(samples).flat().every(({ device }) => device > 0) ? ["device", "wall"] : ["wall"]);
+const rounded = (us) => Math.max(Number(us.toFixed(3)), 0.001);
+
+// ---- The ladder ----
+
+async function prepared(gpu, { widths, size, batch }, wgsl, say) {
+  say("Compiling the kernels");
+  const uniform = "uniform", input = "read-only-storage", output = "storage";
+  const tile = wgsl.job + wgsl.product + wgsl.pool;
+  const kernels = {
+    ...await gpu.pipelines("single.wgsl", tile + wgsl.single, ["product", "pool", "norm", "relu"], [uniform, input, input, output]),
+    ...await gpu.pipelines("routed.wgsl", tile + wgsl.routed, ["routed"], [uniform, input, input, output, output]),
+    ...await gpu.pipelines("concat.wgsl", wgsl.job + wgsl.concat, ["concat"], [uniform, input, input, input, input, output]),
+  };
+  const units = parameters(widths), { values, places } = packed(units), x = images(widths[0], size, batch);
+  const rungs = ladder(widths, size, batch, places), vectors = buffersOf(rungs, batch * size * size);
+  const buffers = Object.fromEntries(Object.entries(vectors).map(([name, count]) => [name, gpu.buffer(16 * count)]));
+  gpu.device.queue.writeBuffer(buffers.x, 0, Float32Array.from(x));
+  buffers.weights = gpu.filled(values);
+  return { kernels, rungs, vectors, buffers, units, x };
+}
+
+// {rung: encode(pass)}.
+function encoders(gpu, { kernels, rungs, buffers }) {
+  const uniforms = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
+  return Object.fromEntries(Object.entries(rungs).map(([rung, dispatches]) => {
+    const ready = dispatches.map(({ kernel, jobs, groups, x, y, z, parts }) => {
+      const named = parts ? [...parts, y] : [x, "weights", y, ...(z ? [z] : [])];
+      const table = gpu.filled(tableOf(jobs), uniforms);
+      return [kernels[kernel], gpu.bound(kernels[kernel], [table, ...named.map((name) => buffers[name])]), groups];
+    });
+    return [rung, (pass) => ready.forEach((one) => gpu.launch(pass, ...one))];
+  }));
+}
+
+// Runs each rung once, into memory full of NaN, and compares every entry. Returns counts.
+async function verified(gpu, { vectors, buffers }, encode, expected, say) {
+  const found = { entries: 0, differ: 0, launches: {}, wrong: [] };
+  const nan = new Float32Array(4 * Math.max(...Object.values(vectors))).fill(NaN);
+  for (const [place, rung] of RUNGS.entries()) {
+    say(`Checking rung ${place + 1} of ${RUNGS.length}, ${rung}`, place / RUNGS.length);
+    await gpu.run.breathe();
+    for (const [name, count] of Object.entries(vectors)) {
+      if (name !== "x") gpu.device.queue.writeBuffer(buffers[name], 0, nan, 0, 4 * count);
+    }
+    const before = gpu.launches, encoder = gpu.device.createCommandEncoder(), pass = encoder.beginComputePass();
+    encode[rung](pass);
+    pass.end();
+    gpu.device.queue.submit([encoder.finish()]);
+    found.launches[rung] = gpu.launches - before;
+    const actual = new Float32Array(await gpu.read(buffers.y, 4 * expected.length));
+    const differ = differing(actual, expected);
+    if (differ) found.wrong.push(rung);
+    found.entries += expected.length;
+    found.differ += differ;
+  }
+  return found;
+}
+
+// µs of one large product, a few times: the largest that still takes little time.
+async function largeProduct(gpu, kernel, quick) {
+  for (let n = 256; ; n *= 2) {
+    const [a, c, weights] = [0, 1, 2].map(() => gpu.buffer(4 * n * n)), [uniform] = [tableOf(square(n).jobs)];
+    const table = gpu.filled(uniform, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
+    const bindings = gpu.bound(kernel, [table, a, weights, c]);
+    const encode = (pass) => gpu.launch(pass, kernel, bindings, square(n).groups);
+    const taken = [];
+    for (let i = 0; i < 3; i++) {
+      await gpu.run.breathe();
+      taken.push(await turn(gpu, encode, 1));
+    }
+    const ms = Math.min(...taken.map(({ ms }) => ms));
+    if (ms > 4 || n === 2048 || quick) {
+      const calls = Math.max(1, Math.min(Math.round(20 / ms), 100)), samples = [];
+      for (let i = 0; i < (quick ? 1 : 5); i++) samples.push(await turn(gpu, encode, calls));
+      [a, c, weights, table].forEach((buffer) => buffer.destroy());
+      return { n, calls, samples };
+    }
+    [a, c, weights, table].forEach((buffer) => buffer.destroy());
+  }
+}
+
+async function ladderLab(run, choice, setup, say) {
+  const { widths, size } = setup.modules[choice.module], batch = choice.batch, pace = PACE[choice.pace];
+  const largest = 16 * batch * size * size * Math.max(...widths.slice(0, 1), widths[1] + widths[3] + widths[5] + widths[6]);
+  const gpu = await open(run, Math.max(largest / 4, 4 * 2048 * 2048));
+  say(null, 0, 0, gpu.machine);
+  try {
+    const made = await prepared(gpu, { widths, size, batch }, setup.wgsl, say), encode = encoders(gpu, made);
+    say("Computing the expected result here, in float64");
+    const expected = await reference(widths, size, batch, made.units, made.x, () => run.breathe());
+    const one = digest(expected.subarray(0, expected.length / batch));
+    if (one !== setup.digests[choice.module]) {
+      throw new Ended("failed", `This page expects ${one}, and the notebook's PyTorch had ${setup.digests[choice.module]}: nothing can be checked.`);
+    }
+    const found = await verified(gpu, made, encode, expected, say);
+    if (found.differ) return { ...found, machine: gpu.machine };
+    say("Measuring what one large product reaches");
+    const large = await largeProduct(gpu, made.kernels.product, choice.pace === "quick");
+    say("Warming up");
+    const fastest = await calibrate(async (calls) => (await turn(gpu, encode["two launches"], calls)).ms, pace.turn, 2000);
+    for (let i = 0; i < (choice.pace === "quick" ? 0 : WARM_UP); i++) for (const rung of RUNGS) await turn(gpu, encode[rung], 1);
+    const arms = Object.fromEntries(RUNGS.map((rung) => [rung, () => turn(gpu, encode[rung], fastest)]));
+    const samples = await rounds(gpu, arms, pace, say);
+    return { ...found, machine: gpu.machine, large, samples, calls: fastest };
+  } finally {
+    gpu.close();
+  }
+}
+
+// ---- What a launch costs ----
+
+const WAYS = ["one submit", "a submit each"];
+
+async function launchesLab(run, choice, setup, say) {
+  const gpu = await open(run, 256), ns = choice.ns, pace = PACE[choice.pace];
+  say(null, 0, 0, gpu.machine);
+  try {
+    say("Compiling the kernel");
+    const { tick } = await gpu.pipelines("tick.wgsl", setup.wgsl.tick, ["tick"], ["storage"]);
+    const y = gpu.buffer(256), bindings = gpu.bound(tick, [y]);
+    const launch = (pass) => gpu.launch(pass, tick, bindings, 1);
+    const found = { entries: 0, differ: 0, launches: {}, wrong: [] };
+    const calls = {}, arms = {};
+    for (const [place, n] of ns.entries()) {
+      for (const way of WAYS) {
+        say(`Checking ${n} launches, ${way}`, place / ns.length);
+        await run.breathe();
+        await ticked(gpu, launch, y, n, way, found);
+        if (found.differ) continue;
+        const once = (count) => handedOver(gpu, launch, n, way === WAYS[1], count);
+        calls[`${way} ${n}`] = await calibrate(async (count) => (await once(count)).ms, pace.turn, Math.ceil(20000 / n));
+        arms[`${way} ${n}`] = () => once(calls[`${way} ${n}`]);
+      }
+    }
+    if (found.differ) return { ...found, machine: gpu.machine };
+    const samples = await rounds(gpu, arms, pace, say);
+    return { ...found, machine: gpu.machine, samples, calls };
+  } finally {
+    gpu.close();
+  }
+}
+
+// From zero, n launches: every number must be n.
+async function ticked(gpu, launch, y, n, way, found) {
+  gpu.device.queue.writeBuffer(y, 0, new Float32Array(64));
+  const before = gpu.launches, apart = way === WAYS[1];
+  for (let i = 0; i < (apart ? n : 1); i++) {
+    const encoder = gpu.device.createCommandEncoder(), pass = encoder.beginComputePass();
+    for (let j = 0; j < (apart ? 1 : n); j++) launch(pass);
+    pass.end();
+    gpu.device.queue.submit([encoder.finish()]);
+  }
+  found.launches[`${way} ${n}`] = gpu.launches - before;
+  const differ = differing(new Float32Array(await gpu.read(y, 256)), new Float32Array(64).fill(n));
+  found.entries += 64;
+  found.differ += differ;
+  if (differ) found.wrong.push(`${n} launches, ${way}`);
+}

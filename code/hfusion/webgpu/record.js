@@ -1,0 +1,73 @@
+// What a lab has measured, in the form of `records/schema.json`, and back. Pure.
+
+const QUESTIONS = {
+  ladder: "What is each rung of the ladder worth on a reader's own GPU?",
+  launches: "What does a launch cost on a reader's own GPU?",
+};
+
+const today = () => new Date(Date.now() - 60000 * new Date().getTimezoneOffset()).toISOString().slice(0, 10);
+
+function caseOf(parameters, samples, calls, launches) {
+  return { parameters, samples, unit: "us", calls, launches, faults: {}, skipped: {}, events: [] };
+}
+
+// A case for each clock, for the lab "launches" also for each n and way.
+function casesOf(kind, choice, { samples, calls, launches }) {
+  const by = (clock, arms) => Object.fromEntries(arms.map((arm) =>
+    [arm.split(/ (?=\d+$)/)[0], samples[arm].map((sample) => rounded(sample[clock]))]));
+  if (kind === "ladder") {
+    return clocks(samples).map((clock) => caseOf({ module: choice.module, batch: choice.batch, clock }, by(clock, RUNGS), calls, launches));
+  }
+  return clocks(samples).flatMap((clock) => choice.ns.flatMap((n) => WAYS.map((way) =>
+    caseOf({ n, way, clock }, by(clock, [`${way} ${n}`]), calls[`${way} ${n}`], { [way]: launches[`${way} ${n}`] }))));
+}
+
+function recordOf(kind, choice, result, sources) {
+  const large = result.large && Object.fromEntries(clocks({ large: result.large.samples })
+    .map((clock) => [clock, result.large.samples.map((sample) => rounded(sample[clock]))]));
+  return {
+    schema: 1, experiment: `webgpu_${kind}`, question: QUESTIONS[kind], machine: result.machine,
+    date: today(), commit: "unknown", sources, counted: "dispatches",
+    protocol: {
+      order: "arms take turns, and each round begins with the next arm",
+      turn: "one call that is not timed by the GPU's clock, then the case's calls in a row",
+      rounds: Object.values(result.samples)[0].length, warm_up: WARM_UP, turn_us: 1000 * PACE[choice.pace].turn,
+      inputs: "small whole numbers from a seed, the same for all arms",
+      checked: "each arm against float64, every entry, before any timing",
+      entries: result.entries, differ: result.differ,
+      ...(large && { large_product: { n: result.large.n, calls: result.large.calls, ...large } }),
+    },
+    missing: {}, cases: casesOf(kind, choice, result),
+  };
+}
+
+// A record from a file's text. Throws what is wrong with it, in words.
+function parsed(text) {
+  let record;
+  try {
+    record = JSON.parse(text);
+  } catch {
+    throw new Error("it is not JSON");
+  }
+  const known = Object.keys(QUESTIONS).find((kind) => record?.experiment === `webgpu_${kind}`);
+  if (record?.schema !== 1 || !known) throw new Error("it is not a record that a lab of this book has written");
+  if (record.machine?.kind !== "webgpu" || typeof record.date !== "string") throw new Error("it does not say where it comes from");
+  const time = (us) => Number.isFinite(us) && us > 0;
+  const right = ({ parameters, samples, launches }) => parameters && launches && Object.values(samples ?? {}).length
+    && Object.values(samples).every((times) => Array.isArray(times) && times.length && times.every(time));
+  if (!Array.isArray(record.cases) || !record.cases.length || !record.cases.every(right)) throw new Error("its cases are not complete");
+  return { kind: known, record };
+}
+
+// The cases by the clock that counts: the GPU's own, if it has one.
+function counting(record) {
+  const own = record.cases.filter(({ parameters }) => parameters.clock === "device");
+  return own.length ? own : record.cases;
+}
+
+// Additions and multiplications a second of the large product, in GFLOP/s; null if it is not there.
+function rateOf({ protocol, cases }, clock) {
+  const large = protocol?.large_product;
+  if (!large?.[clock]) return null;
+  return (2 * large.n ** 3) / quartiles(large[clock])[1] / 1000;
+}
