@@ -31,20 +31,20 @@ class Lab:
         return self.html
 
     def __repr__(self):
-        return f"{SAYS[self.kind]}: in a browser with WebGPU and JavaScript."
+        return f"{SAYS[self.kind]}."
 
 
 def lab(kind, rows=None, small=False):
     """A lab as HTML: text, style and script in one, with no request to anywhere.
 
     kind: "ladder", the module's six rungs, or "launches", what one launch costs.
-    rows: the modules that "ladder" offers, of models.TABLE, or "ragged"; all nine by default.
+    rows: the modules that "ladder" offers, of models.TABLE or "ragged"; else all nine.
     small: "launches" with three sizes in place of ten. Without JavaScript, or in a notebook
     that is not trusted, a sentence stands there. Raises ValueError for another kind or row.
 
     >>> lab("launches")
-    Here the page can measure what a launch costs on your own GPU: in a browser with WebGPU and JavaScript.
-    """  # fmt: skip
+    Here the page can measure what a launch costs on your own GPU.
+    """
     if kind not in SAYS:
         raise ValueError(f"kind: expected one of {', '.join(SAYS)}, got {kind!r}")
     rows = tuple(models.TABLE) if rows is None else tuple(rows)
@@ -58,8 +58,8 @@ def lab(kind, rows=None, small=False):
     data = json.dumps(setup, separators=(",", ":"))
     return Lab(
         kind,
-        f'<div class="fs-lab" data-lab="{kind}">\n<p>{SAYS[kind]}. That takes a browser with '
-        "WebGPU, JavaScript and, in a notebook, that it is trusted.</p>\n"
+        f'<div class="fs-lab" data-lab="{kind}">\n<p>{SAYS[kind]}. That takes a browser '
+        "with WebGPU, JavaScript and, in a notebook, that it is trusted.</p>\n"
         f'<script type="application/json">{data}</script>\n</div>\n'
         f"<style>\n{_text('lab.css')}</style>\n<script>\n{script()}</script>",
     )

@@ -45,7 +45,7 @@ class Run {
   }
 }
 
-const hint = "Chrome and Edge have WebGPU from version 113, Safari from 26, Firefox from 141 on Windows and 145 on Macs; on Linux it may be behind a flag.";
+const hint = "Current Chrome, Edge and Safari have it, and Firefox on Windows and Macs; on Linux it may be behind a flag.";
 
 // The device, with what this page wants of it. `bytes`: of the largest buffer.
 async function open(run, bytes) {
@@ -63,8 +63,13 @@ async function open(run, bytes) {
     }
   }
   const timed = adapter.features.has("timestamp-query");
-  const device = await run.wait(adapter.requestDevice({ requiredFeatures: timed ? ["timestamp-query"] : [] }), "Opening the GPU");
-  return new Gpu(run, adapter, device, timed);
+  const opened = adapter.requestDevice({ requiredFeatures: timed ? ["timestamp-query"] : [] });
+  try {
+    return new Gpu(run, adapter, await run.wait(opened, "Opening the GPU"), timed);
+  } catch (error) {
+    opened.then((device) => device.destroy(), () => {}); // it may still come
+    throw error;
+  }
 }
 
 const lost = "The GPU was lost: its driver or the browser's GPU process has restarted. Run it again.";
@@ -167,6 +172,8 @@ class Gpu {
     this.device.destroy(); // with all of its memory
   }
 }
+
+const nameless = ({ vendor, architecture, description }) => !vendor && !architecture && !description;
 
 // What the adapter says of itself. Some browsers say nothing.
 function machineOf(adapter, timed) {

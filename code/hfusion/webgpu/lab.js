@@ -24,7 +24,7 @@ class Lab {
   constructor(root, setup) {
     Object.assign(this, { root, setup, kind: root.dataset.lab });
     this.build();
-    this.state("idle", "Nothing has run yet.");
+    this.state("idle", "Nothing has run yet. A run installs nothing and sends nothing.");
     if (!navigator.gpu) this.unsupported();
   }
 
@@ -87,6 +87,10 @@ class Lab {
 
   async start() {
     if (this.run) return;
+    if (document.querySelector("[data-lab-state=running]")) {
+      this.says.textContent = "Another lab on this page is running. One at a time: they would disturb each other.";
+      return;
+    }
     const run = this.run = new Run(), choice = this.chosen();
     const patience = { quick: 120, minute: 60, minutes: 240 }[choice.pace];
     const late = setTimeout(() => run.end("failed", `Stopped after ${patience} seconds: this GPU is too slow for that choice. Take a smaller one.`), 1000 * patience);

@@ -108,14 +108,15 @@ function encoders(gpu, { kernels, rungs, buffers }) {
 }
 
 // Runs each rung once, into memory full of NaN, and compares every entry. Returns counts.
-async function verified(gpu, { vectors, buffers }, encode, expected, say) {
+async function verified(gpu, { rungs, vectors, buffers }, encode, expected, say) {
   const found = { entries: 0, differ: 0, launches: {}, wrong: [] };
   const nan = new Float32Array(4 * Math.max(...Object.values(vectors))).fill(NaN);
   for (const [place, rung] of RUNGS.entries()) {
     say(`Checking rung ${place + 1} of ${RUNGS.length}, ${rung}`, place / RUNGS.length);
-    await gpu.run.breathe();
+    await gpu.run.breathe(say);
+    const named = new Set(rungs[rung].flatMap(({ x, y, z, parts }) => [x, y, z, ...(parts ?? [])]));
     for (const [name, count] of Object.entries(vectors)) {
-      if (name !== "x") gpu.device.queue.writeBuffer(buffers[name], 0, nan, 0, 4 * count);
+      if (name !== "x" && named.has(name)) gpu.device.queue.writeBuffer(buffers[name], 0, nan, 0, 4 * count);
     }
     const before = gpu.launches, encoder = gpu.device.createCommandEncoder(), pass = encoder.beginComputePass();
     encode[rung](pass);
@@ -134,8 +135,9 @@ async function verified(gpu, { vectors, buffers }, encode, expected, say) {
 // µs of one large product, a few times: the largest that still takes little time.
 async function largeProduct(gpu, kernel, quick) {
   for (let n = 256; ; n *= 2) {
-    const [a, c, weights] = [0, 1, 2].map(() => gpu.buffer(4 * n * n)), [uniform] = [tableOf(square(n).jobs)];
-    const table = gpu.filled(uniform, GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
+    const numbers = Float32Array.from(draw(99, n * n, -4, 4)); // zeros would cost a GPU less power
+    const a = gpu.filled(numbers), weights = gpu.filled(numbers), c = gpu.buffer(4 * n * n);
+    const table = gpu.filled(tableOf(square(n).jobs), GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
     const bindings = gpu.bound(kernel, [table, a, weights, c]);
     const encode = (pass) => gpu.launch(pass, kernel, bindings, square(n).groups);
     const taken = [];
@@ -162,7 +164,7 @@ async function ladderLab(run, choice, setup, say) {
   try {
     const made = await prepared(gpu, { widths, size, batch }, setup.wgsl, say), encode = encoders(gpu, made);
     say("Computing the expected result here, in float64");
-    const expected = await reference(widths, size, batch, made.units, made.x, () => run.breathe());
+    const expected = await reference(widths, size, batch, made.units, made.x, () => run.breathe(say));
     const one = digest(expected.subarray(0, expected.length / batch));
     if (one !== setup.digests[choice.module]) {
       throw new Ended("failed", `This page expects ${one}, and the notebook's PyTorch had ${setup.digests[choice.module]}: nothing can be checked.`);
@@ -199,7 +201,7 @@ async function launchesLab(run, choice, setup, say) {
     for (const [place, n] of ns.entries()) {
       for (const way of WAYS) {
         say(`Checking ${n} launches, ${way}`, place / ns.length);
-        await run.breathe();
+        await run.breathe(say);
         await ticked(gpu, launch, y, n, way, found);
         if (found.differ) continue;
         const once = (count) => handedOver(gpu, launch, n, way === WAYS[1], count);
@@ -208,11 +210,19 @@ async function launchesLab(run, choice, setup, say) {
       }
     }
     if (found.differ) return { ...found, machine: gpu.machine };
+    const large = nameless(gpu.machine) ? await unnamedRate(gpu, setup.wgsl, choice.pace === "quick") : null;
     const samples = await rounds(gpu, arms, pace, say);
-    return { ...found, machine: gpu.machine, samples, calls };
+    return { ...found, machine: gpu.machine, large, samples, calls };
   } finally {
     gpu.close();
   }
+}
+
+// An adapter without a name is told by its rate: it may be software.
+async function unnamedRate(gpu, wgsl, quick) {
+  const kinds = ["uniform", "read-only-storage", "read-only-storage", "storage"];
+  const { product } = await gpu.pipelines("single.wgsl", wgsl.job + wgsl.product + wgsl.pool + wgsl.single, ["product"], kinds);
+  return largeProduct(gpu, product, quick);
 }
 
 // From zero, n launches: every number must be n.

@@ -26,8 +26,7 @@ const SLOW_GFLOPS = 20;
 function doubtOf(record) {
   if (record.machine.software) return SOFTWARE;
   const rate = rateOf(record, counting(record)[0].parameters.clock);
-  const unnamed = !record.machine.vendor && !record.machine.architecture && !record.machine.description;
-  return unnamed && rate !== null && rate < SLOW_GFLOPS
+  return nameless(record.machine) && rate !== null && rate < SLOW_GFLOPS
     ? `This browser does not name its adapter, and ${number(rate)} GFLOP/s is what a processor does. It may be software; no gain is shown.` : null;
 }
 
@@ -58,13 +57,13 @@ function svg(tag, attributes, ...content) {
 
 // Times over n, both axes logarithmic: medians with quartiles, and the lines that were fitted.
 function plot(ns, series, label) {
-  const [left, right, top, bottom] = [52, 348, 14, 222], log = Math.log10;
+  const [left, right, top, bottom] = [52, 348, 34, 226], log = Math.log10;
   const times = series.flatMap(({ spreads }) => spreads.flat());
   const [low, high] = [Math.floor(log(Math.min(...times))), Math.ceil(log(Math.max(...times)))];
   const ends = [Math.log10(ns[0]) - 0.08, log(ns[ns.length - 1]) + 0.08];
   const x = (n) => left + ((right - left) * (log(n) - ends[0])) / (ends[1] - ends[0]);
   const y = (us) => bottom - ((bottom - top) * (log(us) - low)) / (high - low);
-  const made = svg("svg", { viewBox: "0 0 360 262", role: "img", "aria-label": label });
+  const made = svg("svg", { viewBox: "0 0 360 266", role: "img", "aria-label": label });
   const say = (at, to, text, anchor) => made.append(svg("text", { x: at, y: to, "text-anchor": anchor }, text));
   for (let power = low; power <= high; power++) {
     made.append(svg("path", { class: "fs-lab-grid", d: `M${left} ${y(10 ** power)}H${right}` }));
@@ -72,17 +71,18 @@ function plot(ns, series, label) {
   }
   ns.filter((n) => Number.isInteger(log(n))).forEach((n) => say(x(n), bottom + 17, n.toLocaleString("en"), "middle"));
   say((left + right) / 2, bottom + 35, "launches, n", "middle");
-  say(left + 4, top + 2, "µs", "start");
+  say(left - 6, 14, "µs", "end");
+  const mark = (i, cx, cy) => (i ? svg("rect", { class: `fs-lab-${i}`, x: cx - 3.5, y: cy - 3.5, width: 7, height: 7 })
+    : svg("circle", { class: `fs-lab-${i}`, cx, cy, r: 4 }));
   series.forEach(({ way, line: [a, b], spreads }, i) => {
     const curve = Array.from({ length: 40 }, (_, j) => 10 ** (log(ns[0]) + (j / 39) * (log(ns[ns.length - 1]) - log(ns[0]))))
       .filter((n) => a + b * n >= 10 ** low && a + b * n <= 10 ** high);
     made.append(svg("path", { class: `fs-lab-line fs-lab-${i}`, d: `M${curve.map((n) => `${x(n).toFixed(1)} ${y(a + b * n).toFixed(1)}`).join("L")}` }));
     spreads.forEach(([first, middle, last], j) => made.append(
       svg("path", { class: `fs-lab-line fs-lab-${i}`, d: `M${x(ns[j])} ${y(first)}V${y(last)}` }),
-      i ? svg("rect", { class: `fs-lab-${i}`, x: x(ns[j]) - 3.5, y: y(middle) - 3.5, width: 7, height: 7 })
-        : svg("circle", { class: `fs-lab-${i}`, cx: x(ns[j]), cy: y(middle), r: 4 })));
-    const below = spreads[spreads.length - 1][1] < Math.max(...series.map((one) => one.spreads[ns.length - 1][1]));
-    say(right, y(spreads[ns.length - 1][1]) + (below ? 20 : -9), way, "end");
+      mark(i, x(ns[j]), y(middle))));
+    made.append(mark(i, left + 12 + 110 * i, 10));
+    say(left + 22 + 110 * i, 14, way, "start");
   });
   return made;
 }

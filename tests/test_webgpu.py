@@ -1,0 +1,821 @@
+"""The module on the reader's GPU: numbers, kernels, labs, in Chromium's software adapter.
+
+HFUSION_MODULES=all python -m pytest tests/test_webgpu.py    runs all nine modules
+"""
+
+import functools
+import http.server
+import json
+import os
+import re
+import shutil
+import statistics
+import threading
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Error, sync_playwright
+from torch.nn import functional
+
+from hfusion import models
+from hfusion.show import lab as labs
+from hfusion.webgpu import generator
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = [*models.TABLE, "ragged"]
+SEEN = ["ragged", *(models.TABLE if os.environ.get("HFUSION_MODULES") == "all" else ["5a"])]
+COUNTS = {
+    "as written": 20,
+    "folded": 14,
+    "folded, stacked": 12,
+    "folded, stacked, hoisted": 10,
+    "folded, stacked, one call": 6,
+    "two launches": 2,
+}
+PURE = ("exact", "statistics", "ladder", "record")
+
+# Numbers from a seed
+
+
+def test_the_finaliser_is_murmurs():
+    """By whole numbers of Python's, which do not overflow."""
+
+    def mixed(h):
+        h = ((h ^ h >> 16) * 0x85EBCA6B) % 2**32
+        h = ((h ^ h >> 13) * 0xC2B2AE35) % 2**32
+        return h ^ h >> 16
+
+    given = [0, 1, 12345, 2**31, 2**32 - 1]
+    assert generator.mix(given).tolist() == [mixed(h) for h in given]
+
+
+def test_numbers_are_drawn_evenly_from_low_to_high():
+    values, counts = np.unique(generator.draw(7, 90_000, -4, 4), return_counts=True)
+    assert values.tolist() == list(range(-4, 5))
+    assert np.all(np.abs(counts - 10_000) < 500)
+    assert not np.array_equal(generator.draw(7, 50, -4, 4), generator.draw(8, 50, -4, 4))
+
+
+def test_a_larger_batch_repeats_five_images():
+    images = generator.images("ragged", 7)
+    assert torch.equal(images[:1], generator.images("ragged"))
+    assert torch.equal(images[5:], images[:2])
+    assert len({generator.digest(image) for image in images}) == 5
+
+
+def sums(row):
+    """What a module adds up, as (largest part of a sum, largest result) of both levels.
+
+    In units of 1/2 and 1/4. A part of a sum is at most the sum of its terms' sizes.
+    """
+    module, x = generator.module(row), generator.images(row)
+    largest = {1: 0.0, 2: 0.0}
+    with torch.no_grad():
+        inner = {"b3": module.b3_reduce(x), "b5": module.b5_reduce(x)}
+        for name in generator.UNITS:
+            given = inner.get(name, x)
+            conv, bn = getattr(module, name).conv, getattr(module, name).bn
+            terms = functional.conv2d(given.abs(), conv.weight.abs(), None, 1, conv.padding)
+            after = bn(conv(given))
+            level, unit = (2, 4) if name in inner else (1, 2)
+            assert torch.equal(unit * after, (unit * after).round())
+            digits = unit * bn.weight.abs().reshape(
+                1, -1, 1, 1
+            )  # folded, or after the norm
+            worst = (
+                (terms * digits + unit * bn.bias.abs().reshape(1, -1, 1, 1)).max().item()
+            )
+            largest[level] = max(largest[level], worst, (unit / 2 * terms).max().item())
+    return largest[1], largest[2]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_no_sum_leaves_what_float32_holds_exactly(row):
+    first, second = generator.bound(row)
+    true_first, true_second = sums(row)
+    assert true_first <= first < 2**24
+    assert true_second <= second < 2**24
+    assert true_first > first / 4  # no bound that says nothing
+    x = generator.images(row)
+    with torch.no_grad():  # PyTorch's own kernels, in float32, in whatever order
+        single = generator.module(row).float()(x.float())[0].permute(1, 2, 0)
+    np.testing.assert_array_equal(single.numpy(), generator.expected(row))
+
+
+def test_larger_weights_would_leave_it(monkeypatch):
+    monkeypatch.setattr(generator, "WEIGHT", 2)
+    assert generator.bound("5b")[1] > generator.EXACT
+
+
+def test_a_row_or_a_value_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"row: expected one of 3a, .*, ragged, got '6a'"):
+        generator.table("6a")
+    with pytest.raises(ValueError, match="expected quarters"):
+        generator.digest([0.125])
+    with pytest.raises(ValueError, match="kind: expected one of ladder, launches, got 'x'"):
+        labs.lab("x")
+
+
+# The text of a lab
+
+
+def test_a_lab_is_one_small_text_and_the_same_every_time():
+    text = labs.lab("ladder").html
+    assert text == labs.lab("ladder")._repr_html_()
+    assert len(text.encode()) < 120_000
+    assert text.count("</script>") == 2  # none ends early
+    assert not re.search(
+        r"https?://(?!www\.w3\.org/2000/svg)|import\(|fetch\(|XMLHttp", text
+    )
+    kernels = [labs._text(f"{name}.wgsl") for name in labs.KERNELS]
+    assert not any("`" in kernel or "${" in kernel for kernel in kernels)
+    assert "takes a browser with WebGPU" in text.split("<script")[0]
+    assert re.search("[0-9a-f]{16}", labs.sources())
+
+
+# In Chromium
+
+WITH = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+
+
+@pytest.fixture(scope="module")
+def launch():
+    """Starts a Chromium with WebGPU in software."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        kind, flags = playwright.chromium, ["--no-sandbox", *WITH]
+        yield lambda: kind.launch(executable_path=found, args=flags)
+
+
+@pytest.fixture(scope="module")
+def browser(launch):
+    running = launch()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def another(launch):
+    """A browser of its own, for what ends its GPU process."""
+    running = launch()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def pure(browser):
+    """Calls an expression of JavaScript that sees the parts that need no GPU."""
+    page = browser.new_page()
+    code = "\n".join(labs._text(f"{name}.js") for name in PURE)
+    yield lambda expression, given=None: page.evaluate(
+        f"async (given) => {{ {code}\nreturn ({expression}); }}", given
+    )
+    page.close()
+
+
+def page_of(*made):
+    body = "\n".join(lab.html for lab in made)
+    style = "body { max-width: 46rem; margin: auto; background: #fff }"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Labs</title>'
+        '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+        f"<style>{style}</style></head><body><main><h1>Labs</h1>\n{body}</main></body></html>"
+    )
+
+
+# Before any script: what is asked of WebGPU is written down.
+WATCH = """
+window.seen = { asked: 0, dispatched: 0, created: 0, destroyed: 0, passes: [] };
+const count = (kind, method, name) => {
+    const real = kind.prototype[method];
+    kind.prototype[method] = function (...given) {
+        seen[name]++;
+        if (name === "begun") seen.passes.push(0);
+        if (name === "dispatched") seen.passes[seen.passes.length - 1]++;
+        return real.apply(this, given);
+    };
+};
+if (window.GPU) {
+    count(GPU, "requestAdapter", "asked");
+    count(GPUCommandEncoder, "beginComputePass", "begun");
+    count(GPUComputePassEncoder, "dispatchWorkgroups", "dispatched");
+    count(GPUAdapter, "requestDevice", "created");
+    count(GPUDevice, "destroy", "destroyed");
+}
+"""
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a page of labs from a file, in quick mode; `before` runs before its scripts."""
+    contexts = []
+
+    def visit(html, before="", width=1000, url=None, using=browser):
+        context = using.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.add_init_script(WATCH + before)
+        page.requests_made, page.complaints = [], []
+        page.on("request", lambda request: page.requests_made.append(request.url))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        path = tmp_path / f"labs-{len(contexts)}.html"
+        path.write_text(html, encoding="utf-8")
+        page.goto(f"{url or path.as_uri()}?lab=quick")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def ended(page, kind, row=None, seconds=90):
+    """Runs a lab to its end; returns its element."""
+    lab = page.locator(f"[data-lab={kind}]")
+    if row:
+        lab.locator("select[name=module]").select_option(row)
+    lab.locator("[data-lab-run]").click()
+    return over(page, kind, seconds)
+
+
+def over(page, kind, seconds=90):
+    lab = page.locator(f"[data-lab={kind}]")
+    page.wait_for_function(
+        "lab => lab.dataset.labState !== 'running'",
+        arg=lab.element_handle(),
+        timeout=1000 * seconds,
+    )
+    return lab
+
+
+def record_in(lab):
+    return json.loads(lab.locator("script[data-lab-record]").text_content())
+
+
+def says(lab):
+    return lab.get_by_role("status").inner_text()
+
+
+# Both languages have the same numbers
+
+
+@pytest.mark.parametrize("row", ["ragged", "3a"])
+def test_the_page_draws_the_notebooks_numbers(pure, row):
+    widths, size = generator.table(row)
+    found = pure(
+        """await (async ({ widths, size }) => {
+            const units = parameters(widths), x = images(widths[0], size, 7);
+            const of = (values) => digest([...values]);
+            return {
+                x: of(x), y: digest(await reference(widths, size, 1, units, x, () => 0)),
+                b3: of(units.b3.weight), scale: of(units.b5.scale),
+                shift: of(units.b1.shift),
+            };
+        })(given)""",
+        {"widths": widths, "size": size},
+    )
+    module, x = generator.module(row), generator.images(row, 7)
+    weight = module.b3.conv.weight.permute(2, 3, 1, 0)
+    expected = {
+        "x": x.permute(0, 2, 3, 1),
+        "y": generator.expected(row),
+        "b3": weight,
+        "scale": module.b5.bn.weight,
+        "shift": module.b1.bn.bias,
+    }
+    wanted = {k: generator.digest(torch.as_tensor(v).detach()) for k, v in expected.items()}
+    assert found == wanted
+
+
+def test_a_repeated_image_has_a_repeated_result(pure):
+    widths, size = generator.table("ragged")
+    same = pure(
+        """await (async ({ widths, size }) => {
+            const units = parameters(widths), x = images(widths[0], size, 6);
+            const y = await reference(widths, size, 6, units, x, () => 0);
+            const one = y.length / 6;
+            const nth = (n) => digest(y.subarray(n * one, (n + 1) * one));
+            return [nth(0) === nth(5), nth(0) === nth(1)];
+        })(given)""",
+        {"widths": widths, "size": size},
+    )
+    assert same == [True, False]
+
+
+# The estimators, on clocks of which the truth is known
+
+
+def test_quartiles_and_gains_are_those_of_python(pure):
+    random = np.random.default_rng(3)
+    base, other = random.uniform(1, 9, 11).tolist(), random.uniform(1, 9, 11).tolist()
+    ratios = [b / o for b, o in zip(base, other, strict=True)]
+    wanted = statistics.quantiles(ratios, n=4, method="inclusive")
+    assert pure("gains(given[0], given[1])", [base, other]) == pytest.approx(wanted)
+    assert pure("quartiles([5])") == [5, 5, 5]
+
+
+def test_a_line_is_found_again(pure):
+    ns = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
+    exact = [7 + 1.5 * n for n in ns]
+    assert pure("fit(given[0], given[1])", [ns, exact]) == pytest.approx([7, 1.5])
+    random = np.random.default_rng(8)
+    noisy = [(t * random.uniform(0.97, 1.03, 15)).tolist() for t in exact]
+    found = pure("lines(given[0], given[1])", [ns, noisy])
+    assert found["a"][1] == pytest.approx(7, rel=0.05)
+    assert found["b"][1] == pytest.approx(1.5, rel=0.03)
+    assert found["b"][0] < found["b"][1] < found["b"][2]
+
+
+# A clock that moves in steps, a wake-up that is late, a machine that slows down meanwhile.
+MADE_UP = """
+    let us = 0;
+    const step = given.step_ms * 1000, now = () => Math.floor(us / step) * step / 1000;
+    const turn = (cost, calls) => {
+        const begin = now();
+        us += calls * cost * (1 + given.drift * us / 1e6) + given.wake_ms * 1000;
+        return now() - begin;
+    };
+"""
+
+
+@pytest.mark.parametrize("cost_us", [0.5, 40, 3000, 400_000])
+@pytest.mark.parametrize("step_ms", [0.005, 0.1, 1])
+def test_a_turn_is_long_against_the_clock(pure, cost_us, step_ms):
+    given = {"cost": cost_us, "step_ms": step_ms, "wake_ms": 1.2, "drift": 0}
+    calls = pure(
+        f"await (async () => {{ {MADE_UP}"
+        "return calibrate(async (calls) => turn(given.cost, calls), 50, 1e6); })()",
+        given,
+    )
+    if cost_us > 50_000:
+        assert calls == 1
+    else:
+        assert 40_000 < calls * cost_us < 60_000
+
+
+def test_a_line_survives_clock_wake_up_and_drift(pure):
+    """a = 20, b = 2, by a clock with steps of 1 ms, while the machine slows down."""
+    found = pure(
+        f"""await (async () => {{ {MADE_UP}
+            const ns = [1, 10, 100, 1000], cost = (n) => 20 + 2 * n, calls = {{}};
+            for (const n of ns) {{
+                calls[n] = await calibrate(async (c) => turn(cost(n), c), 50, 1e6);
+            }}
+            const samples = await race(ns.map(String), async (n) =>
+                1000 * turn(cost(Number(n)), calls[n]) / calls[n], (round) => round < 20);
+            return lines(ns, ns.map((n) => samples[n]));
+        }})()""",
+        {"step_ms": 1, "wake_ms": 0.2, "drift": 0.02},
+    )
+    assert found["a"][1] == pytest.approx(20, rel=0.15)
+    assert found["b"][1] == pytest.approx(2, rel=0.15)
+
+
+def test_turns_take_a_drift_out_of_the_gain(pure):
+    """The machine gets slower by half; one arm after the other, the gain would be wrong."""
+    gain, in_order = pure(
+        f"""await (async () => {{ {MADE_UP}
+            const cost = {{ a: 300, b: 200 }}, sample = (arm) => turn(cost[arm], 100);
+            const turns = await race(["a", "b"], async (arm) => sample(arm), (r) => r < 40);
+            us = 0;
+            const a = Array.from({{ length: 40 }}, () => sample("a"));
+            const b = Array.from({{ length: 40 }}, () => sample("b"));
+            return [gains(turns.a, turns.b)[1], gains(a, b)[1]];
+        }})()""",
+        {"step_ms": 0.005, "wake_ms": 0, "drift": 0.3},
+    )
+    assert gain == pytest.approx(1.5, rel=0.01)
+    assert abs(in_order / 1.5 - 1) > 0.1
+
+
+def test_each_round_begins_with_the_next_arm(pure):
+    order = pure(
+        """await (async () => {
+            const taken = [];
+            const measure = async (arm) => { taken.push(arm); return 1; };
+            await race(["a", "b", "c"], measure, (round) => round < 3);
+            return taken.join("");
+        })()"""
+    )
+    assert order == "abcbcacab"
+
+
+def test_parameters_lie_side_by_side(pure):
+    """A row of the stacked matrix is a row of b1, of b3_reduce and of b5_reduce."""
+    widths = [8, 8, 4, 4, 4, 4, 4]
+    found = pure(
+        """(() => {
+            const units = parameters(given), { values, places } = packed(units);
+            const list = ({ weight, scale }) => ({ weight: [...weight], scale: [...scale] });
+            const lists = UNITS.map((name) => [name, list(units[name])]);
+            return { values: [...values], places, ...Object.fromEntries(lists) };
+        })()""",
+        widths,
+    )
+    values, places = np.array(found["values"]), found["places"]
+    stacked = values[: 8 * 16].reshape(8, 16)
+    folded = 4 * places["b1"]["folded"]
+    at = 0
+    for name, k in (("b1", 8), ("b3_reduce", 4), ("b5_reduce", 4)):
+        weight = np.array(found[name]["weight"]).reshape(8, k)
+        scale = np.array(found[name]["scale"])
+        np.testing.assert_array_equal(stacked[:, at : at + k], weight)
+        assert places[name]["plain"] * 4 == at
+        part = values[folded : folded + 8 * 16].reshape(8, 16)[:, at : at + k]
+        np.testing.assert_array_equal(part, weight * scale)
+        at += k
+
+
+# The labs
+
+
+@pytest.fixture
+def server(tmp_path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Quiet, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}/labs-1.html"
+        serving.shutdown()
+
+
+RAGGED = labs.lab("ladder", ["ragged"])
+LAUNCHES = labs.lab("launches")
+
+
+@pytest.mark.parametrize("row", SEEN)
+def test_the_ladder_is_right_and_is_counted(opened, row):
+    page = opened(page_of(labs.lab("ladder", [row])))
+    page.wait_for_timeout(300)
+    assert page.evaluate("seen.asked") == 0  # nothing starts by itself
+    lab = ended(page, "ladder", row)
+    assert lab.get_attribute("data-lab-state") == "done", says(lab)
+    assert lab.get_attribute("data-lab-differ") == "0"
+    entries = generator.expected(row).size
+    assert lab.get_attribute("data-lab-entries") == str(6 * entries)
+    cases = record_in(lab)["cases"]
+    assert {case["parameters"]["clock"] for case in cases} == {"wall", "device"}
+    for case in cases:
+        assert case["launches"] == COUNTS
+        assert set(map(len, case["samples"].values())) == {3}
+    # The same by what the browser is told, and the device is given back.
+    assert page.evaluate("seen.passes.slice(0, 6)") == list(COUNTS.values())
+    assert page.evaluate("[seen.created, seen.destroyed]") == [1, 1]
+    assert page.complaints == []
+
+
+def test_both_labs_run_on_a_served_page_by_themselves(opened, server):
+    page = opened(page_of(RAGGED, LAUNCHES), url=server)
+    ladder = ended(page, "ladder")
+    launches = ended(page, "launches")
+    for lab in (ladder, launches):
+        assert lab.get_attribute("data-lab-state") == "done", says(lab)
+        assert lab.get_attribute("data-lab-differ") == "0"
+        assert "the times say nothing about GPUs" in lab.inner_text()
+        assert "gain" not in lab.locator("table").inner_text()
+    asked = [url for url in page.requests_made if not url.startswith("data:")]
+    assert asked == [f"{server}?lab=quick"]
+    assert page.complaints == []
+
+
+def test_a_launches_record_has_each_way_and_n(opened):
+    page = opened(page_of(LAUNCHES))
+    record = record_in(ended(page, "launches"))
+    by_gpu = [c for c in record["cases"] if c["parameters"]["clock"] == "device"]
+    found = {(c["parameters"]["way"], c["parameters"]["n"]): c["launches"] for c in by_gpu}
+    ways = ("one submit", "a submit each")
+    assert found == {(way, n): {way: n} for way in ways for n in (1, 10, 100)}
+
+
+def test_a_batch_is_verified_whole(opened):
+    page = opened(page_of(RAGGED))
+    page.locator("select[name=batch]").select_option("8")
+    lab = ended(page, "ladder")
+    assert lab.get_attribute("data-lab-differ") == "0"
+    assert int(lab.get_attribute("data-lab-entries")) == 6 * 8 * 81 * 100
+
+
+# Planted faults: each must be seen
+
+FAULTS = {
+    "a wrong weight": ("weight[i] * (folded", "(weight[i] + (i === 77)) * (folded"),
+    "a forgotten norm": ("scale[i % own] : 1", "1 : 1"),
+    "taps in the other order": (
+        "vec2i(i32(tap % job.side), i32(tap / job.side))",
+        "vec2i(i32(tap / job.side), i32(tap % job.side))",
+    ),
+    "no barrier after loading": ("workgroupBarrier(); // the pieces are there", ""),
+    "no barrier before loading": ("workgroupBarrier(); // and no longer needed", ""),
+    "branches swapped": (
+        'z(r3), into(w1 + w3), true, RELU), product("b3", z(0), into(w1)',
+        'z(r3), into(w1), true, RELU), product("b3", z(0), into(w1 + w5)',
+    ),
+    "parts swapped": ("view(name, k, w1), view(name, k, w1 + r3)]",
+                      "view(name, k, w1 + r5), view(name, k, w1)]"),
+    "a split one too early": ("true, RELU), cut: w1,", "true, RELU), cut: w1 - 1,"),
+    "no bias": ("if (job.epilogue > 0u)", "if (job.epilogue > 9u)"),
+    "no ReLU": ("job.epilogue > 1u", "job.epilogue > 9u"),
+    "rows that wrap around": ("&& all(place < size)", "&& place.y < size.y"),
+    "a pooling of eight": ("var tap = 0; tap < 9", "var tap = 0; tap < 8"),
+    "a tile that nobody computes": ("ceil(pixels / 32) *", "floor(pixels / 32) *"),
+    "a concatenation out of order": ("case 1u: { y[id.x] = b3", "case 1u: { y[id.x] = b5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(opened, fault):
+    right, wrong = FAULTS[fault]
+    html = page_of(RAGGED)
+    assert html.count(right) == 1
+    lab = ended(opened(html.replace(right, wrong)), "ladder")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert int(lab.get_attribute("data-lab-differ")) > 0
+    assert "entries differ" in says(lab)
+    assert lab.locator("table, a[download]").count() == 0  # nothing was timed
+
+
+def test_a_page_whose_reference_is_wrong_checks_nothing(opened):
+    """The notebook's float64 is asked first."""
+    html = page_of(RAGGED)
+    wrong = html.replace(
+        "c, k, side,\n      weight: draw(3 * place + 1",
+        "c, k, side,\n      weight: draw(3 * place + 4",
+    )
+    assert wrong != html
+    lab = ended(opened(wrong), "ladder")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert "the notebook's PyTorch had" in says(lab)
+
+
+def test_a_launch_that_is_lost_is_seen(opened):
+    html = page_of(LAUNCHES)
+    wrong = html.replace(
+        "j < (apart ? 1 : n); j++) launch(pass)",
+        "j < (apart ? 1 : n - 1); j++) launch(pass)",
+    )
+    assert wrong != html
+    lab = ended(opened(wrong), "launches")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert "launches, one submit" in says(lab)
+
+
+# What can go wrong, and what is said then
+
+
+def fails(page, kind="ladder", seconds=60):
+    lab = ended(page, kind, seconds=seconds)
+    return lab.get_attribute("data-lab-state"), says(lab)
+
+
+def test_without_webgpu_it_says_so_at_once(opened):
+    gone = 'Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined });'
+    page = opened(page_of(RAGGED, LAUNCHES), gone)
+    lab = page.locator("[data-lab=launches]")
+    page.wait_for_function("document.querySelector('[data-lab-state=unsupported]')")
+    assert "This browser has no WebGPU" in says(lab)
+    assert fails(page, "launches")[0] == "unsupported"
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "sentence"),
+    [
+        ("GPU.prototype.requestAdapter = async () => null;",
+         "unsupported", "no GPU that it would use"),
+        ('Object.defineProperty(GPUSupportedLimits.prototype,'
+         ' "maxComputeWorkgroupStorageSize", { get: () => 4096 });',
+         "unsupported", "maxComputeWorkgroupStorageSize is 4096, and this lab needs 8320"),
+        ("GPUAdapter.prototype.requestDevice = async () => { throw new Error('no'); };",
+         "failed", "no"),
+        ("GPUQueue.prototype.onSubmittedWorkDone = () =>"
+         " Promise.reject(new DOMException('gone', 'OperationError'));",
+         "failed", "The GPU was lost"),
+        ("const real = GPUAdapter.prototype.requestDevice;"
+         "GPUAdapter.prototype.requestDevice = async function (...given) {"
+         "  const device = await real.apply(this, given);"
+         "  const error = new GPUOutOfMemoryError('full');"
+         "  setTimeout(() => device.dispatchEvent("
+         "    new GPUUncapturedErrorEvent('uncapturederror', { error })), 50);"
+         "  return device; };",
+         "failed", "choose a smaller batch"),
+    ],
+    ids=["no adapter", "small limits", "refused", "wait rejected", "out of memory"],
+)  # fmt: skip
+def test_each_failure_has_its_sentence(opened, before, state, sentence):
+    found, said = fails(opened(page_of(RAGGED), before))
+    assert found == state
+    assert sentence in said
+
+
+def test_a_kernel_that_does_not_compile_is_named(opened):
+    html = page_of(RAGGED).replace(
+        "let radius = i32(job.side / 2u);", "let radius = nothing;"
+    )
+    state, said = fails(opened(html))
+    assert state == "failed"
+    assert re.search(r"compiler refuses the kernel single.wgsl: line \d+: .*nothing", said)
+
+
+def test_a_clock_that_runs_backwards_is_not_used(opened):
+    html = page_of(LAUNCHES).replace("return end > begin ?", "return begin > end ?")
+    lab = ended(opened(html), "launches")
+    assert lab.get_attribute("data-lab-state") == "done"
+    assert {case["parameters"]["clock"] for case in record_in(lab)["cases"]} == {"wall"}
+    assert "by the page's clock" in lab.inner_text()
+
+
+def test_without_timestamps_the_pages_clock_does(opened):
+    html = page_of(LAUNCHES).replace('has("timestamp-query")', 'has("nothing")')
+    lab = ended(opened(html), "launches")
+    assert lab.get_attribute("data-lab-state") == "done"
+    assert {case["parameters"]["clock"] for case in record_in(lab)["cases"]} == {"wall"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "after_ms"), [("launches", 0), ("launches", 50), ("ladder", 700)]
+)
+def test_cancel_works_at_any_time_and_a_new_run_after_it(opened, kind, after_ms):
+    page = opened(page_of(RAGGED, LAUNCHES))
+    lab = page.locator(f"[data-lab={kind}]")
+    lab.locator("[data-lab-run]").click()
+    page.wait_for_timeout(after_ms)
+    lab.locator("[data-lab-cancel]").click()
+    page.wait_for_function(
+        "document.querySelector('[data-lab-state=cancelled]')", timeout=2000
+    )
+    assert says(lab).startswith("Cancelled")
+    assert ended(page, "launches").get_attribute("data-lab-state") == "done"
+    page.wait_for_timeout(100)
+    assert page.evaluate("seen.created === seen.destroyed")  # the first may come too late
+
+
+def test_out_of_sight_nothing_is_measured(opened):
+    page = opened(page_of(LAUNCHES))
+    hide = """(hidden) => {
+        const getter = { configurable: true, get: () => hidden };
+        Object.defineProperty(document, "hidden", getter);
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(hide, True)
+    lab = page.locator("[data-lab]")
+    lab.locator("[data-lab-run]").click()
+    page.wait_for_function("document.body.innerText.includes('in the background')")
+    page.wait_for_timeout(300)
+    assert lab.get_attribute("data-lab-state") == "running"
+    assert page.evaluate("seen.dispatched") == 0
+    page.evaluate(hide, False)
+    assert over(page, "launches").get_attribute("data-lab-state") == "done"
+
+
+def test_one_lab_at_a_time(opened):
+    page = opened(page_of(RAGGED, LAUNCHES))
+    page.locator("[data-lab=ladder] [data-lab-run]").click()
+    page.locator("[data-lab=launches] [data-lab-run]").click()
+    assert "One at a time" in says(page.locator("[data-lab=launches]"))
+    page.locator("[data-lab=ladder] [data-lab-cancel]").click()
+    assert ended(page, "launches").get_attribute("data-lab-state") == "done"
+
+
+def test_five_runs_give_back_what_they_took(opened):
+    page = opened(page_of(LAUNCHES))
+    for _ in range(5):
+        assert ended(page, "launches").get_attribute("data-lab-state") == "done"
+    assert page.evaluate("[seen.created, seen.destroyed]") == [5, 5]
+
+
+# The page
+
+
+def test_a_record_opens_again_and_another_file_is_refused(opened, tmp_path):
+    lab = ended(opened(page_of(RAGGED)), "ladder")
+    page = lab.page
+    table, record = lab.locator("table").inner_text(), record_in(lab)
+    with page.expect_download() as saving:
+        lab.locator("a[download]").click()
+    assert saving.value.suggested_filename.startswith("webgpu_ladder-webgpu-")
+    saved = json.loads(Path(saving.value.path()).read_text(encoding="utf-8"))
+    assert saved == record
+    fresh = opened(page_of(RAGGED))
+    again = fresh.locator("[data-lab]")
+    choose = again.locator("input[type=file]")
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    choose.set_input_files(path)
+    again.locator("table").wait_for()
+    assert again.locator("table").inner_text() == table
+    assert "From the file" in again.inner_text()
+    record["cases"][0]["samples"]["folded"][0] = -1
+    for text, why in (
+        ("{", "not JSON"),
+        ("[]", "not a record"),
+        (json.dumps(record), "cases are not complete"),
+        (json.dumps(record | {"machine": {}}), "where it comes from"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        choose.set_input_files(path)
+        fresh.wait_for_function("why => document.body.innerText.includes(why)", arg=why)
+
+
+def open_gpus_record(lab, path):
+    """Made up, of a GPU on which each launch costs 9 µs and the rest 30 µs."""
+    samples = {rung: [30.0 + 9 * n] * 4 for rung, n in COUNTS.items()}
+    parameters = {"module": "ragged", "batch": 1, "clock": "device"}
+    record = {
+        "schema": 1,
+        "experiment": "webgpu_ladder",
+        "date": "2026-11-22",
+        "machine": {"kind": "webgpu", "device": "a GPU", "vendor": "v", "software": False},
+        "protocol": {"rounds": 4, "entries": 48600, "differ": 0,
+                     "large_product": {"n": 1024, "calls": 1, "device": [4294.967296]}},
+        "cases": [{"parameters": parameters, "samples": samples, "launches": COUNTS}],
+    }  # fmt: skip
+    path.write_text(json.dumps(record), encoding="utf-8")
+    lab.locator("input[type=file]").set_input_files(path)
+    lab.page.wait_for_function("document.body.innerText.includes('From the file')")
+
+
+def test_a_gpus_record_shows_its_gains(opened, tmp_path):
+    page = opened(page_of(RAGGED))
+    lab = page.locator("[data-lab]")
+    open_gpus_record(lab, tmp_path / "gpu.json")
+    rows = [row.inner_text().split("\t") for row in lab.locator("tbody tr").all()]
+    for row, (rung, n) in zip(rows, COUNTS.items(), strict=True):
+        gain = f"{210 / (30 + 9 * n):.2f}"
+        assert row[:4] == [rung, str(n), str(30 + 9 * n), f"{gain} ({gain} to {gain})"]
+    c, b1, r3, b3, r5, b5, proj = generator.table("ragged")[0]
+    macs = c * (b1 + r3 + r5 + proj) + 9 * r3 * b3 + 25 * r5 * b5
+    share = 100 * 2 * macs * 81 / 48e-6 / 1e9 / 500
+    assert rows[-1][4] == f"{share:.0f}%"
+    assert "20 launches became 2" in lab.inner_text()
+    assert "500 GFLOP/s" in lab.inner_text()
+    assert lab.locator(".fs-lab-bars").count() == 1
+
+
+AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+
+
+def violations(page):
+    page.evaluate(AXE)
+    return page.evaluate("""async () => {
+        const { violations } = await axe.run(document);
+        return violations.map((v) => [v.id, v.nodes[0].html]);
+    }""")
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_the_page_is_accessible_and_fits(opened, tmp_path, width):
+    page = opened(page_of(RAGGED, LAUNCHES), width=width)
+    assert violations(page) == []
+    open_gpus_record(page.locator("[data-lab=ladder]"), tmp_path / "gpu.json")
+    ended(page, "launches")
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_it_is_run_by_keyboard(opened):
+    page = opened(page_of(RAGGED))
+    for _ in range(3):  # module, batch, Run
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.matches('[data-lab-run]')")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.matches('[data-lab-cancel]')")
+    page.keyboard.press("Enter")
+    assert over(page, "ladder").get_attribute("data-lab-state") == "cancelled"
+    assert page.evaluate("document.activeElement.matches('[data-lab-run]')")
+
+
+def test_a_cell_may_be_run_twice(opened):
+    page = opened(page_of(LAUNCHES, LAUNCHES))
+    assert page.locator("[data-lab-run]").count() == 2
+    page.locator("[data-lab-run]").last.click()
+    page.wait_for_function(
+        "document.querySelectorAll('[data-lab-state=done]').length === 1"
+    )
+    assert page.complaints == []
+
+
+def test_a_kernel_without_end_is_given_up(another, opened):
+    endless = "while (y[thread] >= 0.0) { y[thread] += 1.0; }"
+    html = page_of(LAUNCHES).replace("y[thread] += 1.0;", endless)
+    page = opened(html.replace("PATIENCE_S = 15", "PATIENCE_S = 2"), using=another)
+    state, said = fails(page, "launches", seconds=20)
+    assert state == "failed"
+    assert "did not end within 2 seconds" in said
+
+
+def test_a_lost_device_is_told_and_a_new_run_works(another, opened):
+    page = opened(page_of(labs.lab("ladder", ["3a"]), LAUNCHES), using=another)
+    page.locator("[data-lab=ladder] [data-lab-run]").click()
+    page.wait_for_function("seen.dispatched > 20")
+    with pytest.raises(Error):  # it never answers
+        another.new_page().goto("chrome://gpucrash", timeout=1000)
+    lab = over(page, "ladder")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert "The GPU was lost" in says(lab)
+    assert ended(page, "launches").get_attribute("data-lab-state") == "done"
