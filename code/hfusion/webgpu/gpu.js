@@ -17,6 +17,7 @@ class Ended extends Error {
 // One run of a lab. Whatever it waits for ends when the run does.
 class Run {
   constructor() {
+    this.began = performance.now();
     this.over = new Promise((_, reject) => { this.end = (state, sentence) => reject(new Ended(state, sentence)); });
     this.over.catch(() => {}); // also if nobody waits just now
   }

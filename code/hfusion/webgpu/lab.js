@@ -92,8 +92,8 @@ class Lab {
       return;
     }
     const run = this.run = new Run(), choice = this.chosen();
-    const patience = { quick: 120, minute: 60, minutes: 240 }[choice.pace];
-    const late = setTimeout(() => run.end("failed", `Stopped after ${patience} seconds: this GPU is too slow for that choice. Take a smaller one.`), 1000 * patience);
+    const { limit } = PACE[choice.pace];
+    const late = setTimeout(() => run.end("failed", `Stopped after ${limit / 1000} seconds: this GPU is too slow for that choice. Take a smaller one.`), limit);
     delete this.root.dataset.labDiffer;
     delete this.root.dataset.labEntries;
     this.clear();

@@ -11,15 +11,17 @@ function caseOf(parameters, samples, calls, launches) {
   return { parameters, samples, unit: "us", calls, launches, faults: {}, skipped: {}, events: [] };
 }
 
-// A case for each clock, for the lab "launches" also for each n and way.
+// A case for each clock, for the lab "launches" also for each n.
 function casesOf(kind, choice, { samples, calls, launches }) {
-  const by = (clock, arms) => Object.fromEntries(arms.map((arm) =>
-    [arm.split(/ (?=\d+$)/)[0], samples[arm].map((sample) => rounded(sample[clock]))]));
+  const by = (clock, times) => times.map((sample) => rounded(sample[clock]));
+  const all = (arms, pick) => Object.fromEntries(arms.map((arm) => [arm, pick(arm)]));
   if (kind === "ladder") {
-    return clocks(samples).map((clock) => caseOf({ module: choice.module, batch: choice.batch, clock }, by(clock, RUNGS), calls, launches));
+    return clocks(samples).map((clock) => caseOf({ module: choice.module, batch: choice.batch, clock },
+      all(RUNGS, (rung) => by(clock, samples[rung])), calls, launches));
   }
-  return clocks(samples).flatMap((clock) => choice.ns.flatMap((n) => WAYS.map((way) =>
-    caseOf({ n, way, clock }, by(clock, [`${way} ${n}`]), calls[`${way} ${n}`], { [way]: launches[`${way} ${n}`] }))));
+  return clocks(samples).flatMap((clock) => choice.ns.map((n) => caseOf({ n, clock },
+    all(WAYS, (way) => by(clock, samples[`${way} ${n}`])), all(WAYS, (way) => calls[`${way} ${n}`]),
+    all(WAYS, (way) => launches[`${way} ${n}`]))));
 }
 
 function recordOf(kind, choice, result, sources) {
@@ -31,7 +33,7 @@ function recordOf(kind, choice, result, sources) {
     protocol: {
       order: "arms take turns, and each round begins with the next arm",
       turn: "one call that is not timed by the GPU's clock, then the case's calls in a row",
-      rounds: Object.values(result.samples)[0].length, warm_up: WARM_UP, turn_us: 1000 * PACE[choice.pace].turn,
+      rounds: Object.values(result.samples)[0].length, warm_up: PACE[choice.pace].warmUp, turn_us: 1000 * PACE[choice.pace].turn,
       inputs: "small whole numbers from a seed, the same for all arms",
       checked: "each arm against float64, every entry, before any timing",
       entries: result.entries, differ: result.differ,

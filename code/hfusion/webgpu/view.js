@@ -113,10 +113,11 @@ function ladderView(record) {
 
 function launchesView(record) {
   const cases = counting(record), clock = cases[0].parameters.clock, doubt = doubtOf(record);
-  const ns = [...new Set(cases.map(({ parameters }) => parameters.n))].sort((a, b) => a - b);
-  const of = (way) => ns.map((n) => cases.find(({ parameters }) => parameters.n === n && parameters.way === way).samples[way]);
-  const series = WAYS.map((way) => ({ way, times: of(way), spreads: of(way).map(quartiles), ...lines(ns, of(way)) }))
-    .map((one) => ({ ...one, line: [one.a[1], one.b[1]] }));
+  const ns = cases.map(({ parameters }) => parameters.n);
+  const series = WAYS.map((way) => {
+    const times = cases.map(({ samples }) => samples[way]), { a, b } = lines(ns, times);
+    return { way, times, spreads: times.map(quartiles), a, b, line: [a[1], b[1]] };
+  });
   const [together, apart] = series, last = ns.length - 1;
   const times = ns.map((_, i) => gains(apart.times[i], together.times[i]));
   const rows = ns.map((n, i) => [n.toLocaleString("en"), ...series.map(({ spreads }) => number(spreads[i][1])),
