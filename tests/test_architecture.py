@@ -33,8 +33,9 @@ ALLOWED = {
     "rewrite": {"layers", "modes", "siblings", "torch", "tracing"},
     "runs": {"records"},
     "sharding": {"measure", "torch"},
-    "show/__init__": {"explorer", "missing", "player", "text", "walk"},
+    "show/__init__": {"explorer", "lab", "missing", "player", "text", "walk"},
     "show/explorer": set(),
+    "show/lab": {"models", "webgpu"},
     "show/missing": {"matplotlib", "myst_nb", "records"},
     "show/player": {"figures", "svg"},
     "show/svg": set(),
@@ -42,8 +43,10 @@ ALLOWED = {
     "show/walk": {"figures", "svg"},
     "siblings": {"effects", "embedding", "layers", "torch"},
     "tracing": {"layers", "modes", "numpy", "torch"},
+    "webgpu/__init__": {"generator"},
+    "webgpu/generator": {"models", "numpy", "torch"},
 }
-PACKAGES = {"__init__", "figures/__init__", "show/__init__"}
+PACKAGES = {"__init__", "figures/__init__", "show/__init__", "webgpu/__init__"}
 
 # An experiment may import whatever it measures; none imports another's race, but `memory`.
 EXPERIMENTS = PACKAGE / "experiments"
@@ -67,6 +70,7 @@ def test_every_module_has_its_rule():
         *PACKAGE.glob("*.py"),
         *PACKAGE.glob("figures/*.py"),
         *PACKAGE.glob("show/*.py"),
+        *PACKAGE.glob("webgpu/*.py"),
     ]
     found = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in files}
     assert found == set(ALLOWED)

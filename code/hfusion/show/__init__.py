@@ -3,10 +3,12 @@
 `stacking`, `splitting`, `walk` and `Explorer` need no kernel and no network. They are
 text, SVG or a table, so they are the same everywhere, and nbval can compare them. In a
 notebook, on paper, or without JavaScript they stand there whole; on the book's pages
-`_static/steps.js` and `_static/explorer.js` give them their controls.
+`_static/steps.js` and `_static/explorer.js` give them their controls. A `lab` runs on
+the reader's own GPU, and brings its script along.
 """
 
 from .explorer import Explorer
+from .lab import Lab, lab
 from .missing import recorded
 from .player import Player, splitting, stacking
 from .text import photographs, race, reference, source
@@ -14,8 +16,10 @@ from .walk import Walk, walk
 
 __all__ = [
     "Explorer",
+    "Lab",
     "Player",
     "Walk",
+    "lab",
     "photographs",
     "race",
     "recorded",
