@@ -81,9 +81,9 @@ bench: .venv/test.stamp
 
 # With EXTRAS=peers beside ONNX Runtime, OpenVINO and torchvision's GoogLeNet. What does not
 # fit into the time is skipped, which is status 3; on a GPU max-autotune alone wants
-# MINUTES=30. It replaces no committed record and none of another machine.
+# MINUTES=30. FROM=file adds what a lab of a page has saved. It replaces no committed record and none of another machine.
 record: .venv/$(or $(EXTRAS),record).stamp
-	$(BIN)/python -m hfusion record $(EXPERIMENTS) $(MINUTES:%=--minutes %)
+	$(BIN)/python -m hfusion record $(EXPERIMENTS) $(MINUTES:%=--minutes %) $(if $(FROM),--from "$(FROM)")
 
 lab: .venv/lab.stamp
 	$(BIN)/jupyter lab chapters

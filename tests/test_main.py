@@ -254,6 +254,7 @@ record: run the experiments on this machine
 embedding, projections, module_ladder, network, leftover, memory
     --folder [records]: where records are kept
     --device cuda|cpu
+    --from FILE: add what a lab of a page has saved
     --minutes [8]: for all of them
 """
 

@@ -16,13 +16,15 @@ import threading
 from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from playwright.sync_api import sync_playwright
 from torch.nn import functional
 
-from hfusion import models
+from hfusion import models, records
+from hfusion.__main__ import main
 from hfusion.webgpu import generator
 
 labs = importlib.import_module("hfusion.show.lab")  # `show.lab` is the function
@@ -37,6 +39,17 @@ COUNTS = {
     "folded, stacked, one call": 6,
     "two launches": 2,
 }
+CANONICAL = [
+    None,
+    True,
+    5,
+    1.5,
+    0.001,
+    12345.678,
+    10**15,
+    'µ\u2028\x7f\n"\\',
+    {"b": [], "a": {}},
+]
 PURE = ("exact", "statistics", "ladder", "record")
 
 # Numbers from a seed
@@ -406,6 +419,11 @@ def test_each_round_begins_with_the_next_arm(pure):
     assert order == "abcbcacab"
 
 
+def test_the_digest_is_that_of_python(pure):
+    content = {"z": CANONICAL, "a": {}}
+    assert pure("canonical(given)", content) == json.dumps(content, sort_keys=True)
+
+
 def test_parameters_lie_side_by_side(pure):
     """A row of the stacked matrix is a row of b1, of b3_reduce and of b5_reduce."""
     widths = [8, 8, 4, 4, 4, 4, 4]
@@ -713,8 +731,10 @@ def test_a_record_opens_again_and_another_file_is_refused(opened, tmp_path):
     again.locator("table").wait_for()
     assert again.locator("table").inner_text() == table
     assert "From the file" in again.inner_text()
+    edited = json.dumps(record | {"date": "2001-01-01"})
     record["cases"][0]["samples"]["folded"][0] = -1
     for text, why in (
+        (edited, "digest does not fit"),
         ("{", "not JSON"),
         ("[]", "not a record"),
         (json.dumps(record), "cases are not complete"),
@@ -725,9 +745,15 @@ def test_a_record_opens_again_and_another_file_is_refused(opened, tmp_path):
         fresh.wait_for_function("why => document.body.innerText.includes(why)", arg=why)
 
 
+def signed(content):
+    """A record with the digest that fits."""
+    content = {name: value for name, value in content.items() if name != "digest"}
+    return content | {"digest": records.digest(content)}
+
+
 def open_gpus_record(lab, path):
     """Made up, of a GPU on which each launch costs 9 µs and the rest 30 µs."""
-    samples = {rung: [30.0 + 9 * n] * 4 for rung, n in COUNTS.items()}
+    samples = {rung: [30 + 9 * n] * 4 for rung, n in COUNTS.items()}
     parameters = {"module": "ragged", "batch": 1, "clock": "device"}
     record = {
         "schema": 1,
@@ -738,7 +764,7 @@ def open_gpus_record(lab, path):
                      "large_product": {"n": 1024, "calls": 1, "device": [4294.967296]}},
         "cases": [{"parameters": parameters, "samples": samples, "launches": COUNTS}],
     }  # fmt: skip
-    path.write_text(json.dumps(record), encoding="utf-8")
+    path.write_text(json.dumps(signed(record)), encoding="utf-8")
     lab.locator("input[type=file]").set_input_files(path)
     lab.page.wait_for_function("document.body.innerText.includes('From the file')")
 
@@ -758,6 +784,80 @@ def test_a_gpus_record_shows_its_gains(opened, tmp_path):
     assert "20 launches became 2" in lab.inner_text()
     assert "500 GFLOP/s" in lab.inner_text()
     assert lab.locator(".fs-lab-bars").count() == 1
+
+
+SCHEMA = json.loads((ROOT / "records" / "schema.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def saved(browser, tmp_path_factory):
+    """Files as readers save them: {lab: path}."""
+    folder, found = tmp_path_factory.mktemp("saved"), {}
+    path = folder / "labs.html"
+    path.write_text(page_of(RAGGED, LAUNCHES), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(f"{path.as_uri()}?lab=quick")
+    for kind in ("ladder", "launches"):
+        text = ended(page, kind).locator("script[data-lab-record]").text_content()
+        found[kind] = folder / f"{kind}.json"
+        found[kind].write_text(text, encoding="utf-8")
+    page.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["ladder", "launches"])
+def test_a_readers_record_is_added_once_and_replaces_none(saved, tmp_path, kind):
+    content = json.loads(saved[kind].read_text(encoding="utf-8"))
+    jsonschema.validate(content, SCHEMA)
+    assert content == signed(content)
+    path = records.adopt(saved[kind], tmp_path)
+    assert path == tmp_path / "webgpu-google-swiftshader" / f"webgpu_{kind}.json"
+    jsonschema.validate(json.loads(path.read_text(encoding="utf-8")), SCHEMA)
+    record = records.load(path)
+    assert record.label.startswith("recorded on google swiftshader, 2")
+    assert record.cases[0].launches == content["cases"][0]["launches"]
+    with pytest.raises(records.RecordError, match="is there already"):
+        records.adopt(saved[kind], tmp_path)
+    del content["digest"]  # what has none gets one
+    content["date"] = "2000-01-01"
+    (tmp_path / "other.json").write_text(json.dumps(content), encoding="utf-8")
+    again = records.adopt(tmp_path / "other.json", tmp_path)
+    assert again.parent.name == "webgpu-google-swiftshader-2"
+    assert records.load(path) == record
+
+
+REFUSED = {
+    "differs": (lambda c: c["protocol"].update(differ=1), "not found to be right"),
+    "unchecked": (lambda c: c["protocol"].pop("differ"), "not found to be right"),
+    "leads elsewhere": (lambda c: c["machine"].update(name="webgpu-/../x"), "no record of"),
+    "names a file": (lambda c: c.update(experiment="../webgpu_x"), "no record of"),
+    "digest": (lambda c: c.update(digest="0" * 64), "its digest does not fit"),
+    "no time": (lambda c: c["cases"][0]["samples"].update(folded=[0, 0]), "times above 0"),
+    "no browser": (lambda c: c["machine"].pop("browser"), "Adapter lacks or adds browser"),
+    "of a CPU": (lambda c: c["machine"].update(kind="cpu"), "Machine lacks or adds"),
+    "no machine": (lambda c: c.update(machine=None), "a Machine was None"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_file_that_is_no_readers_record_is_refused(saved, tmp_path, fault):
+    change, reason = REFUSED[fault]
+    content = json.loads(saved["ladder"].read_text(encoding="utf-8"))
+    del content["digest"]
+    change(content)
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(records.RecordError, match=reason):
+        records.adopt(path, tmp_path)
+    assert [path] == list(tmp_path.rglob("*.json"))
+
+
+def test_the_command_line_adds_it(saved, tmp_path, capsys):
+    arguments = ["record", "--folder", str(tmp_path), "--from"]
+    assert main([*arguments, str(saved["launches"])]) == 0
+    assert "webgpu_launches.json: recorded on google swiftshader" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "nothing.json")]) == 1
+    assert "nothing.json cannot be read" in capsys.readouterr().err
 
 
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
     python -m hfusion plan package.module:factory    what can be fused, what not, and why
     python -m hfusion record                         run the book's experiments here
+    python -m hfusion record --from FILE             add what a lab of a page has saved
 
 Exit status 2: the arguments do not fit; 1: it could not be done, or something was wrong
 or failed in an experiment; 3: all went well, but there was not time for everything; 130:
@@ -71,6 +72,9 @@ def _parser():
     )
     measured.add_argument("--folder", default="records", help="where records are kept")
     measured.add_argument("--device", choices=("cuda", "cpu"))
+    measured.add_argument(
+        "--from", dest="page", metavar="FILE", help="add what a lab of a page has saved"
+    )
     measured.add_argument("--minutes", type=_above_zero, default=8, help="for all of them")
     return parser
 
@@ -123,6 +127,8 @@ def _plan(options):
 
 def _record(options):
     """Run experiments; their records are put in place together, when all are complete."""
+    if options.page:
+        return _adopted(options)
     known = experiments.SHARES
     names = list(dict.fromkeys(options.experiments)) or list(known)
     if strange := [name for name in names if name not in known]:
@@ -152,6 +158,16 @@ def _record(options):
         return _fail(130, f"interrupted; {run.left()}")
     print(run.report())
     return run.status()
+
+
+def _adopted(options):
+    """Add a file that a lab of a page has saved to the records."""
+    try:
+        path = records.adopt(options.page, options.folder)
+    except (OSError, records.RecordError) as error:
+        return _fail(1, error)
+    print(f"{path}: {records.load(path).label}")
+    return 0
 
 
 class _Terminated(KeyboardInterrupt):

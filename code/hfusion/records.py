@@ -10,14 +10,17 @@ digest of its own content, and reading it checks that.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
 import statistics
 from pathlib import Path
 
 SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
 UNIT = "us"  # of every sample: microseconds for one call
+WEBGPU = "webgpu"  # the kind of an Adapter
 EVERY = "every arm"  # in place of a name, where a whole case is skipped
 # How reasons begin that are no property of the machine.
 WRONG, FAILED, LATE = "wrong result: ", "failed: ", "not reached"
@@ -59,6 +62,21 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Where a record of a page's lab comes from: a GPU, as the browser names it."""
+
+    name: str  # of its folder: "webgpu-nvidia-lovelace"
+    kind: str  # "webgpu"
+    device: str  # its description, or vendor and architecture, or that it has no name
+    vendor: str
+    architecture: str
+    description: str
+    browser: str
+    software: bool  # computed on a processor: its times say nothing about GPUs
+    timestamps: bool  # the GPU's own clock could be read
+
+
+@dataclasses.dataclass(frozen=True)
 class Case:
     """One race: its competitors had the same inputs and gave the same outputs."""
 
@@ -95,7 +113,7 @@ class Record:
 
     experiment: str
     question: str
-    machine: Machine
+    machine: Machine | Adapter
     date: str  # "2026-11-22"
     commit: str  # of the sources; ends in "+" if files had been changed since
     sources: str  # the hash of the package's files
@@ -221,6 +239,43 @@ def _text(content):
 
 def load(path):
     """The record in a file. Raises RecordError, which names the file."""
+    content = _read(path)
+    if content.pop("digest", None) != digest(content):
+        raise RecordError(f"{path} was edited or damaged: its digest does not fit")
+    return _made(content, path)
+
+
+def adopt(path, folder):
+    """Add a record that a page's lab has saved to `folder`, with its digest.
+
+    Returns its path. Where the machine has a record of this experiment already, it gets
+    the folder <machine>-2, …: none is replaced. Raises RecordError, which names the file.
+    """
+    content = _read(path)
+    if content.pop("digest", None) not in (None, digest(content)):
+        raise RecordError(f"{path} was edited or damaged: its digest does not fit")
+    record = _made(content, path)
+    machine, protocol = record.machine, record.protocol
+    for text, pattern in (
+        (record.experiment, "webgpu_[a-z]+"),
+        (machine.name, "webgpu-[a-z0-9-]+"),
+    ):
+        if machine.kind != WEBGPU or not re.fullmatch(pattern, text):  # they become a path
+            raise RecordError(f"{path} is no record of a page's lab")
+    if protocol.get("differ") != 0 or not protocol.get("entries"):
+        raise RecordError(f"{path}: its results were not found to be right")
+    for place in itertools.count(1):
+        name = machine.name if place == 1 else f"{machine.name}-{place}"
+        own = dataclasses.replace(record, machine=dataclasses.replace(machine, name=name))
+        there = Path(folder) / name / f"{record.experiment}.json"
+        if not there.exists():
+            return save(own, folder)
+        if load(there) == own:
+            raise RecordError(f"{path} is there already, as {there}")
+
+
+def _read(path):
+    """The content of a file, a dict of a schema that this hfusion reads."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -231,11 +286,14 @@ def load(path):
         raise RecordError(
             f"{path} has schema {content['schema']}, and this hfusion reads {SCHEMA}"
         )
-    if content.pop("digest", None) != digest(content):
-        raise RecordError(f"{path} was edited or damaged: its digest does not fit")
+    return content
+
+
+def _made(content, path):
+    """The Record that the content of a file stands for."""
     _check(content, path)
     del content["schema"]
-    content["machine"] = Machine(**content["machine"])
+    content["machine"] = _place(content["machine"])(**content["machine"])
     content["cases"] = tuple(Case(**case) for case in content["cases"])
     return Record(**content)
 
@@ -254,7 +312,7 @@ def load_all(folder, experiment):
 def _check(content, path):
     """Refuse a record whose fields, units or samples are not what they must be."""
     _check_fields(Record, content, {"schema"}, path)
-    _check_fields(Machine, content["machine"], set(), path)
+    _check_fields(_place(content["machine"]), content["machine"], set(), path)
     for case in content["cases"]:
         _check_fields(Case, case, set(), path)
         where = f"{path}, case {case['parameters']}"
@@ -265,6 +323,12 @@ def _check(content, path):
         for name, samples in case["samples"].items():
             if not samples or not all(map(_is_time, samples)):
                 raise RecordError(f"{where}: samples of {name}; times above 0 fit")
+
+
+def _place(machine):
+    """The dataclass of which a record's machine is: a dict, or whatever stands there."""
+    webgpu = isinstance(machine, dict) and machine.get("kind") == WEBGPU
+    return Adapter if webgpu else Machine
 
 
 def _is_time(sample):

@@ -101,7 +101,7 @@ class Lab {
     try {
       const say = (...told) => { if (this.run === run) this.progress(...told); };
       const result = await Promise.race([LABS[this.kind].run(run, choice, this.setup, say), run.over]);
-      this.finish(choice, result);
+      await this.finish(choice, result);
     } catch (error) {
       const known = error instanceof Ended;
       if (!known) console.warn(error);
@@ -113,7 +113,7 @@ class Lab {
     }
   }
 
-  finish(choice, result) {
+  async finish(choice, result) {
     this.root.dataset.labDiffer = result.differ;
     this.root.dataset.labEntries = result.entries;
     const count = (n) => n.toLocaleString("en");
@@ -122,7 +122,9 @@ class Lab {
         + "Either this page's kernels or this GPU's compiler is wrong. Nothing was timed.");
       return;
     }
-    const record = recordOf(this.kind, choice, result, this.setup.sources), text = JSON.stringify(record, null, 1);
+    const record = recordOf(this.kind, choice, result, this.setup.sources);
+    record.digest = await digestOf(record);
+    const text = JSON.stringify(record, null, 1);
     const holder = element("script", { type: "application/json", "data-lab-record": "" });
     holder.textContent = text;
     this.results.replaceChildren(...shown(this.kind, record, true), holder, this.download(record, text));
@@ -157,7 +159,7 @@ class Lab {
   async opened(file) {
     if (this.run) return;
     try {
-      const { kind, record } = parsed(await file.text());
+      const { kind, record } = await parsed(await file.text());
       const nodes = shown(kind, record, false);
       this.clear();
       this.results.replaceChildren(...nodes);

@@ -43,8 +43,23 @@ function recordOf(kind, choice, result, sources) {
   };
 }
 
+// As Python's json.dumps(…, sort_keys=True) writes it, so that `records.digest` finds the same.
+function canonical(value) {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(", ")}]`;
+  if (value === null || typeof value !== "object") {
+    return JSON.stringify(value).replace(/[^ -~]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  }
+  return `{${Object.keys(value).sort().map((key) => `${canonical(key)}: ${canonical(value[key])}`).join(", ")}}`;
+}
+
+// SHA-256 of a record, less its own digest. Pages that may use WebGPU may use this, too.
+async function digestOf({ digest: _, ...content }) {
+  const bytes = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(canonical(content)));
+  return [...new Uint8Array(bytes)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 // A record from a file's text. Throws what is wrong with it, in words.
-function parsed(text) {
+async function parsed(text) {
   let record;
   try {
     record = JSON.parse(text);
@@ -58,6 +73,7 @@ function parsed(text) {
   const right = ({ parameters, samples, launches }) => parameters && launches && Object.values(samples ?? {}).length
     && Object.values(samples).every((times) => Array.isArray(times) && times.length && times.every(time));
   if (!Array.isArray(record.cases) || !record.cases.length || !record.cases.every(right)) throw new Error("its cases are not complete");
+  if (record.digest !== await digestOf(record)) throw new Error("it was edited or damaged: its digest does not fit");
   return { kind: known, record };
 }
 
