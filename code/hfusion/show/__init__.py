@@ -8,7 +8,7 @@ the reader's own GPU, and brings its script along.
 """
 
 from .explorer import Explorer
-from .lab import Lab, lab
+from .lab import Lab, kernel, lab
 from .missing import recorded
 from .player import Player, splitting, stacking
 from .text import photographs, race, reference, source
@@ -19,6 +19,7 @@ __all__ = [
     "Lab",
     "Player",
     "Walk",
+    "kernel",
     "lab",
     "photographs",
     "race",

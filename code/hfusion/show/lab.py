@@ -3,15 +3,18 @@
 import dataclasses
 import hashlib
 import json
+import textwrap
 from functools import cache
 from pathlib import Path
+
+from IPython.display import Markdown
 
 from .. import models
 from ..webgpu import generator
 
 FOLDER = Path(generator.__file__).parent
 KERNELS = ("job", "product", "pool", "single", "concat", "routed", "tick")
-SCRIPTS = ("exact", "statistics", "ladder", "gpu", "measure", "record", "view", "lab")
+SCRIPTS = ("exact", "statistics", "ladder", "gpu", "measure", "record", "chart", "view", "lab")
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
 SAYS = {
@@ -63,6 +66,29 @@ def lab(kind, rows=None, small=False):
         f'<script type="application/json">{data}</script>\n</div>\n'
         f"<style>\n{_text('lab.css')}</style>\n<script>\n{script()}</script>",
     )
+
+
+def kernel(name, begin="", end=None):
+    """A kernel's WGSL as a code block: from the line that has `begin` to the one that has
+    `end`, which is left out.
+
+    name: of its file, as "product". Raises ValueError where there is no such line.
+
+    >>> kernel("tick", "y[thread]", "}").data
+    '```wgsl\\ny[thread] += 1.0;\\n```'
+    """
+    lines = _text(f"{name}.wgsl").splitlines()
+    first = _line(lines, begin, "begin")
+    last = len(lines) if end is None else first + _line(lines[first:], end, "end")
+    code = textwrap.dedent("\n".join(lines[first:last]))
+    return Markdown(f"```wgsl\n{code}\n```")
+
+
+def _line(lines, text, name):
+    for number, line in enumerate(lines):
+        if text in line:
+            return number
+    raise ValueError(f"{name}: expected a part of a line, got {text!r}")
 
 
 def script(names=SCRIPTS):

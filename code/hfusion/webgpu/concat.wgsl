@@ -1,5 +1,6 @@
-// The concatenation: copies four branches to their places. One thread for one pixel and four
-// channels of the output; a job for each branch says where its channels begin and end.
+// The concatenation: copies four branches to their places. One thread for
+// one pixel and four channels of the output; a job for each branch says
+// where its channels begin and end.
 
 @group(0) @binding(0) var<uniform> table: array<Job, 4>;
 @group(0) @binding(1) var<storage, read> b1: array<vec4f>;

@@ -18,15 +18,17 @@ class Ended extends Error {
 class Run {
   constructor() {
     this.began = performance.now();
-    this.over = new Promise((_, reject) => { this.end = (state, sentence) => reject(new Ended(state, sentence)); });
+    this.over = new Promise((_, reject) => {
+      this.end = (state, sentence) => reject(new Ended(state, sentence));
+    });
     this.over.catch(() => {}); // also if nobody waits just now
   }
 
   async wait(promise, what, seconds = PATIENCE_S) {
     let timer;
     const late = new Promise((_, reject) => {
-      timer = setTimeout(() => reject(new Ended("failed", `${what} did not end within ${seconds} seconds, so it was given up. `
-        + "The GPU may be busy, or too slow for this size.")), 1000 * seconds);
+      timer = setTimeout(() => reject(new Ended("failed", `${what} did not end within ${seconds} `
+        + "seconds, so it was given up. The GPU may be busy, or too slow for this size.")), 1000 * seconds);
     });
     try {
       return await Promise.race([promise, this.over, late]);
@@ -39,14 +41,16 @@ class Run {
   async breathe(say) {
     await this.wait(new Promise((resolve) => setTimeout(resolve)), "The page");
     while (document.hidden) {
-      say?.("This tab is in the background, where browsers slow pages down. It goes on when you are back.");
+      say?.("This tab is in the background, where browsers slow pages down. It goes on when you "
+        + "are back.");
       await Promise.race([this.over, new Promise((resolve) =>
         document.addEventListener("visibilitychange", resolve, { once: true }))]);
     }
   }
 }
 
-const hint = "Current Chrome, Edge and Safari have it, and Firefox on Windows and Macs; on Linux it may be behind a flag.";
+const hint = "Current Chrome, Edge and Safari have it, and Firefox on Windows and Macs; on Linux it "
+  + "may be behind a flag.";
 
 // The device, with what this page wants of it. `bytes`: of the largest buffer.
 async function open(run, bytes) {
@@ -56,11 +60,14 @@ async function open(run, bytes) {
   }
   const asked = navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
   const adapter = await run.wait(asked, "Asking for the GPU");
-  if (!adapter) throw new Ended("unsupported", `This browser has WebGPU, but no GPU that it would use. ${hint}`);
+  if (!adapter) {
+    throw new Ended("unsupported", `This browser has WebGPU, but no GPU that it would use. ${hint}`);
+  }
   const needed = { ...LIMITS, maxStorageBufferBindingSize: bytes, maxBufferSize: bytes };
   for (const [name, least] of Object.entries(needed)) {
     if (adapter.limits[name] < least) {
-      throw new Ended("unsupported", `This GPU's ${name} is ${adapter.limits[name]}, and this lab needs ${least}.`);
+      throw new Ended("unsupported",
+        `This GPU's ${name} is ${adapter.limits[name]}, and this lab needs ${least}.`);
     }
   }
   const timed = adapter.features.has("timestamp-query");
@@ -78,7 +85,8 @@ const lost = "The GPU was lost: its driver or the browser's GPU process has rest
 class Gpu {
   constructor(run, adapter, device, timed) {
     Object.assign(this, { run, device, machine: machineOf(adapter, timed), launches: 0 });
-    device.lost.then(({ reason, message }) => run.end("failed", reason === "destroyed" ? "The GPU was given back." : `${lost} ${message}`));
+    device.lost.then(({ reason, message }) => run.end("failed",
+      reason === "destroyed" ? "The GPU was given back." : `${lost} ${message}`));
     device.addEventListener("uncapturederror", ({ error }) => run.end("failed",
       error instanceof GPUOutOfMemoryError ? "The GPU has not enough memory for this; choose a smaller batch."
         : `The browser refused a command: ${error.message}`));
@@ -106,13 +114,15 @@ class Gpu {
     device.popErrorScope().catch(() => {});
     const { messages } = await run.wait(module.getCompilationInfo(), `Compiling ${name}`);
     const error = messages.find(({ type }) => type === "error");
-    const refused = (message) => new Ended("failed", `This browser's compiler refuses the kernel ${name}: ${message}`);
+    const refused = (message) => new Ended("failed",
+      `This browser's compiler refuses the kernel ${name}: ${message}`);
     if (error) throw refused(`line ${error.lineNum}: ${error.message}`);
     const layout = device.createBindGroupLayout({ entries: kinds.map((type, binding) =>
       ({ binding, visibility: GPUShaderStage.COMPUTE, buffer: { type } })) });
     const made = entries.map((entryPoint) => device.createComputePipelineAsync({
       layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }), compute: { module, entryPoint } }));
-    const pipelines = await run.wait(Promise.all(made).catch(({ message }) => { throw refused(message); }), `Compiling ${name}`, 2 * PATIENCE_S);
+    const all = Promise.all(made).catch(({ message }) => { throw refused(message); });
+    const pipelines = await run.wait(all, `Compiling ${name}`, 2 * PATIENCE_S);
     return Object.fromEntries(pipelines.map((pipeline, i) => [entries[i], { pipeline, layout }]));
   }
 
@@ -142,7 +152,8 @@ class Gpu {
 
   // When the GPU's process dies, waits may be refused before `lost` says so.
   async waits(promise, what) {
-    return this.run.wait(promise.catch(({ message }) => { throw new Ended("failed", `${lost} ${message}`); }), what);
+    const told = promise.catch(({ message }) => { throw new Ended("failed", `${lost} ${message}`); });
+    return this.run.wait(told, what);
   }
 
   async read(buffer, size) {
@@ -182,11 +193,11 @@ function machineOf(adapter, timed) {
   const names = `${vendor} ${architecture} ${description} ${device}`.trim();
   const software = (info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false)
     || /swiftshader|llvmpipe|lavapipe|softpipe|basic render|warp|software/i.test(names);
-  const shown = (description || [vendor, architecture].filter(Boolean).join(" ")) || "a GPU that this browser does not name";
+  const known = description || [vendor, architecture].filter(Boolean).join(" ");
   const slug = names ? `${vendor} ${architecture || description}` : "unnamed";
   return {
     name: `webgpu-${slug.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "") || "unnamed"}`,
-    kind: "webgpu", device: shown, vendor, architecture, description, browser: navigator.userAgent,
-    software, timestamps: timed,
+    kind: "webgpu", device: known || "a GPU that this browser does not name",
+    vendor, architecture, description, browser: navigator.userAgent, software, timestamps: timed,
   };
 }

@@ -1,6 +1,7 @@
-// What one part of a dispatch has to do. Activations are NHWC, so they are matrices, a pixel a
-// row; channels are counted in vec4f, four at a time. A view of a matrix is an offset, where it
-// begins, and a stride, from one pixel to the next: a part of the channels is a view, too.
+// What one part of a dispatch has to do. Activations are NHWC, so they are
+// matrices, a pixel a row; channels are counted in vec4f, four at a time. A
+// view of a matrix is an offset, where it begins, and a stride, from one
+// pixel to the next: a part of the channels is a view, too.
 struct Job {
   kind: u32,      // PRODUCT or POOL, where a dispatch has both
   until: u32,     // the workgroup with which the next job begins
@@ -12,7 +13,7 @@ struct Job {
   c_out: u32,     // vec4f
   x_offset: u32,
   x_stride: u32,
-  w_offset: u32,  // weights are [side²·C, K]: a row for each tap and input channel
+  w_offset: u32,  // weights are [side²·C, K], a row a tap and channel
   w_stride: u32,
   scale: u32,     // where a norm's factors begin, among the weights
   shift: u32,     // where a norm's summands, or a bias, begin
@@ -24,7 +25,8 @@ struct Job {
   z_stride: u32,
 }
 
-// max(v, 0) may drop a NaN; this keeps it, so that memory nobody has written is seen.
+// max(v, 0) may drop a NaN; this keeps it, so that memory nobody has
+// written is seen.
 fn relu_of(v: vec4f) -> vec4f {
   return select(v, vec4f(), v < vec4f());
 }

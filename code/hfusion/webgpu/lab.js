@@ -15,7 +15,8 @@ function button(name, mark, act) {
 }
 
 function choiceOf(name, label, options, chosen) {
-  const list = element("select", { name }, ...options.map(([value, text]) => element("option", { value }, text)));
+  const offered = options.map(([value, text]) => element("option", { value }, text));
+  const list = element("select", { name }, ...offered);
   list.value = chosen;
   return element("label", {}, `${label} `, list);
 }
@@ -31,7 +32,8 @@ class Lab {
   build() {
     const { title } = LABS[this.kind], level = element("p", { class: "fs-lab-title" }, title);
     this.starts = button("Run it here", "data-lab-run", () => this.start());
-    this.stops = button("Cancel", "data-lab-cancel", () => this.run?.end("cancelled", "Cancelled. The GPU's memory has been given back."));
+    this.stops = button("Cancel", "data-lab-cancel", () =>
+      this.run?.end("cancelled", "Cancelled. The GPU's memory has been given back."));
     this.adapter = element("p", { class: "fs-lab-adapter" });
     this.says = element("p", { role: "status", class: "fs-lab-says" });
     this.bar = element("progress", { max: "1", value: "0", "aria-label": "Progress" });
@@ -50,14 +52,16 @@ class Lab {
     const time = QUICK ? [] : [choiceOf("pace", "time", paces, "minute")];
     if (this.kind === "launches") return this.setup.small ? [] : time;
     const names = Object.keys(this.setup.modules), batches = [1, 2, 4, 8, 16, 32];
-    return [choiceOf("module", "module", names.map((name) => [name, name]), QUICK ? this.setup.quick : names[0]),
+    const modules = names.map((name) => [name, name]), first = QUICK ? this.setup.quick : names[0];
+    return [choiceOf("module", "module", modules, first),
       choiceOf("batch", "batch", batches.map((n) => [n, n]), 1), ...time];
   }
 
   chosen() {
     const value = (name) => this.root.querySelector(`select[name=${name}]`)?.value;
     const ns = QUICK || this.setup.small ? FEW : NS;
-    return { module: value("module"), batch: Number(value("batch")), pace: QUICK ? "quick" : value("pace") ?? "minute", ns };
+    const pace = QUICK ? "quick" : value("pace") ?? "minute";
+    return { module: value("module"), batch: Number(value("batch")), pace, ns };
   }
 
   state(state, sentence) {
@@ -88,12 +92,14 @@ class Lab {
   async start() {
     if (this.run) return;
     if (document.querySelector("[data-lab-state=running]")) {
-      this.says.textContent = "Another lab on this page is running. One at a time: they would disturb each other.";
+      this.says.textContent = "Another lab on this page is running. One at a time: they would "
+        + "disturb each other.";
       return;
     }
     const run = this.run = new Run(), choice = this.chosen();
     const { limit } = PACE[choice.pace];
-    const late = setTimeout(() => run.end("failed", `Stopped after ${limit / 1000} seconds: this GPU is too slow for that choice. Take a smaller one.`), limit);
+    const late = setTimeout(() => run.end("failed", `Stopped after ${limit / 1000} seconds: this GPU `
+      + "is too slow for that choice. Take a smaller one."), limit);
     delete this.root.dataset.labDiffer;
     delete this.root.dataset.labEntries;
     this.clear();
@@ -116,10 +122,10 @@ class Lab {
   async finish(choice, result) {
     this.root.dataset.labDiffer = result.differ;
     this.root.dataset.labEntries = result.entries;
-    const count = (n) => n.toLocaleString("en");
     if (result.differ) {
-      this.state("failed", `${count(result.differ)} of ${count(result.entries)} entries differ, in: ${result.wrong.join("; ")}. `
-        + "Either this page's kernels or this GPU's compiler is wrong. Nothing was timed.");
+      this.state("failed", `${count(result.differ)} of ${count(result.entries)} entries differ, in: `
+        + `${result.wrong.join("; ")}. Either this page's kernels or this GPU's compiler is wrong. `
+        + "Nothing was timed.");
       return;
     }
     const record = recordOf(this.kind, choice, result, this.setup.sources);
@@ -134,8 +140,8 @@ class Lab {
   download(record, text) {
     this.address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
     const name = `${record.experiment}-${record.machine.name}-${record.date}.json`;
-    return element("p", {}, element("a", { href: this.address, download: name, class: "fs-lab-download" }, "Save this record"),
-      " It stays with you: nothing is sent anywhere.");
+    const link = element("a", { href: this.address, download: name }, "Save this record");
+    return element("p", {}, link, " It stays with you: nothing is sent anywhere.");
   }
 
   clear() {
@@ -147,7 +153,10 @@ class Lab {
   // Records in files, chosen or dropped. They are read here and go nowhere.
   opens() {
     const input = element("input", { type: "file", accept: ".json,application/json" });
-    input.addEventListener("change", () => { if (input.files[0]) this.opened(input.files[0]); input.value = ""; });
+    input.addEventListener("change", () => {
+      if (input.files[0]) this.opened(input.files[0]);
+      input.value = "";
+    });
     this.files.append(element("label", {}, "Open a record, or drop it here: ", input));
     this.root.addEventListener("dragover", (event) => event.preventDefault());
     this.root.addEventListener("drop", (event) => {

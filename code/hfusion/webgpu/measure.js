@@ -32,11 +32,11 @@ async function handedOver(gpu, tick, n, apart, calls) {
   const begin = performance.now();
   for (let call = 0; call <= calls; call++) {
     for (let i = 0; i < (apart ? n : 1); i++) {
-      const encoder = gpu.device.createCommandEncoder(), last = call === calls && (!apart || i === n - 1);
-      const timestampWrites = gpu.stamps && { querySet: gpu.stamps };
-      if (timestampWrites && call === 1 && i === 0) timestampWrites.beginningOfPassWriteIndex = 0;
-      if (timestampWrites && last) timestampWrites.endOfPassWriteIndex = 1;
-      const pass = encoder.beginComputePass(timestampWrites && ((call === 1 && i === 0) || last) ? { timestampWrites } : {});
+      const encoder = gpu.device.createCommandEncoder(), timestampWrites = { querySet: gpu.stamps };
+      const first = call === 1 && i === 0, last = call === calls && (!apart || i === n - 1);
+      if (first) timestampWrites.beginningOfPassWriteIndex = 0;
+      if (last) timestampWrites.endOfPassWriteIndex = 1;
+      const pass = encoder.beginComputePass(gpu.stamps && (first || last) ? { timestampWrites } : {});
       for (let j = 0; j < (apart ? 1 : n); j++) tick(pass);
       pass.end();
       gpu.device.queue.submit([encoder.finish()]);
@@ -86,23 +86,33 @@ async function warmedUp(gpu, arms, pace) {
 }
 
 // By which clock the results are shown: the GPU's own if it worked in every turn.
-const clocks = (samples) => (Object.values(samples).flat().every(({ device }) => device > 0) ? ["device", "wall"] : ["wall"]);
+const clocks = (samples) =>
+  (Object.values(samples).flat().every(({ device }) => device > 0) ? ["device", "wall"] : ["wall"]);
 const rounded = (us) => Math.max(Number(us.toFixed(3)), 0.001);
 
 // ---- The ladder ----
 
+// {entry point: pipeline} of one of the files that have bindings; what a tile is goes before it.
+function compiled(gpu, wgsl, name, entries) {
+  const bindings = [...wgsl[name].matchAll(/var<(uniform|storage, read_write|storage, read)>/g)];
+  const kinds = {
+    uniform: "uniform", "storage, read": "read-only-storage", "storage, read_write": "storage",
+  };
+  const tile = name === "concat" ? "" : wgsl.product + wgsl.pool;
+  const layout = bindings.map(([, kind]) => kinds[kind]);
+  return gpu.pipelines(`${name}.wgsl`, wgsl.job + tile + wgsl[name], entries, layout);
+}
+
 async function prepared(gpu, { widths, size, batch }, wgsl, say) {
   say("Compiling the kernels");
-  const uniform = "uniform", input = "read-only-storage", output = "storage";
-  const tile = wgsl.job + wgsl.product + wgsl.pool;
   const kernels = {
-    ...await gpu.pipelines("single.wgsl", tile + wgsl.single, ["product", "pool", "norm", "relu"], [uniform, input, input, output]),
-    ...await gpu.pipelines("routed.wgsl", tile + wgsl.routed, ["routed"], [uniform, input, input, output, output]),
-    ...await gpu.pipelines("concat.wgsl", wgsl.job + wgsl.concat, ["concat"], [uniform, input, input, input, input, output]),
+    ...await compiled(gpu, wgsl, "single", ["product", "pool", "norm", "relu"]),
+    ...await compiled(gpu, wgsl, "routed", ["routed"]),
+    ...await compiled(gpu, wgsl, "concat", ["concat"]),
   };
   const units = parameters(widths), { values, places } = packed(units), x = images(widths[0], size, batch);
   const rungs = ladder(widths, size, batch, places), vectors = buffersOf(rungs, batch * size * size);
-  const buffers = Object.fromEntries(Object.entries(vectors).map(([name, count]) => [name, gpu.buffer(16 * count)]));
+  const buffers = Object.fromEntries(Object.entries(vectors).map(([name, size]) => [name, gpu.buffer(16 * size)]));
   gpu.device.queue.writeBuffer(buffers.x, 0, Float32Array.from(x));
   buffers.weights = gpu.filled(values);
   return { kernels, rungs, vectors, buffers, units, x };
@@ -114,8 +124,8 @@ function encoders(gpu, { kernels, rungs, buffers }) {
   return Object.fromEntries(Object.entries(rungs).map(([rung, dispatches]) => {
     const ready = dispatches.map(({ kernel, jobs, groups, x, y, z, parts }) => {
       const named = parts ? [...parts, y] : [x, "weights", y, ...(z ? [z] : [])];
-      const table = gpu.filled(tableOf(jobs), uniforms);
-      return [kernels[kernel], gpu.bound(kernels[kernel], [table, ...named.map((name) => buffers[name])]), groups];
+      const bound = [gpu.filled(tableOf(jobs), uniforms), ...named.map((name) => buffers[name])];
+      return [kernels[kernel], gpu.bound(kernels[kernel], bound), groups];
     });
     return [rung, (pass) => ready.forEach((one) => gpu.launch(pass, ...one))];
   }));
@@ -146,6 +156,8 @@ async function verified(gpu, { rungs, vectors, buffers }, encode, expected, say)
   return found;
 }
 
+const LARGEST = 2048;
+
 // µs of one large product, a few times: the largest that still takes little time.
 async function largeProduct(gpu, kernel, quick) {
   for (let n = 256; ; n *= 2) {
@@ -160,7 +172,7 @@ async function largeProduct(gpu, kernel, quick) {
       taken.push(await turn(gpu, encode, 1));
     }
     const ms = Math.min(...taken.map(({ ms }) => ms));
-    if (ms > 4 || n === 2048 || quick) {
+    if (ms > 4 || n === LARGEST || quick) {
       const calls = Math.max(1, Math.min(Math.round(20 / ms), 100)), samples = [];
       for (let i = 0; i < (quick ? 1 : 5); i++) samples.push(await turn(gpu, encode, calls));
       [a, c, weights, table].forEach((buffer) => buffer.destroy());
@@ -172,27 +184,29 @@ async function largeProduct(gpu, kernel, quick) {
 
 async function ladderLab(run, choice, setup, say) {
   const { widths, size } = setup.modules[choice.module], batch = choice.batch, pace = PACE[choice.pace];
-  const largest = 16 * batch * size * size * Math.max(...widths.slice(0, 1), widths[1] + widths[3] + widths[5] + widths[6]);
-  const gpu = await open(run, Math.max(largest / 4, 4 * 2048 * 2048));
+  const [c, b1, r3, b3, r5, b5, proj] = widths, widest = Math.max(c + r3 + r5, b1 + b3 + b5 + proj);
+  const gpu = await open(run, Math.max(4 * batch * size * size * widest, 4 * LARGEST * LARGEST));
   say(null, 0, 0, gpu.machine);
   try {
     const made = await prepared(gpu, { widths, size, batch }, setup.wgsl, say), encode = encoders(gpu, made);
     say("Computing the expected result here, in float64");
     const expected = await reference(widths, size, batch, made.units, made.x, () => run.breathe(say));
-    const one = digest(expected.subarray(0, expected.length / batch));
-    if (one !== setup.digests[choice.module]) {
-      throw new Ended("failed", `This page expects ${one}, and the notebook's PyTorch had ${setup.digests[choice.module]}: nothing can be checked.`);
+    const here = digest(expected.subarray(0, expected.length / batch)), there = setup.digests[choice.module];
+    if (here !== there) {
+      throw new Ended("failed",
+        `This page expects ${here}, and the notebook's PyTorch had ${there}: nothing can be checked.`);
     }
     const found = await verified(gpu, made, encode, expected, say);
     if (found.differ) return { ...found, machine: gpu.machine };
     say("Measuring what one large product reaches");
     const large = await largeProduct(gpu, made.kernels.product, choice.pace === "quick");
     say("Warming up");
-    const fastest = await calibrate(async (calls) => (await turn(gpu, encode["two launches"], calls)).ms, pace.turn, 2000);
-    const arms = Object.fromEntries(RUNGS.map((rung) => [rung, () => turn(gpu, encode[rung], fastest)]));
+    const last = async (calls) => (await turn(gpu, encode["two launches"], calls)).ms;
+    const calls = await calibrate(last, pace.turn, 2000);
+    const arms = Object.fromEntries(RUNGS.map((rung) => [rung, () => turn(gpu, encode[rung], calls)]));
     await warmedUp(gpu, arms, pace);
     const samples = await rounds(gpu, arms, pace, say);
-    return { ...found, machine: gpu.machine, large, samples, calls: fastest };
+    return { ...found, machine: gpu.machine, large, samples, calls };
   } finally {
     gpu.close();
   }
@@ -219,7 +233,8 @@ async function launchesLab(run, choice, setup, say) {
         await ticked(gpu, launch, y, n, way, found);
         if (found.differ) continue;
         const once = (count) => handedOver(gpu, launch, n, way === WAYS[1], count);
-        calls[`${way} ${n}`] = await calibrate(async (count) => (await once(count)).ms, pace.turn, Math.ceil(20000 / n));
+        const ms = async (count) => (await once(count)).ms;
+        calls[`${way} ${n}`] = await calibrate(ms, pace.turn, Math.ceil(20000 / n));
         arms[`${way} ${n}`] = () => once(calls[`${way} ${n}`]);
       }
     }
@@ -235,8 +250,7 @@ async function launchesLab(run, choice, setup, say) {
 
 // An adapter without a name is told by its rate: it may be software.
 async function unnamedRate(gpu, wgsl, quick) {
-  const kinds = ["uniform", "read-only-storage", "read-only-storage", "storage"];
-  const { product } = await gpu.pipelines("single.wgsl", wgsl.job + wgsl.product + wgsl.pool + wgsl.single, ["product"], kinds);
+  const { product } = await compiled(gpu, wgsl, "single", ["product"]);
   return largeProduct(gpu, product, quick);
 }
 

@@ -1,7 +1,8 @@
 // A 3×3 max pool of stride 1: one thread for one pixel and four channels.
 //
-// Outside of the image there is nothing to compare with. The nearest pixel inside is one of the
-// nine anyway, and a maximum does not mind being told twice: clamp, and no test is needed.
+// Outside of the image there is nothing to compare with. The nearest pixel
+// inside is one of the nine anyway, and a maximum does not mind being told
+// twice: clamp, and no test is needed.
 
 fn pool_item(job: Job, item: u32) {
   let p = item / job.c_out;
@@ -14,8 +15,9 @@ fn pool_item(job: Job, item: u32) {
   var most = x[job.x_offset + p * job.x_stride + k];
   for (var tap = 0; tap < 9; tap++) {
     let there = clamp(place + vec2i(tap % 3, tap / 3) - 1, vec2i(), last);
-    let neighbour = i32(p) + (there.y - place.y) * i32(job.width) + there.x - place.x;
-    most = max(most, x[job.x_offset + u32(neighbour) * job.x_stride + k]);
+    let shift = there - place;
+    let neighbour = u32(i32(p) + shift.y * i32(job.width) + shift.x);
+    most = max(most, x[job.x_offset + neighbour * job.x_stride + k]);
   }
   put(job, p, k, most);
 }

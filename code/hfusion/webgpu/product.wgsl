@@ -1,16 +1,20 @@
-// One tile of a convolution as a matrix product: 32 pixels × 32 channels, by 64 threads.
+// One tile of a convolution as a matrix product: 32 pixels × 32 channels,
+// by 64 threads.
 //
 //     Y [pixels, K] = X' [pixels, side²·C] · W [side²·C, K]
 //
-// For a 1×1, X' is the input as it lies in memory. For a 3×3 or 5×5 each tap of the window adds C
-// columns to X': the same pixels, shifted, with zeros outside of the image. X' is never written
-// anywhere (an implicit GEMM): a column's tap and channel follow from its number.
+// For a 1×1, X' is the input as it lies in memory. For a 3×3 or 5×5 each
+// tap of the window adds C columns to X': the same pixels, shifted, with
+// zeros outside of the image. X' is never written anywhere (an implicit
+// GEMM): a column's tap and channel follow from its number.
 //
-// In steps of 32 columns the workgroup copies a piece of X' and one of W into its own memory, 4 KB
-// each, so that a number read once is used 32 times. A thread has 4 pixels × 4 channels in
-// registers: for 32 numbers that it reads there it does 64 multiply-adds.
+// In steps of 32 columns the workgroup copies a piece of X' and one of W
+// into its own memory, 4 KB each, so that a number read once is used 32
+// times. A thread has 4 pixels × 4 channels in registers: for 32 numbers
+// that it reads there it does 64 multiply-adds.
 
-const ROWS = 33u; // 32 pixels and one unused: threads of a subgroup then meet in no bank
+// 32 pixels, and one unused, so that threads do not meet in a bank of memory.
+const ROWS = 33u;
 
 var<workgroup> x_tile: array<vec4f, 264>; // [8 vec4f of columns][ROWS]
 var<workgroup> w_tile: array<vec4f, 256>; // [32 rows][8 vec4f of channels]
@@ -20,7 +24,7 @@ fn product_tile(job: Job, tile: u32, thread: u32) {
   let column = thread % 8u;
   let row = thread / 8u;
   let k = (tile % across) * 8u + column;
-  let first = (tile / across) * 32u + row; // this thread's pixels: first, + 8, + 16, + 24
+  let first = (tile / across) * 32u + row; // its pixels: + 0, 8, 16, 24
   let depth = job.side * job.side * job.c_in;
   let radius = i32(job.side / 2u);
   let size = vec2i(i32(job.width), i32(job.height));
@@ -28,7 +32,8 @@ fn product_tile(job: Job, tile: u32, thread: u32) {
   var places: array<vec2i, 4>;
   for (var i = 0u; i < 4u; i++) {
     let p = first + 8u * i;
-    places[i] = vec2i(i32(p % job.width), i32((p / job.width) % job.height));
+    let line = p / job.width;
+    places[i] = vec2i(i32(p % job.width), i32(line % job.height));
   }
 
   var acc = mat4x4f(); // four channels × four pixels
@@ -40,7 +45,8 @@ fn product_tile(job: Job, tile: u32, thread: u32) {
       let p = first + 8u * i;
       let place = places[i] + shift;
       var value = vec4f();
-      if (d < depth && p < job.pixels && all(place >= vec2i()) && all(place < size)) {
+      let inside = all(place >= vec2i()) && all(place < size);
+      if (d < depth && p < job.pixels && inside) {
         let neighbour = u32(i32(p) + shift.y * size.x + shift.x);
         value = x[job.x_offset + neighbour * job.x_stride + d % job.c_in];
       }

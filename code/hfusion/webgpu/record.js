@@ -33,7 +33,8 @@ function recordOf(kind, choice, result, sources) {
     protocol: {
       order: "arms take turns, and each round begins with the next arm",
       turn: "one call that is not timed by the GPU's clock, then the case's calls in a row",
-      rounds: Object.values(result.samples)[0].length, warm_up: PACE[choice.pace].warmUp, turn_us: 1000 * PACE[choice.pace].turn,
+      rounds: Object.values(result.samples)[0].length,
+      warm_up: PACE[choice.pace].warmUp, turn_us: 1000 * PACE[choice.pace].turn,
       inputs: "small whole numbers from a seed, the same for all arms",
       checked: "each arm against float64, every entry, before any timing",
       entries: result.entries, differ: result.differ,
@@ -47,9 +48,11 @@ function recordOf(kind, choice, result, sources) {
 function canonical(value) {
   if (Array.isArray(value)) return `[${value.map(canonical).join(", ")}]`;
   if (value === null || typeof value !== "object") {
-    return JSON.stringify(value).replace(/[^ -~]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`);
+    const escaped = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+    return JSON.stringify(value).replace(/[^ -~]/g, escaped);
   }
-  return `{${Object.keys(value).sort().map((key) => `${canonical(key)}: ${canonical(value[key])}`).join(", ")}}`;
+  const pairs = Object.keys(value).sort().map((key) => `${canonical(key)}: ${canonical(value[key])}`);
+  return `{${pairs.join(", ")}}`;
 }
 
 // SHA-256 of a record, less its own digest. Pages that may use WebGPU may use this, too.
@@ -68,12 +71,19 @@ async function parsed(text) {
   }
   const known = Object.keys(QUESTIONS).find((kind) => record?.experiment === `webgpu_${kind}`);
   if (record?.schema !== 1 || !known) throw new Error("it is not a record that a lab of this book has written");
-  if (record.machine?.kind !== "webgpu" || typeof record.date !== "string") throw new Error("it does not say where it comes from");
+  if (record.machine?.kind !== "webgpu" || typeof record.date !== "string") {
+    throw new Error("it does not say where it comes from");
+  }
   const time = (us) => Number.isFinite(us) && us > 0;
-  const right = ({ parameters, samples, launches }) => parameters && launches && Object.values(samples ?? {}).length
-    && Object.values(samples).every((times) => Array.isArray(times) && times.length && times.every(time));
-  if (!Array.isArray(record.cases) || !record.cases.length || !record.cases.every(right)) throw new Error("its cases are not complete");
-  if (record.digest !== await digestOf(record)) throw new Error("it was edited or damaged: its digest does not fit");
+  const taken = (times) => Array.isArray(times) && times.length && times.every(time);
+  const right = ({ parameters, samples, launches }) => parameters && launches
+    && Object.values(samples ?? {}).length && Object.values(samples).every(taken);
+  if (!Array.isArray(record.cases) || !record.cases.length || !record.cases.every(right)) {
+    throw new Error("its cases are not complete");
+  }
+  if (record.digest !== await digestOf(record)) {
+    throw new Error("it was edited or damaged: its digest does not fit");
+  }
   return { kind: known, record };
 }
 

@@ -5,9 +5,10 @@
 //                x ─► 3×3 max pool ────────────► z (pooled)
 //     launch 2   z ─► 3×3, 5×5 and pooled 1×1, bias, ReLU ─► y, each to its place
 //
-// Each workgroup looks up in the table whose tile it is. All its threads find the same job, so a
-// barrier within it is legal. The split is a comparison when a number is written, and the
-// concatenation is where it is written: neither is a launch, neither copies.
+// Each workgroup looks up in the table whose tile it is. All its threads
+// find the same job, so a barrier within it is legal. The split is a
+// comparison when a number is written, and the concatenation is where it is
+// written: neither is a launch, neither copies.
 
 const PRODUCT = 0u;
 
@@ -26,7 +27,10 @@ fn put(job: Job, p: u32, k: u32, value: vec4f) {
 }
 
 @compute @workgroup_size(64)
-fn routed(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+fn routed(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) thread: u32,
+) {
   var i = 0u;
   var begin = 0u;
   while (group.x >= table[i].until) {

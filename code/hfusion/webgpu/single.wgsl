@@ -1,6 +1,7 @@
-// A dispatch that does one thing: a product, a pooling, a norm, or a ReLU. Each is a launch.
-// norm and relu are one thread for one pixel and four channels, and do next to nothing: they read
-// a number, and write a number. All they cost is memory's time, and the launch.
+// A dispatch that does one thing: a product, a pooling, a norm, or a ReLU.
+// Each is a launch. norm and relu are one thread for one pixel and four
+// channels, and do next to nothing: they read a number, and write a number.
+// All they cost is memory's time, and the launch.
 
 @group(0) @binding(0) var<uniform> table: array<Job, 1>;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;
@@ -12,7 +13,10 @@ fn put(job: Job, p: u32, k: u32, value: vec4f) {
 }
 
 @compute @workgroup_size(64)
-fn product(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) thread: u32) {
+fn product(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_index) thread: u32,
+) {
   product_tile(table[0], group.x, thread);
 }
 
@@ -21,8 +25,9 @@ fn pool(@builtin(global_invocation_id) id: vec3u) {
   pool_item(table[0], id.x);
 }
 
-// scale and shift were made of mean, variance, γ and β beforehand, as PyTorch's kernel does: WGSL's
-// inverseSqrt may err in the last digits, and here every digit counts.
+// scale and shift were made of mean, variance, γ and β beforehand, as
+// PyTorch's kernel does: WGSL's inverseSqrt may err in the last digits, and
+// here every digit counts.
 @compute @workgroup_size(64)
 fn norm(@builtin(global_invocation_id) id: vec3u) {
   let job = table[0];

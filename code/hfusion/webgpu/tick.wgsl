@@ -1,5 +1,5 @@
-// The least that a launch can be: 64 threads add one to a number each. After n launches, in any
-// order, each number must be n.
+// The least that a launch can be: 64 threads add one to a number each.
+// After n launches, in any order, each number must be n.
 
 @group(0) @binding(0) var<storage, read_write> y: array<f32, 64>;
 
