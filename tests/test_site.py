@@ -483,11 +483,12 @@ def test_a_player_plays_to_its_end_and_can_be_stopped(player):
     assert player.get_by_role("button", name="Play").is_visible()
 
 
-@pytest.mark.parametrize("element", ["fs-player", "fs-walk", "fs-explorer"])
+@pytest.mark.parametrize("element", ["fs-player", "fs-walk", "fs-explorer", ".fs-lab"])
 def test_it_stands_on_the_page_in_the_dark(visit, site, element):
     """The theme puts HTML output on a light card, on which it could not be read."""
     page_of = {"fs-player": "03-stack-the-weights", "fs-walk": "08-what-a-launch-costs",
-               "fs-explorer": "09-when-fusion-pays"}  # fmt: skip
+               "fs-explorer": "09-when-fusion-pays",
+               ".fs-lab": "06-an-inception-module-on-gpu"}  # fmt: skip
     page = visit((site / f"chapters/{page_of[element]}.html").as_uri(), scheme="dark")
     cards = page.locator(f"article :has({element})")
     colours = cards.evaluate_all(
