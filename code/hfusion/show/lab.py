@@ -14,7 +14,17 @@ from ..webgpu import generator
 
 FOLDER = Path(generator.__file__).parent
 KERNELS = ("job", "product", "pool", "single", "concat", "routed", "tick")
-SCRIPTS = ("exact", "statistics", "ladder", "gpu", "measure", "record", "chart", "view", "lab")
+SCRIPTS = (
+    "exact",
+    "statistics",
+    "ladder",
+    "gpu",
+    "measure",
+    "record",
+    "chart",
+    "view",
+    "lab",
+)
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
 SAYS = {
