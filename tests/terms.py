@@ -62,6 +62,7 @@ TERMS = {
     "Inception module": r"\bInception modules?\b",
     "inflation": r"\binflat(?:ion|ions|ed)\b",
     "kernel": r"\bkernels?\b(?! too\b)",
+    "lab": r"\blabs?\b(?<!make lab)",
     "launch": r"\blaunch(?:es|ed|ing)?\b",
     "LoRA adapter": r"\bLoRA\b(?: adapters?)?",
     "mask": r"\bmasks?\b(?! them\b)",
@@ -107,6 +108,8 @@ TERMS = {
     "vertical fusion": r"\bvertical(?:ly)? fus(?:ion|ions|ed|ing)\b",
     "view": r"\b(?<!\.)views?\b(?!\()",
     "warm-up": r"\bwarm(?:s|ed|ing)?[- ]up\b",
+    "WebGPU": r"\bWebGPU\b(?!'s)",
+    "WGSL": r"\bWGSL\b",
     "window": r"\bwindows?\b",
 }
 

@@ -28,7 +28,8 @@ from myst_nb.core.variables import format_plain_text
 from PIL import Image
 
 import hfusion
-from hfusion import algebra, figures, records, show
+from hfusion import algebra, figures, recording, records, show
+from hfusion.experiments import rungs
 from hfusion.show import missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +113,7 @@ def explorer_of_two_cases():
 def two_races():
     samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1600.0)}
     case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
-    missing = {"graph": "needs a CUDA device", "compiled": "takes too long"}
+    missing = {"graph, folded": "needs a CUDA device", "compiled": "takes too long"}
     with_limit = show.race(case, "folded", limit_us=12.0)
     return show.race(case, "as written", missing) + "\n\n" + with_limit
 
@@ -477,15 +478,24 @@ def test_branches_have_four_colours_that_nothing_else_has():
 # Races
 
 
+def rungs_say():
+    """Why an arm that wants a GPU did not run, in the recorder's own words."""
+    with pytest.raises(recording.Unavailable) as raised:
+        rungs.need_cuda("cpu")
+    return str(raised.value)
+
+
 def test_a_race_is_a_table_with_what_is_missing():
     samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1e3)}
     case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
-    table = show.race(case, "as written", {"graph": "needs a CUDA device"})
+    lacks = {"graph": rungs_say(), "late": "took 9 s", "graph, folded": rungs_say()}
+    table = show.race(case, "as written", lacks)
     assert [line.split() for line in table.splitlines()] == [
         ["count", "µs", "gain", "(quartiles)"],
         ["as", "written", "20", "80", "1.00", "(1.00", "to", "1.00)"],
         ["folded", "40", "2.00", "(2.00", "to", "3.00)"],
-        ["graph", "needs", "a", "CUDA", "device"],
+        ["late", "took", "9", "s"],
+        ["on", "a", "GPU", "also:", "graph"],
     ]
     assert max(map(len, table.splitlines())) <= 76
 

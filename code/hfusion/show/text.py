@@ -8,6 +8,8 @@ import textwrap
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown
 
+NO_GPU = "needs a CUDA device"  # as the records have it, from `experiments.rungs`
+
 
 def source(function):
     """The code of a function of the library, less its docstring, as a code block."""
@@ -75,7 +77,8 @@ def race(case, base, missing=None, limit_us=None):
     """A recorded case as a table of text: launches, median time, gain over `base`.
 
     Launches are blank where they could not be counted. missing: {arm: why it did not
-    run}, for the last lines. limit_us: adds a column, times as multiples of it.
+    run}, for the last lines, as `not_raced` says it. limit_us: adds a column, times as
+    multiples of it.
     """
     limits = f" {'limits':>6}" if limit_us else ""
     lines = [f"{'':38} count        µs{limits}  gain (quartiles)"]
@@ -86,5 +89,15 @@ def race(case, base, missing=None, limit_us=None):
         limits = f" {us / limit_us:6.2f}" if limit_us else ""
         digits = 2 if limit_us else 0  # a limit is a few µs
         lines.append(f"{name:38} {count:>5} {us:9,.{digits}f}{limits}  {gain}")
-    lines += [f"{name:38} {reason}" for name, reason in (missing or {}).items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *not_raced(missing or {})])
+
+
+def not_raced(reasons):
+    """Lines for {arm: why it did not run}; what only lacks a GPU is one line, by kinds.
+
+    >>> not_raced({"graph, folded": NO_GPU, "slow": "took 9 s", "graph, stacked": NO_GPU})
+    ['slow                                   took 9 s', 'on a GPU also: graph']
+    """
+    lines = [f"{arm:38} {why}" for arm, why in reasons.items() if why != NO_GPU]
+    kinds = dict.fromkeys(a.split(", ")[0] for a, why in reasons.items() if why == NO_GPU)
+    return lines + ([f"on a GPU also: {', '.join(kinds)}"] if kinds else [])
