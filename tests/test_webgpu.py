@@ -16,6 +16,7 @@ import threading
 from importlib.resources import files
 from pathlib import Path
 
+import firefox
 import jsonschema
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ CANONICAL = [
     'µ\u2028\x7f\n"\\',
     {"b": [], "a": {}},
 ]
-PURE = ("exact", "statistics", "ladder", "record")
+PURE = ("exact", "statistics", "ladder", "gpu", "measure", "record")
 
 # Numbers from a seed
 
@@ -613,7 +614,10 @@ def test_without_webgpu_it_says_so_at_once(opened):
          "unsupported", "no GPU that it would use"),
         ('Object.defineProperty(GPUSupportedLimits.prototype,'
          ' "maxComputeWorkgroupStorageSize", { get: () => 4096 });',
-         "unsupported", "maxComputeWorkgroupStorageSize is 4096, and this lab needs 8320"),
+         "unsupported", "maxComputeWorkgroupStorageSize is 4096, and this lab needs 8320."),
+        ('Object.defineProperty(GPUSupportedLimits.prototype,'
+         ' "maxBufferSize", { get: () => 2 ** 20 });',
+         "unsupported", "needs 16777216 for this choice. Take a smaller batch."),
         ("GPUAdapter.prototype.requestDevice = async () => { throw new Error('no'); };",
          "failed", "no"),
         ("GPUQueue.prototype.onSubmittedWorkDone = () =>"
@@ -628,7 +632,8 @@ def test_without_webgpu_it_says_so_at_once(opened):
          "  return device; };",
          "failed", "choose a smaller batch"),
     ],
-    ids=["no adapter", "small limits", "refused", "wait rejected", "out of memory"],
+    ids=["no adapter", "small limits", "small buffers", "refused", "wait rejected",
+         "out of memory"],
 )  # fmt: skip
 def test_each_failure_has_its_sentence(opened, before, state, sentence):
     found, said = fails(opened(page_of(RAGGED), before))
@@ -678,22 +683,135 @@ def test_cancel_works_at_any_time_and_a_new_run_after_it(opened, after_ms):
     assert page.evaluate("seen.created === seen.destroyed")  # the first may come too late
 
 
-def test_out_of_sight_nothing_is_measured(opened):
+HIDE = """(hidden) => {
+    const getter = { configurable: true, get: () => hidden };
+    Object.defineProperty(document, "hidden", getter);
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_out_of_sight_nothing_is_measured_and_no_time_passes(opened):
     page = opened(page_of(LAUNCHES))
-    hide = """(hidden) => {
-        const getter = { configurable: true, get: () => hidden };
-        Object.defineProperty(document, "hidden", getter);
-        document.dispatchEvent(new Event("visibilitychange"));
-    }"""
-    page.evaluate(hide, True)
+    page.clock.install()
+    page.evaluate(HIDE, True)
     lab = page.locator("[data-lab]")
     lab.locator("[data-lab-run]").click()
     page.wait_for_function("document.body.innerText.includes('in the background')")
-    page.wait_for_timeout(300)
+    page.clock.fast_forward("01:00:00")
+    page.wait_for_timeout(100)
     assert lab.get_attribute("data-lab-state") == "running"
     assert page.evaluate("seen.dispatched") == 0
-    page.evaluate(hide, False)
+    page.evaluate(HIDE, False)
     assert over(page, "launches").get_attribute("data-lab-state") == "done"
+
+
+def test_out_of_sight_in_the_middle_no_wait_is_given_up(opened):
+    page = opened(page_of(RAGGED))
+    page.clock.install()
+    lab = page.locator("[data-lab]")
+    lab.locator("[data-lab-run]").click()
+    page.wait_for_function("seen.dispatched > 20")
+    page.evaluate(HIDE, True)
+    page.clock.fast_forward("01:00:00")
+    page.evaluate(HIDE, False)
+    assert over(page, "ladder").get_attribute("data-lab-state") == "done", says(lab)
+
+
+def test_in_sight_a_run_has_an_end(opened):
+    """As if each turn had to be taken again."""
+    page = opened(page_of(LAUNCHES).replace("if (!hidden) return sample;", ""))
+    page.clock.install()
+    lab = page.locator("[data-lab]")
+    lab.locator("[data-lab-run]").click()
+    page.wait_for_function("document.body.innerText.includes('Measuring')")
+    page.clock.fast_forward("00:02:01")
+    assert over(page, "launches").get_attribute("data-lab-state") == "failed"
+    assert "Stopped after 120 seconds" in says(lab) or "given up" in says(lab)
+
+
+def test_what_takes_long_is_told_beforehand_and_asked_for(opened):
+    """As if each call took 100 seconds."""
+    page = opened(page_of(RAGGED).replace("* (flops / (2 * n ** 3))", "* 0 + 1e5"))
+    page.clock.install()
+    lab, go = page.locator("[data-lab]"), page.locator("[data-lab-go]")
+    assert go.is_hidden()
+    for answer in ("cancelled", "done"):
+        lab.locator("[data-lab-run]").click()
+        go.wait_for()
+        assert "a run takes about 51 minutes on this GPU" in says(lab)
+        assert page.evaluate("seen.dispatched") < 50  # rates, and not a rung
+        page.clock.fast_forward("00:10:00")  # the reader may think
+        assert lab.get_attribute("data-lab-state") == "running"
+        (lab.locator("[data-lab-cancel]") if answer == "cancelled" else go).click()
+        assert over(page, "ladder").get_attribute("data-lab-state") == answer, says(lab)
+        assert go.is_hidden()
+
+
+@pytest.mark.parametrize("call_ms", [1, 300, 800, 2000, 4000])
+def test_a_run_stays_within_its_minute_with_fewer_rounds(pure, call_ms):
+    found = pure(
+        """await (async () => {
+            let now = 5000;
+            const asked = [], run = new Run(60000, async (text) => { asked.push(text); });
+            run.elapsed = () => now;
+            await run.afford(30 * given);
+            now += 6 * given; // the check
+            await run.afford(24 * given);
+            run.breathe = async () => {};
+            const call = async () => { now += 2 * given; return { device: 1, wall: 1 }; };
+            const arms = Object.fromEntries(RUNGS.map((rung) => [rung, call]));
+            const taken = await rounds({ run }, arms, PACE.minute, () => {});
+            const { due, limit } = run;
+            return { asked, now, due, limit, rounds: taken["two launches"].length };
+        })()""",
+        call_ms,
+    )
+    wanted = {1: 20, 300: 7, 800: 4, 2000: 2, 4000: 2}
+    assert found["rounds"] == wanted[call_ms]
+    assert found["now"] < found["due"]
+    assert found["due"] == 60000 if call_ms < 2000 else found["due"] > 60000
+    told = {2000: "70 seconds", 4000: "3 minutes"}.get(call_ms)
+    assert [told in text for text in found["asked"]] == ([True] if told else [])
+
+
+@pytest.mark.parametrize("row", models.TABLE)
+def test_a_batch_of_32_keeps_to_what_webgpu_promises(pure, row):
+    widths, size = generator.table(row)
+    largest, weights, groups = pure(
+        """(() => {
+            const { widths, size } = given, units = parameters(widths);
+            const { values, places } = packed(units);
+            const rungs = ladder(widths, size, 32, places);
+            const groups = Object.values(rungs).flat().map((dispatch) => dispatch.groups);
+            return [bytesOf(widths, size, 32), values.byteLength, Math.max(...groups)];
+        })()""",
+        {"widths": widths, "size": size},
+    )
+    widest = max(widths[0] + widths[2] + widths[4], sum(widths[i] for i in (1, 3, 5, 6)))
+    assert 4 * widest * size * size * 32 <= largest <= 2**27  # a binding's size, promised
+    assert weights <= largest
+    assert groups <= 65535
+
+
+ADAPTERS = [
+    ({"vendor": "google", "architecture": "swiftshader"}, True),
+    ({"description": "llvmpipe (LLVM 15.0.6, 256 bits)"}, True),
+    ({"description": "Microsoft Basic Render Driver"}, True),
+    ({"description": "Software Rasterizer"}, True),
+    ({"vendor": "nvidia", "architecture": "lovelace", "isFallbackAdapter": False}, False),
+    ({"vendor": "apple", "architecture": "metal-3"}, False),
+    ({"isFallbackAdapter": True}, True),
+    ({}, False),
+]
+
+
+def test_a_software_adapter_is_known_by_its_name(pure):
+    given = [info for info, _ in ADAPTERS]
+    found = pure("given.map((info) => machineOf({ info }, true))", given)
+    assert [one["software"] for one in found] == [software for _, software in ADAPTERS]
+    assert found[4]["name"] == "webgpu-nvidia-lovelace"
+    assert found[-1]["name"] == "webgpu-unnamed"
+    assert pure("machineOf({ isFallbackAdapter: true }, true).software")  # as it was once
 
 
 def test_one_lab_at_a_time(opened):
@@ -753,7 +871,7 @@ def signed(content):
     return content | {"digest": records.digest(content)}
 
 
-def open_gpus_record(lab, path):
+def open_gpus_record(lab, path, gflops=500, **machine):
     """Made up, of a GPU on which each launch costs 9 µs and the rest 30 µs."""
     samples = {rung: [30 + 9 * n] * 4 for rung, n in COUNTS.items()}
     parameters = {"module": "ragged", "batch": 1, "clock": "device"}
@@ -761,9 +879,10 @@ def open_gpus_record(lab, path):
         "schema": 1,
         "experiment": "webgpu_ladder",
         "date": "2026-11-22",
-        "machine": {"kind": "webgpu", "device": "a GPU", "vendor": "v", "software": False},
-        "protocol": {"rounds": 4, "entries": 48600, "differ": 0,
-                     "large_product": {"n": 1024, "calls": 1, "device": [4294.967296]}},
+        "machine": {"kind": "webgpu", "device": "a GPU", "vendor": "v", "software": False}
+        | machine,
+        "protocol": {"rounds": 4, "entries": 48600, "differ": 0, "large_product":
+                     {"n": 1024, "calls": 1, "device": [2 * 1024**3 / gflops / 1000]}},
         "cases": [{"parameters": parameters, "samples": samples, "launches": COUNTS}],
     }  # fmt: skip
     path.write_text(json.dumps(signed(record)), encoding="utf-8")
@@ -786,6 +905,18 @@ def test_a_gpus_record_shows_its_gains(opened, tmp_path):
     assert "20 launches became 2" in lab.inner_text()
     assert "500 GFLOP/s" in lab.inner_text()
     assert lab.locator(".fs-lab-bars").count() == 1
+
+
+@pytest.mark.parametrize(
+    ("vendor", "gflops", "doubted"), [("", 5, True), ("", 500, False), ("v", 5, False)]
+)
+def test_the_rate_tells_software_only_without_a_name(
+    opened, tmp_path, vendor, gflops, doubted
+):
+    lab = opened(page_of(RAGGED)).locator("[data-lab]")
+    open_gpus_record(lab, tmp_path / "gpu.json", gflops, vendor=vendor)
+    assert ("This looks like a software adapter" in lab.inner_text()) == doubted
+    assert ("gain" in lab.locator("table").inner_text()) != doubted
 
 
 SCHEMA = json.loads((ROOT / "records" / "schema.json").read_text(encoding="utf-8"))
@@ -926,3 +1057,39 @@ def test_a_lost_device_is_told_and_a_new_run_works(another, opened):
     assert lab.get_attribute("data-lab-state") == "failed"
     assert "The GPU was lost" in says(lab)
     assert ended(page, "launches").get_attribute("data-lab-state") == "done"
+
+
+# In Firefox
+
+
+@pytest.fixture(scope="module")
+def fox(tmp_path_factory):
+    if not firefox.FOUND:
+        pytest.skip("no Firefox is installed")
+    with firefox.running(tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+def test_both_labs_run_in_firefox_from_a_file(fox, tmp_path):
+    path = tmp_path / "labs.html"
+    path.write_text(page_of(RAGGED, LAUNCHES), encoding="utf-8")
+    fox.go(f"{path.as_uri()}?lab=quick")
+    for kind in ("launches", "ladder"):
+        lab = f"document.querySelector('[data-lab={kind}]')"
+        fox.run(f"{lab}.querySelector('[data-lab-run]').click()")
+        fox.until(f"{lab}.dataset.labState !== 'running'", 90)
+        state, differ, entries, said = fox.run(
+            f"const {{ dataset, innerText }} = {lab};"
+            "return [dataset.labState, dataset.labDiffer, dataset.labEntries, innerText];"
+        )
+        if "no GPU that it would use" in said:
+            pytest.skip("Firefox finds no Vulkan")
+        assert (state, differ) == ("done", "0"), said
+        text = fox.run(f"return {lab}.querySelector('[data-lab-record]').textContent;")
+        record = json.loads(text)
+        jsonschema.validate(record, SCHEMA)
+        assert record == signed(record)
+        if kind == "ladder":
+            assert entries == str(6 * 81 * 100)
+            assert "Firefox" in record["machine"]["browser"]
+            assert all(case["launches"] == COUNTS for case in record["cases"])

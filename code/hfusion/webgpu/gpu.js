@@ -14,27 +14,82 @@ class Ended extends Error {
   }
 }
 
-// One run of a lab. Whatever it waits for ends when the run does.
+// One run of a lab. Whatever it waits for ends when the run does. Its time stands still while the
+// page is out of sight, and while the reader is asked. `limit`, ms: when it ends by itself; `due`:
+// when it means to be over.
 class Run {
-  constructor() {
-    this.began = performance.now();
+  constructor(limit = Infinity, ask = async () => {}) {
+    const look = () => this.hold();
+    Object.assign(this, { began: performance.now(), still: null, asking: false, limit, due: limit, ask });
+    this.patience = PATIENCE_S;
     this.over = new Promise((_, reject) => {
       this.end = (state, sentence) => reject(new Ended(state, sentence));
     });
-    this.over.catch(() => {}); // also if nobody waits just now
+    this.over.catch(() => document.removeEventListener("visibilitychange", look));
+    document.addEventListener("visibilitychange", look);
+    this.hold();
+    const off = this.later(() => this.limit - this.elapsed(), () => this.end("failed", "Stopped after "
+      + `${Math.round(this.limit / 1000)} seconds: this GPU is too slow for that choice. Take a smaller one.`));
+    this.over.catch(off);
   }
 
-  async wait(promise, what, seconds = PATIENCE_S) {
+  // Lets time stand still, or go on.
+  hold() {
+    const now = performance.now();
+    if (document.hidden || this.asking) {
+      this.still ??= now;
+    } else if (this.still !== null) {
+      this.began += now - this.still;
+      this.still = null;
+    }
+  }
+
+  elapsed() {
+    return (this.still ?? performance.now()) - this.began;
+  }
+
+  // Calls act when left() ms are over; returns what calls it off.
+  later(left, act) {
     let timer;
+    const look = () => {
+      const ms = left();
+      if (ms <= 0) act();
+      else if (ms < Infinity) timer = setTimeout(look, Math.max(ms, this.still === null ? 1 : 500));
+    };
+    look();
+    return () => clearTimeout(timer);
+  }
+
+  async wait(promise, what, seconds = this.patience) {
+    const began = this.elapsed();
+    let off;
     const late = new Promise((_, reject) => {
-      timer = setTimeout(() => reject(new Ended("failed", `${what} did not end within ${seconds} `
-        + "seconds, so it was given up. The GPU may be busy, or too slow for this size.")), 1000 * seconds);
+      off = this.later(() => began + 1000 * seconds - this.elapsed(), () => reject(new Ended("failed",
+        `${what} did not end within ${Math.round(seconds)} seconds, so it was given up. The GPU may be busy, `
+        + "or too slow for this size.")));
     });
     try {
       return await Promise.race([promise, this.over, late]);
     } finally {
-      clearTimeout(timer);
+      off();
     }
+  }
+
+  // Another `ms` ms are needed. What goes beyond the limit is told beforehand, and asked for.
+  async afford(ms) {
+    const whole = this.elapsed() + ms;
+    if (whole < 0.9 * this.limit) return;
+    this.asking = true;
+    this.hold();
+    try {
+      await Promise.race([this.over, this.ask(`With this choice a run takes about ${duration(whole)} on this `
+        + "GPU. Go on, or cancel and take a smaller module or batch.")]);
+    } finally {
+      this.asking = false;
+      this.hold();
+    }
+    this.due = 1.5 * whole; // room for the second round
+    this.limit = 3 * whole;
   }
 
   // Lets the page live, and measures nothing while it is out of sight.
@@ -48,6 +103,9 @@ class Run {
     }
   }
 }
+
+const duration = (ms) =>
+  (ms < 100000 ? `${Math.ceil(ms / 10000) * 10} seconds` : `${Math.ceil(ms / 60000)} minutes`);
 
 const hint = "Current Chrome, Edge and Safari have it, and Firefox on Windows and Macs; on Linux it "
   + "may be behind a flag.";
@@ -63,11 +121,12 @@ async function open(run, bytes) {
   if (!adapter) {
     throw new Ended("unsupported", `This browser has WebGPU, but no GPU that it would use. ${hint}`);
   }
-  const needed = { ...LIMITS, maxStorageBufferBindingSize: bytes, maxBufferSize: bytes };
-  for (const [name, least] of Object.entries(needed)) {
+  const sizes = { maxStorageBufferBindingSize: bytes, maxBufferSize: bytes };
+  for (const [name, least] of Object.entries({ ...LIMITS, ...sizes })) {
     if (adapter.limits[name] < least) {
       throw new Ended("unsupported",
-        `This GPU's ${name} is ${adapter.limits[name]}, and this lab needs ${least}.`);
+        `This GPU's ${name} is ${adapter.limits[name]}, and this lab needs ${least}`
+        + `${name in sizes ? " for this choice. Take a smaller batch." : "."}`);
     }
   }
   const timed = adapter.features.has("timestamp-query");
@@ -191,8 +250,8 @@ const nameless = ({ vendor, architecture, description }) => !vendor && !architec
 function machineOf(adapter, timed) {
   const info = adapter.info ?? {}, { vendor = "", architecture = "", description = "", device = "" } = info;
   const names = `${vendor} ${architecture} ${description} ${device}`.trim();
-  const software = (info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false)
-    || /swiftshader|llvmpipe|lavapipe|softpipe|basic render|warp|software/i.test(names);
+  const software = /swiftshader|llvmpipe|lavapipe|softpipe|basic render|warp|software/i.test(names)
+    || (info.isFallbackAdapter ?? adapter.isFallbackAdapter ?? false);
   const known = description || [vendor, architecture].filter(Boolean).join(" ");
   const slug = names ? `${vendor} ${architecture || description}` : "unnamed";
   return {

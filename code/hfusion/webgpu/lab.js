@@ -34,13 +34,14 @@ class Lab {
     this.starts = button("Run it here", "data-lab-run", () => this.start());
     this.stops = button("Cancel", "data-lab-cancel", () =>
       this.run?.end("cancelled", "Cancelled. The GPU's memory has been given back."));
+    this.goes = button("Go on", "data-lab-go", () => this.agree?.());
     this.adapter = element("p", { class: "fs-lab-adapter" });
     this.says = element("p", { role: "status", class: "fs-lab-says" });
     this.bar = element("progress", { max: "1", value: "0", "aria-label": "Progress" });
     this.results = element("div", { class: "fs-lab-results" });
     this.files = element("div", { class: "fs-lab-files" });
     this.root.replaceChildren(level,
-      element("div", { class: "fs-lab-choices" }, ...this.choices(), this.starts, this.stops),
+      element("div", { class: "fs-lab-choices" }, ...this.choices(), this.starts, this.goes, this.stops),
       this.adapter, this.says, this.bar, this.results, this.files);
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", title);
@@ -70,13 +71,15 @@ class Lab {
     this.says.textContent = sentence;
     this.starts.disabled = running;
     this.stops.disabled = !running;
+    this.goes.hidden = true;
     this.bar.hidden = !running;
     this.root.querySelectorAll("select").forEach((list) => { list.disabled = running; });
     if (focused) (running ? this.stops : this.starts).focus();
   }
 
   unsupported() {
-    open(new Run(), 0).catch(({ state, message }) => this.state(state, message));
+    const run = new Run();
+    open(run, 0).catch(({ state, message }) => this.state(state, message)).finally(() => run.end());
   }
 
   // From a run, in words for the reader: what it does, how far it is, and on what.
@@ -96,10 +99,8 @@ class Lab {
         + "disturb each other.";
       return;
     }
-    const run = this.run = new Run(), choice = this.chosen();
-    const { limit } = PACE[choice.pace];
-    const late = setTimeout(() => run.end("failed", `Stopped after ${limit / 1000} seconds: this GPU `
-      + "is too slow for that choice. Take a smaller one."), limit);
+    const choice = this.chosen();
+    const run = this.run = new Run(PACE[choice.pace].limit, (question) => this.ask(question));
     delete this.root.dataset.labDiffer;
     delete this.root.dataset.labEntries;
     this.clear();
@@ -113,10 +114,20 @@ class Lab {
       if (!known) console.warn(error);
       this.state(known ? error.state : "failed", known ? error.message : `It failed: ${error.message}`);
     } finally {
-      clearTimeout(late);
       run.end("cancelled", "Over."); // whatever still waits
       this.run = null;
     }
+  }
+
+  // Until the reader agrees.
+  async ask(question) {
+    this.goes.hidden = false;
+    this.says.textContent = question;
+    if (this.root.contains(document.activeElement)) this.goes.focus();
+    await new Promise((resolve) => { this.agree = resolve; });
+    const focused = document.activeElement === this.goes;
+    this.goes.hidden = true;
+    if (focused) this.stops.focus();
   }
 
   async finish(choice, result) {
@@ -125,7 +136,7 @@ class Lab {
     if (result.differ) {
       this.state("failed", `${count(result.differ)} of ${count(result.entries)} entries differ, in: `
         + `${result.wrong.join("; ")}. Either this page's kernels or this GPU's compiler is wrong. `
-        + "Nothing was timed.");
+        + "No time is shown.");
       return;
     }
     const record = recordOf(this.kind, choice, result, this.setup.sources);

@@ -145,6 +145,15 @@ function buffersOf(rungs, batchPixels) {
   return needed;
 }
 
+const LARGEST = 2048; // side of the largest product
+
+// Bytes of the largest buffer.
+function bytesOf(widths, size, batch) {
+  const anywhere = Object.fromEntries([...UNITS, "stack"].map((name) => [name, {}]));
+  const vectors = buffersOf(ladder(widths, size, batch, anywhere), batch * size * size);
+  return Math.max(4 * LARGEST * LARGEST, 16 * Math.max(...Object.values(vectors)));
+}
+
 // A job table as it lies in a uniform.
 function tableOf(jobs) {
   const words = new Uint32Array(4 * FIELDS.length); // at most four jobs

@@ -2,7 +2,8 @@
 
 const TURN_MS = 50;
 // How long the rounds may take together, and a whole run, ms; how many rounds there are, at least
-// (if the run's time allows) and at most; how long a turn shall be; and the turns before the first.
+// (if the run's time allows; the record says how many there were) and at most; how long a turn
+// shall be; and the turns before the first.
 const PACE = {
   quick: { budget: 4000, limit: 120000, least: 2, most: 2, turn: 5, warmUp: 0 },
   minute: { budget: 25000, limit: 60000, least: 5, most: 20, turn: TURN_MS, warmUp: 2 },
@@ -50,13 +51,13 @@ async function handedOver(gpu, tick, n, apart, calls) {
 // Turns in rounds for as long as the pace allows; a turn during which the tab was hidden is taken
 // again. Returns {arm: [{wall, device}, …]}.
 async function rounds(gpu, arms, pace, say) {
-  const names = Object.keys(arms), began = performance.now();
+  const names = Object.keys(arms), { run } = gpu, began = run.elapsed();
   let hidden = false;
   const look = () => { hidden ||= document.hidden; };
   document.addEventListener("visibilitychange", look);
   const measure = async (name) => {
     for (;;) {
-      await gpu.run.breathe(say);
+      await run.breathe(say);
       hidden = document.hidden;
       const sample = await arms[name]();
       if (!hidden) return sample;
@@ -64,8 +65,8 @@ async function rounds(gpu, arms, pace, say) {
   };
   try {
     return await race(names, measure, (round) => {
-      say(`Measuring, round ${round + 1}`, (performance.now() - began) / pace.budget, round / pace.most);
-      const taken = performance.now() - began, left = pace.limit - (performance.now() - gpu.run.began);
+      const taken = run.elapsed() - began, left = run.due - run.elapsed();
+      say(`Measuring, round ${round + 1}`, taken / pace.budget, round / pace.most);
       if (round > 0 && left < 1.5 * taken / round + 1000) return false;
       return round < pace.most && (round < pace.least || taken < pace.budget);
     });
@@ -74,7 +75,7 @@ async function rounds(gpu, arms, pace, say) {
   }
 }
 
-// Turns that are not kept. What is slow has warmed up while it was checked.
+// Turns that are not kept.
 async function warmedUp(gpu, arms, pace) {
   const began = performance.now();
   for (let i = 0; i < pace.warmUp; i++) {
@@ -133,7 +134,7 @@ function encoders(gpu, { kernels, rungs, buffers }) {
 
 // Runs each rung once, into memory full of NaN, and compares every entry. Returns counts.
 async function verified(gpu, { rungs, vectors, buffers }, encode, expected, say) {
-  const found = { entries: 0, differ: 0, launches: {}, wrong: [] };
+  const found = { entries: 0, differ: 0, launches: {}, wrong: [], ms: 0 }; // ms: on the GPU, together
   const nan = new Float32Array(4 * Math.max(...Object.values(vectors))).fill(NaN);
   for (const [place, rung] of RUNGS.entries()) {
     say(`Checking rung ${place + 1} of ${RUNGS.length}, ${rung}`, place / RUNGS.length);
@@ -145,7 +146,10 @@ async function verified(gpu, { rungs, vectors, buffers }, encode, expected, say)
     const before = gpu.launches, encoder = gpu.device.createCommandEncoder(), pass = encoder.beginComputePass();
     encode[rung](pass);
     pass.end();
+    const began = gpu.run.elapsed();
     gpu.device.queue.submit([encoder.finish()]);
+    await gpu.done();
+    found.ms += gpu.run.elapsed() - began;
     found.launches[rung] = gpu.launches - before;
     const actual = new Float32Array(await gpu.read(buffers.y, 4 * expected.length));
     const differ = differing(actual, expected);
@@ -155,8 +159,6 @@ async function verified(gpu, { rungs, vectors, buffers }, encode, expected, say)
   }
   return found;
 }
-
-const LARGEST = 2048;
 
 // µs of one large product, a few times: the largest that still takes little time.
 async function largeProduct(gpu, kernel, quick) {
@@ -182,13 +184,25 @@ async function largeProduct(gpu, kernel, quick) {
   }
 }
 
+// A round: for each rung one call more, which is not timed, and at least one.
+const ROUND = 2;
+
+// By the rate of the large product: each rung once for the check, and two rounds.
+async function affordable(run, flops, { n, samples }) {
+  const [, us] = quartiles(samples.map(({ wall }) => wall)), ms = (us / 1000) * (flops / (2 * n ** 3));
+  run.patience = Math.max(PATIENCE_S, (4 * ROUND * ms) / 1000);
+  await run.afford(RUNGS.length * (1 + 2 * ROUND) * ms);
+}
+
 async function ladderLab(run, choice, setup, say) {
   const { widths, size } = setup.modules[choice.module], batch = choice.batch, pace = PACE[choice.pace];
-  const [c, b1, r3, b3, r5, b5, proj] = widths, widest = Math.max(c + r3 + r5, b1 + b3 + b5 + proj);
-  const gpu = await open(run, Math.max(4 * batch * size * size * widest, 4 * LARGEST * LARGEST));
+  const gpu = await open(run, bytesOf(widths, size, batch));
   say(null, 0, 0, gpu.machine);
   try {
     const made = await prepared(gpu, { widths, size, batch }, setup.wgsl, say), encode = encoders(gpu, made);
+    say("Measuring what one large product reaches");
+    const large = await largeProduct(gpu, made.kernels.product, choice.pace === "quick");
+    await affordable(run, flopsOf(widths, size, batch), large);
     say("Computing the expected result here, in float64");
     const expected = await reference(widths, size, batch, made.units, made.x, () => run.breathe(say));
     const here = digest(expected.subarray(0, expected.length / batch)), there = setup.digests[choice.module];
@@ -198,13 +212,13 @@ async function ladderLab(run, choice, setup, say) {
     }
     const found = await verified(gpu, made, encode, expected, say);
     if (found.differ) return { ...found, machine: gpu.machine };
-    say("Measuring what one large product reaches");
-    const large = await largeProduct(gpu, made.kernels.product, choice.pace === "quick");
+    await run.afford(ROUND * 2 * found.ms);
     say("Warming up");
+    const slow = found.ms > 10 * RUNGS.length * pace.turn; // and has warmed up while it was checked
     const last = async (calls) => (await turn(gpu, encode["two launches"], calls)).ms;
-    const calls = await calibrate(last, pace.turn, 2000);
+    const calls = slow ? 1 : await calibrate(last, pace.turn, 2000);
     const arms = Object.fromEntries(RUNGS.map((rung) => [rung, () => turn(gpu, encode[rung], calls)]));
-    await warmedUp(gpu, arms, pace);
+    if (!slow) await warmedUp(gpu, arms, pace);
     const samples = await rounds(gpu, arms, pace, say);
     return { ...found, machine: gpu.machine, large, samples, calls };
   } finally {

@@ -20,8 +20,8 @@ function doubtOf(record) {
   if (record.machine.software) return SOFTWARE;
   const rate = rateOf(record, counting(record)[0].parameters.clock);
   if (!nameless(record.machine) || rate === null || rate >= SLOW_GFLOPS) return null;
-  return `This browser does not name its adapter, and ${number(rate)} GFLOP/s is what a processor `
-    + "does. It may be software, so no gain is shown.";
+  return `This looks like a software adapter: the browser does not name it, and ${number(rate)} GFLOP/s is `
+    + "what a processor does. So no gain is shown.";
 }
 
 function ladderView(record) {
