@@ -489,7 +489,8 @@ def test_the_ladder_is_right_and_is_counted(opened, row):
         assert case["launches"] == COUNTS
         assert set(map(len, case["samples"].values())) == {2}
     # The same by what the browser is told, and the device is given back.
-    assert page.evaluate("seen.passes.slice(0, 6)") == list(COUNTS.values())
+    passes, wanted = page.evaluate("seen.passes"), list(COUNTS.values())
+    assert wanted in [passes[i : i + 6] for i in range(len(passes))]
     assert page.evaluate("[seen.created, seen.destroyed]") == [1, 1]
     assert page.complaints == []
 
@@ -724,9 +725,9 @@ def test_in_sight_a_run_has_an_end(opened):
     lab = page.locator("[data-lab]")
     lab.locator("[data-lab-run]").click()
     page.wait_for_function("document.body.innerText.includes('Measuring')")
-    page.clock.fast_forward("00:02:01")
+    page.clock.fast_forward("00:04:01")
     assert over(page, "launches").get_attribute("data-lab-state") == "failed"
-    assert "Stopped after 120 seconds" in says(lab) or "given up" in says(lab)
+    assert "Stopped after 240 seconds" in says(lab) or "given up" in says(lab)
 
 
 def test_what_takes_long_is_told_beforehand_and_asked_for(opened):
