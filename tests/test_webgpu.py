@@ -790,6 +790,21 @@ def test_a_run_stays_within_its_minute_with_fewer_rounds(pure, call_ms):
     assert [told in text for text in found["asked"]] == ([True] if told else [])
 
 
+@pytest.mark.parametrize(("turn_ms", "wanted"), [(1, 2), (300, 1), (600, 0)])
+def test_the_record_says_how_much_warming_up_there_was(pure, turn_ms, wanted):
+    found = pure(
+        """await (async () => {
+            let now = 0;
+            const run = { elapsed: () => now, breathe: async () => {} };
+            const turn = async () => { now += given; };
+            const arms = Object.fromEntries(RUNGS.map((rung) => [rung, turn]));
+            return warmedUp({ run }, arms, PACE.minute.warmUp);
+        })()""",
+        turn_ms,
+    )
+    assert found == wanted
+
+
 @pytest.mark.parametrize("row", models.TABLE)
 def test_a_batch_of_32_keeps_to_what_webgpu_promises(pure, row):
     widths, size = generator.table(row)

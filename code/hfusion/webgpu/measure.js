@@ -75,15 +75,17 @@ async function rounds(gpu, arms, pace, say) {
   }
 }
 
-// Turns that are not kept.
-async function warmedUp(gpu, arms, pace) {
-  const began = performance.now();
-  for (let i = 0; i < pace.warmUp; i++) {
+// Turns that are not kept: so many of each arm, or as many as 2 s allow. Returns how many.
+async function warmedUp(gpu, arms, most) {
+  const began = gpu.run.elapsed();
+  for (let i = 0; i < most; i++) {
     for (const turn of Object.values(arms)) {
       await gpu.run.breathe();
-      if (performance.now() - began < 2000) await turn();
+      if (gpu.run.elapsed() - began > 2000) return i;
+      await turn();
     }
   }
+  return most;
 }
 
 // By which clock the results are shown: the GPU's own if it worked in every turn.
@@ -218,9 +220,9 @@ async function ladderLab(run, choice, setup, say) {
     const last = async (calls) => (await turn(gpu, encode["two launches"], calls)).ms;
     const calls = slow ? 1 : await calibrate(last, pace.turn, 2000);
     const arms = Object.fromEntries(RUNGS.map((rung) => [rung, () => turn(gpu, encode[rung], calls)]));
-    if (!slow) await warmedUp(gpu, arms, pace);
+    const warmUp = await warmedUp(gpu, arms, slow ? 0 : pace.warmUp);
     const samples = await rounds(gpu, arms, pace, say);
-    return { ...found, machine: gpu.machine, large, samples, calls };
+    return { ...found, machine: gpu.machine, large, samples, calls, warmUp };
   } finally {
     gpu.close();
   }
@@ -253,10 +255,10 @@ async function launchesLab(run, choice, setup, say) {
       }
     }
     if (found.differ) return { ...found, machine: gpu.machine };
-    await warmedUp(gpu, arms, pace);
+    const warmUp = await warmedUp(gpu, arms, pace.warmUp);
     const large = nameless(gpu.machine) ? await unnamedRate(gpu, setup.wgsl, choice.pace === "quick") : null;
     const samples = await rounds(gpu, arms, pace, say);
-    return { ...found, machine: gpu.machine, large, samples, calls };
+    return { ...found, machine: gpu.machine, large, samples, calls, warmUp };
   } finally {
     gpu.close();
   }

@@ -34,7 +34,7 @@ function recordOf(kind, choice, result, sources) {
       order: "arms take turns, and each round begins with the next arm",
       turn: "one call that is not timed by the GPU's clock, then the case's calls in a row",
       rounds: Object.values(result.samples)[0].length,
-      warm_up: PACE[choice.pace].warmUp, turn_us: 1000 * PACE[choice.pace].turn,
+      warm_up: result.warmUp, turn_us: 1000 * PACE[choice.pace].turn,
       inputs: "small whole numbers from a seed, the same for all arms",
       checked: "each arm against float64, every entry, before any timing",
       entries: result.entries, differ: result.differ,
