@@ -754,7 +754,7 @@ def test_what_takes_long_is_told_beforehand_and_asked_for(opened):
     for answer in ("cancelled", "done"):
         lab.locator("[data-lab-run]").click()
         go.wait_for()
-        assert "a run takes about 51 minutes on this GPU" in says(lab)
+        assert "a run takes about 51 minutes here." in says(lab)
         assert page.evaluate("seen.dispatched") < 50  # rates, and not a rung
         page.clock.fast_forward("00:10:00")  # the reader may think
         assert lab.get_attribute("data-lab-state") == "running"

@@ -82,8 +82,8 @@ class Run {
     this.asking = true;
     this.hold();
     try {
-      await Promise.race([this.over, this.ask(`With this choice a run takes about ${duration(whole)} on this `
-        + "GPU. Go on, or cancel and take a smaller module or batch.")]);
+      await Promise.race([this.over, this.ask(`With this choice a run takes about ${duration(whole)} here. `
+        + "Go on, or cancel and take a smaller module or batch.")]);
     } finally {
       this.asking = false;
       this.hold();
