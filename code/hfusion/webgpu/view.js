@@ -67,8 +67,8 @@ function launchesView(record) {
     said.push(`Handed over one by one, ${count(longest)} launches take ${ratio(times)} times as long `
       + `as in one submit (quartiles ${range(apart[ns.length - 1], ratio)}). One by one, each launch `
       + "pays for the way from the page to the GPU, as in a program that launches eagerly. In one "
-      + "submit that is paid once, as in a CUDA graph; what is left is about what the GPU itself "
-      + "needs between two launches.");
+      + "submit that is paid once, as in a CUDA graph; what is left is what the GPU needs from one "
+      + "launch to the next, or the browser to record one more, whichever takes longer.");
   }
   const label = `Time over the number of launches, from ${ns[0]} to ${longest}, with one submit and `
     + "with a submit each; the table has the numbers.";
