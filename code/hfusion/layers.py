@@ -263,7 +263,8 @@ class Stacked(nn.Module):
     are views of one tensor, and so they are with one where each branch lies in one piece:
     one image in NCHW, one row of a Linear. Otherwise a branch is a strided part, which a
     consumer may copy to make it contiguous; there the activation is applied to each branch,
-    and what it returns is dense. With hoist it is applied once in any case.
+    and what it returns is dense, unless it works in place. With hoist it is applied once in
+    any case.
 
     Its state_dict is that of the separate layers in an nn.ModuleDict, and each loads the
     other's. Where only some siblings have a bias, the zeros of the others are kept zero by
