@@ -581,3 +581,19 @@ def test_a_program_that_does_not_answer_is_given_up(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", waits)
     assert recording._output("git", "status") is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no alarm here")
+def test_an_alarm_that_rings_while_it_is_set_is_taken_back(monkeypatch):
+    before, arm = signal.getsignal(signal.SIGALRM), signal.setitimer
+
+    def rings_at_once(which, seconds, again=0):
+        arm(which, seconds, again)
+        if seconds:
+            signal.raise_signal(signal.SIGALRM)
+
+    monkeypatch.setattr(signal, "setitimer", rings_at_once)
+    with pytest.raises(recording.TooLate), recording.Deadline(100).alarm():
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) is before

@@ -293,23 +293,61 @@ def test_what_there_is_so_far_is_written_seldom(half, monkeypatch):
 LATE, LACKS = "not reached within 3 s", "needs a CUDA device"
 
 
+LOST = "not reached in time"
+
+
 @pytest.mark.parametrize(
-    ("skipped", "kept"),
+    ("skipped", "why", "worth_keeping"),
     [
-        ([{"every arm": LATE}], False),
-        ([{"a": LATE}, {"every arm": LATE}], False),
-        ([{"a": LATE, "graph": LACKS}], False),
-        ([{"every arm": LACKS}], True),  # this is what there is to know here
-        ([{"every arm": "failed: ValueError: no"}], True),
+        ([{"every arm": LATE}], LOST, False),
+        ([{"a": LATE}, {"every arm": LATE}], LOST, False),
+        ([{"a": LATE, "graph": LACKS}], LOST, False),
+        ([{"every arm": LACKS}], LACKS, True),  # this is what there is to know here
+        ([{"every arm": "out of memory"}], "out of memory", True),
+        ([{"every arm": "failed: ValueError: no"}], "failed: ValueError: no", True),
     ],
 )
-def test_what_had_no_time_at_all_replaces_nothing(half, skipped, kept):
-    cases = tuple(Case({"n": n}, {}, skipped=why) for n, why in enumerate(skipped))
-    half.keep(made("ceilings", cases=cases))
-    assert (half.staging / "ceilings.json").exists() is kept
-    assert half.broken == ({} if kept else {"ceilings": "not reached in time"})
-    half.finish()
-    assert dates(half.place)["ceilings.json"] == (RECORD.date if kept else OLD)
+def test_a_record_of_no_race_replaces_none(half, skipped, why, worth_keeping):
+    cases = tuple(Case({"n": n}, {}, skipped=each) for n, each in enumerate(skipped))
+    nothing = made("ceilings", cases=cases)
+    half.keep(nothing)
+    assert not (half.staging / "ceilings.json").exists()
+    assert half.broken == {"ceilings": why}
+    (half.place / "ceilings.json").unlink()
+    half.keep(nothing)  # and now there is no older one
+    assert (half.staging / "ceilings.json").exists() is worth_keeping
+
+
+def test_who_is_stopped_after_they_are_in_place_is_told_so(half, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.shutil, "rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            half.finish()
+    assert half.left() == f"all records are in {half.place}"
+    assert dates(half.place) == AFTER
+    assert not half.staging.exists()
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_what_a_killed_swap_had_put_away_comes_back(half, between):
+    """Where the system has no swap in one step: killed between two renames, or after."""
+    runs._let_go(half.handle)
+    away = half.place.with_name(".a-cpu.before")
+    half.place.rename(away)
+    if not between:
+        half.staging.rename(half.place)
+    again = runs.Run(half.place.parent, MACHINE, NAMES)
+    again.begin()
+    assert not away.exists()
+    assert set(dates(again.place)) == (
+        {*BEFORE} if between else {"network.json", "stage.json"}
+    )
+    again.keep(made("ceilings"))
+    again.finish()
+    assert dates(again.place)["ceilings.json"] == RECORD.date
 
 
 # The report.

@@ -145,22 +145,27 @@ class Deadline:
         if not (main and hasattr(signal, "setitimer") and self.left() < math.inf):
             yield
             return
-        rings = []
+        rings, inside = [], True
 
         def ring(*_):
-            rings.append(1)
-            raise TooLate
+            if inside:
+                rings.append(1)
+                raise TooLate
 
         before = signal.signal(signal.SIGALRM, ring)
-        # Again each second: who is inside may have caught it.
-        signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.left() - reserve_s), 1)
         try:
-            yield
-        except Exception as error:  # also what somebody made of a TooLate
-            if rings:
-                raise TooLate from error
-            raise
-        finally:
+            try:
+                # Again each second: who is inside may have caught it.
+                wait_s = max(1e-3, self.left() - reserve_s)
+                signal.setitimer(signal.ITIMER_REAL, wait_s, 1)
+                yield
+            except Exception as error:  # also what somebody made of a TooLate
+                if rings:
+                    raise TooLate from error
+                raise
+            finally:
+                inside = False
+        finally:  # apart, so that a last ring in the finally above cannot skip it
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 

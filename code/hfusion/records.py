@@ -277,7 +277,8 @@ def adopt(path, folder):
 def _read(path):
     """The content of a file, a dict of a schema that this hfusion reads."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_refuse)
     except (OSError, ValueError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or "schema" not in content:
@@ -287,6 +288,11 @@ def _read(path):
             f"{path} has schema {content['schema']}, and this hfusion reads {SCHEMA}"
         )
     return content
+
+
+def _refuse(constant):
+    """Python reads NaN and Infinity in JSON, which has neither."""
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _made(content, path):

@@ -9,10 +9,12 @@ record that is committed, and none of another machine: then the folder is <machi
 
 import ctypes
 import dataclasses
+import hashlib
 import itertools
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -87,16 +89,17 @@ class Run:
         self.place, self.passed = choose(Path(folder), machine, names)
         self.staging = self.place.with_name(f".{self.place.name}.unfinished")
         self.complete, self.broken = [], {}  # records; {experiment: why there is none}
-        self.handle, self.next_s = None, 0.0
+        self.handle, self.next_s, self.placed = None, 0.0, False
 
     def begin(self):
         """An empty folder for what will be complete; what another run left there goes."""
         try:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            self.handle = _hold(self.place)
+            _mend(self.place)
             if self.staging.exists():
-                _let_go(_hold(self.staging))
                 shutil.rmtree(self.staging)
-            self.staging.mkdir(parents=True)
-            self.handle = _hold(self.staging)
+            self.staging.mkdir()
         except OSError as error:
             raise NotSaved(f"{self.staging} cannot be made: {error.strerror}") from error
 
@@ -109,13 +112,15 @@ class Run:
             self.next_s = ended + 20 * (ended - began)
 
     def keep(self, record):
-        """Write a complete record; not one that only says that there was no time."""
-        reasons = [why for case in record.cases for why in case.skipped.values()]
+        """Write a complete record. One that only says why nothing was raced replaces none,
+        and is none where there was no time."""
         raced = any(case.samples for case in record.cases)
-        if not raced and any(why.startswith(LATE) for why in reasons):
-            self.lose(record.experiment, f"{LATE} in time")
-        else:
+        reasons = [why for case in record.cases for why in case.skipped.values()]
+        late = any(why.startswith(LATE) for why in reasons)
+        if raced or not (late or (self.place / f"{record.experiment}.json").exists()):
             self.complete.append(self._write(record))
+        else:
+            self.lose(record.experiment, f"{LATE} in time" if late else reasons[0])
 
     def lose(self, name, reason):
         """There is no new record of an experiment; one that there was stays."""
@@ -142,6 +147,7 @@ class Run:
                 _exchange(self.staging, self.place)
             elif self.complete:
                 os.rename(self.staging, self.place)
+            self.placed = bool(self.complete)
         except OSError as error:
             raise NotSaved(f"{self.place} cannot be replaced: {error}") from error
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -150,6 +156,9 @@ class Run:
     def left(self):
         """Let go of the run; what it leaves, in words."""
         _let_go(self.handle)
+        if self.placed:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            return f"all records are in {self.place}"
         if not list(self.staging.glob("*.json")):
             shutil.rmtree(self.staging, ignore_errors=True)
             return "no record was changed, and nothing new was complete"
@@ -193,17 +202,32 @@ class Run:
         yield "    git checkout records chapters back _static README.md"
 
 
-def _hold(folder):
-    """Let no other run have this folder while this process lives."""
+def _hold(place):
+    """Let no other run have this folder while this process lives.
+
+    The lock is a file of this machine's own, since network file systems may have no locks.
+    It stays: whoever deleted it could delete one that another run has just locked.
+    """
     if fcntl is None:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    named = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"hfusion-{os.getuid()}-{named}.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(handle)
-        raise NotSaved(f"another run is at work in {folder}") from error
+        raise NotSaved(f"another run is at work in {place}") from error
     return handle
+
+
+def _mend(place):
+    """Bring back what `_exchange` had put away when it was killed between two steps."""
+    away = place.with_name(f".{place.name}.before")
+    if away.exists() and not place.exists():
+        os.rename(away, place)
+    elif away.exists():
+        shutil.rmtree(away)
 
 
 def _let_go(handle):
