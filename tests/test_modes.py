@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from forks import net, siblings
+from forks import constant_decides, decides, drops, net, siblings
 from torch import fx, nn
 
 from hfusion import FusionError, fold_batchnorm, fuse, layers, modes, plan, unfuse
@@ -49,18 +49,6 @@ def right_or_refused(fused, model, switch=lambda m: None):
 
 
 # Forwards that look at flags.
-
-
-def drops(self, x):
-    return F.dropout(self.q(x), 0.5, training=self.training), self.k(x)
-
-
-def decides(self, x):
-    return (self.q(x) * 2 if self.training else self.q(x)), self.k(x)
-
-
-def constant_decides(self, x):
-    return self.q(x) + torch.full((4,), 1.0 if self.training else 2.0), self.k(x)
 
 
 def asks_a_block(self, x):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from forks import net, siblings
+from forks import constant_decides, decides, drops, net, siblings
 from torch import fx, nn
 
 from hfusion import FusionError, fuse, layers, models, plan, tracing
@@ -726,18 +726,6 @@ def test_a_graph_module_is_taken_as_it_is():
 
 
 # The training flag.
-
-
-def drops(self, x):
-    return F.dropout(self.q(x), 0.5, training=self.training), self.k(x)
-
-
-def decides(self, x):
-    return (self.q(x) * 2 if self.training else self.q(x)), self.k(x)
-
-
-def constant_decides(self, x):
-    return self.q(x) + torch.full((4,), 1.0 if self.training else 2.0), self.k(x)
 
 
 def stops_in_training(self, x):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .. import kernels, measure, models
+from ..eager import FORMATS
 from ..folding import fold_batchnorm
 from ..recording import Unavailable
 from ..rewrite import Siblings, plan
@@ -21,7 +22,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
 SHARE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
-FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 # What is used: float32 in PyTorch's own layout, float16 in that of the tensor cores.
 USUAL = {"float16": "NHWC", "float32": "NCHW"}
 
