@@ -408,7 +408,7 @@ def test_a_page_lacks_what_is_not_there(tmp_path):
     records.save(made("leftover"), tmp_path)
     lines = dict(map(_parted, runs.readers(tmp_path / "a-cpu")))
     assert lines["The field"] == "has what it needs"
-    assert lines["chapter 11"] == "lacks embedding, ceilings"
+    assert lines["chapter 12"] == "lacks embedding, ceilings"
 
 
 PAGES = {"The field": "back/the-field.ipynb"} | {

@@ -72,8 +72,8 @@ READERS = {
         ("module_ladder", {"module": "3a", "batch": 1} | HALF, (TWO,)),
         ("network", {"batch": 1} | HALF, (TWO,)),
     ],
-    "chapter 11": [("embedding", FULL, ("separate", "embedded")), *LIMITS],
-    "chapter 12": [("projections", FULL, ("separate", "stacked", "copied"))],
+    "chapter 12": [("embedding", FULL, ("separate", "embedded")), *LIMITS],
+    "chapter 13": [("projections", FULL, ("separate", "stacked", "copied"))],
     "The field": [("leftover", {}, ())],
 }
 
