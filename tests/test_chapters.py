@@ -4,6 +4,7 @@ import copy
 import re
 from pathlib import Path
 
+import minutes
 import nbformat
 import pytest
 from execute_chapters import README_FIGURE, named_figure
@@ -18,6 +19,9 @@ NOTEBOOKS = CHAPTERS | {path.stem: nbformat.read(path, as_version=4) for path in
 # Cells whose output nbval does not compare: times of the reader's own machine. This
 # number may only fall.
 IGNORED = 3
+
+# Chapters held to `minutes.py`: what they say is what they take, at most 45 minutes.
+TIMED = ()
 
 each_chapter = pytest.mark.parametrize("name", list(CHAPTERS))
 
@@ -108,6 +112,76 @@ def test_a_chapter_shows_a_check_failing(name):
     code = "\n".join(cell.source for cell in code_cells(CHAPTERS[name]))
     assert "measure.agree" in code
     assert "measure.differ" in code
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_a_chapter_takes_as_long_as_it_says(name):
+    assert minutes.said(CHAPTERS[name]) == minutes.to_say(CHAPTERS[name]) <= minutes.MOST
+
+
+COUNTED = """# A heading of five words
+
+:::{admonition} Takeaway
+:class: takeaway
+A {term}`program <program>` of [a launch](10-two-launches) has `one`, {cite:p}`somebody`.
+:::
+
+$$
+y = x + 1 .
+$$ (eq-one)
+
+| machine | µs |
+|---|---|
+| mine | {glue:text}`us:.1f` |
+
+```sh
+make record  # this is
+
+# code
+```
+
+```{exercise}
+:label: ex-one
+What is $1 + 1$?
+```
+"""
+SOLVED = """````{solution-start} ex-one
+:class: dropdown
+````
+None of this.
+```python
+nor_this
+```
+````{solution-end}
+````
+
+## Summary
+"""
+
+
+def test_words_and_lines_are_counted_as_by_hand():
+    """A heading, a title, a sentence, an equation, a table, an exercise, "Summary"."""
+    text = minutes.FOLDED.sub("", COUNTED + "\n" + SOLVED)
+    assert minutes.words(text) == 5 + 1 + 8 + 1 + 4 + 3 + 1
+    assert minutes.lines(text) == 2
+
+
+def test_a_chapter_is_counted_as_its_reader_sees_it():
+    new = nbformat.v4
+    code = new.new_code_cell("one\n\ntwo  # words in code\n")
+    hidden = new.new_code_cell("three", metadata={"tags": ["hide-input"]})
+    figure = {"figure": {"caption": "Two words."}}
+    source = {"text/markdown": "```python\nfour\nfive\n```"}
+    shown = new.new_code_cell(
+        "six", metadata={"mystnb": figure}, outputs=[new.new_output("display_data", source)]
+    )
+    printed = new.new_code_cell(
+        "seven", outputs=[new.new_output("stream", text="not this")]
+    )
+    cells = [new.new_markdown_cell(part) for part in (COUNTED, SOLVED)]
+    text = minutes.seen(new.new_notebook(cells=[*cells, code, hidden, shown, printed]))
+    assert minutes.words(text) == 23 + 2
+    assert minutes.lines(text) == 2 + 2 + 3 + 1
 
 
 def test_the_readme_shows_the_figure_of_chapter_6():
