@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [*models.TABLE, "ragged"]
 ALL = os.environ.get("HFUSION_MODULES") == "all"
 SEEN = ["ragged", *(models.TABLE if ALL else ["5a"])]
+SCHEMA = json.loads((ROOT / "records" / "schema.json").read_text(encoding="utf-8"))
 COUNTS = {
     "as written": 20,
     "folded": 14,
@@ -153,7 +154,7 @@ def test_a_lab_is_one_small_text_and_the_same_every_time():
     kernels = [labs._text(f"{name}.wgsl") for name in labs.KERNELS]
     assert not any("`" in kernel or "${" in kernel for kernel in kernels)
     assert "takes a browser with WebGPU" in text.split("<script")[0]
-    assert re.search("[0-9a-f]{16}", labs.sources())
+    assert re.search("[0-9a-f]{16}", labs.sources("ladder"))
 
 
 # In Chromium
@@ -699,6 +700,23 @@ def cancelled(page, after_ms):
     assert says(lab).startswith("Cancelled")
 
 
+def test_cancel_keeps_the_rounds_that_were_complete(opened):
+    page = opened(page_of(LAUNCHES).replace("least: 2, most: 2", "least: 999, most: 999"))
+    lab = page.locator("[data-lab]")
+    lab.locator("[data-lab-run]").click()
+    told = re.compile(r"Measuring, round ([3-9]|\d\d), about \d+ (seconds|minutes) left")
+    lab.get_by_text(told).wait_for()
+    lab.locator("[data-lab-cancel]").click()
+    assert over(page, "launches").get_attribute("data-lab-state") == "cancelled"
+    assert says(lab).startswith("Cancelled. The GPU's memory has been given back.")
+    record = record_in(lab)
+    assert record["protocol"]["rounds"] >= 2
+    lengths = {len(s) for case in record["cases"] for s in case["samples"].values()}
+    assert lengths == {record["protocol"]["rounds"]}
+    jsonschema.validate(record, SCHEMA)
+    assert lab.locator("table").count() == 1
+
+
 HIDE = """(hidden) => {
     const getter = { configurable: true, get: () => hidden };
     Object.defineProperty(document, "hidden", getter);
@@ -942,9 +960,6 @@ def test_the_rate_tells_software_only_without_a_name(
     open_gpus_record(lab, tmp_path / "gpu.json", gflops, vendor=vendor)
     assert ("This looks like a software adapter" in lab.inner_text()) == doubted
     assert ("gain" in lab.locator("table").inner_text()) != doubted
-
-
-SCHEMA = json.loads((ROOT / "records" / "schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,9 @@ SCRIPTS = (
     "record",
     "chart",
     "view",
-    "lab",
 )
+# What only one kind of lab carries: its (scripts, kernels).
+OWN = {}
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
 SAYS = {
@@ -61,7 +62,7 @@ def lab(kind, rows=None, small=False):
     if kind not in SAYS:
         raise ValueError(f"kind: expected one of {', '.join(SAYS)}, got {kind!r}")
     rows = tuple(models.TABLE) if rows is None else tuple(rows)
-    setup = {"sources": sources(), "small": small, "modules": {}, "digests": {}}
+    setup = {"sources": sources(kind), "small": small, "modules": {}, "digests": {}}
     if kind == "ladder":
         setup["quick"] = QUICK if QUICK in rows else rows[0]
         for row in rows:
@@ -74,7 +75,7 @@ def lab(kind, rows=None, small=False):
         f'<div class="fs-lab" data-lab="{kind}">\n<p>{SAYS[kind]}. That takes a browser '
         "with WebGPU, JavaScript and, in a notebook, that it is trusted.</p>\n"
         f'<script type="application/json">{data}</script>\n</div>\n'
-        f"<style>\n{_text('lab.css')}</style>\n<script>\n{script()}</script>",
+        f"<style>\n{_text('lab.css')}</style>\n<script>\n{script(kind)}</script>",
     )
 
 
@@ -101,16 +102,17 @@ def _line(lines, text, name):
     raise ValueError(f"{name}: expected a part of a line, got {text!r}")
 
 
-def script(names=SCRIPTS):
+def script(kind):
     """The scripts of a lab as one, in a block of its own: run twice, nothing clashes."""
-    kernels = {name: _text(f"{name}.wgsl") for name in KERNELS}
-    parts = "\n".join(_text(f"{name}.js") for name in names)
+    scripts, own = OWN.get(kind, ((), ()))
+    kernels = {name: _text(f"{name}.wgsl") for name in (*KERNELS, *own)}
+    parts = "\n".join(_text(f"{name}.js") for name in (*SCRIPTS, *scripts, "lab"))
     return f'(() => {{\n"use strict";\nconst WGSL = {_literals(kernels)};\n{parts}}})();\n'
 
 
-def sources():
+def sources(kind):
     """A hash of the lab's files, for its records: 16 hexadecimal digits."""
-    return hashlib.sha256((script() + _text("lab.css")).encode()).hexdigest()[:16]
+    return hashlib.sha256((script(kind) + _text("lab.css")).encode()).hexdigest()[:16]
 
 
 @cache

@@ -1,8 +1,12 @@
 // The element on the page: choices, Run, Cancel, progress, results, files. Nothing starts by itself.
 
-const LABS = {
-  ladder: { title: "The ladder, on your GPU", run: ladderLab },
-  launches: { title: "What a launch costs, on your GPU", run: launchesLab },
+LABS.ladder = {
+  title: "The ladder, on your GPU", run: ladderLab, cases: ladderCases, view: ladderView,
+  question: "What is each rung of the ladder worth on a reader's own GPU?",
+};
+LABS.launches = {
+  title: "What a launch costs, on your GPU", run: launchesLab, cases: launchesCases, view: launchesView,
+  question: "What does a launch cost on a reader's own GPU?",
 };
 const NS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], FEW = [1, 10, 100];
 const QUICK = new URLSearchParams(location.search).get("lab") === "quick";
@@ -51,8 +55,9 @@ class Lab {
   choices() {
     const paces = [["minute", "under a minute"], ["minutes", "three minutes"]];
     const time = QUICK ? [] : [choiceOf("pace", "time", paces, "minute")];
-    if (this.kind === "launches") return this.setup.small ? [] : time;
-    const names = Object.keys(this.setup.modules), batches = [1, 2, 4, 8, 16, 32];
+    const names = Object.keys(this.setup.modules);
+    if (!names.length) return this.setup.small ? [] : time;
+    const batches = [1, 2, 4, 8, 16, 32];
     const modules = names.map((name) => [name, name]), first = QUICK ? this.setup.quick : names[0];
     return [choiceOf("module", "module", modules, first),
       choiceOf("batch", "batch", batches.map((n) => [n, n]), 1), ...time];
@@ -108,9 +113,14 @@ class Lab {
     try {
       const say = (...told) => { if (this.run === run) this.progress(...told); };
       const result = await Promise.race([LABS[this.kind].run(run, choice, this.setup, say), run.over]);
-      await this.finish(choice, result);
+      await this.finish(choice, result, "done", `Done: 0 of ${count(result.entries)} entries differ.`);
     } catch (error) {
-      const known = error instanceof Ended;
+      const known = error instanceof Ended, kept = error.state === "cancelled" && run.kept?.();
+      if (kept) {
+        await this.finish(choice, kept, "cancelled",
+          `${error.message} The rounds that were complete are shown below.`);
+        return;
+      }
       if (!known) console.warn(error);
       this.state(known ? error.state : "failed", known ? error.message : `It failed: ${error.message}`);
     } finally {
@@ -130,7 +140,7 @@ class Lab {
     if (focused) this.stops.focus();
   }
 
-  async finish(choice, result) {
+  async finish(choice, result, state, sentence) {
     this.root.dataset.labDiffer = result.differ;
     this.root.dataset.labEntries = result.entries;
     if (result.differ) {
@@ -145,7 +155,7 @@ class Lab {
     const holder = element("script", { type: "application/json", "data-lab-record": "" });
     holder.textContent = text;
     this.results.replaceChildren(...shown(this.kind, record, true), holder, this.download(record, text));
-    this.state("done", `Done: 0 of ${count(result.entries)} entries differ.`);
+    this.state(state, sentence);
   }
 
   download(record, text) {
@@ -191,7 +201,8 @@ class Lab {
 }
 
 // A cell may be run twice, and a page may have two labs: each is set up once.
-for (const root of document.querySelectorAll("[data-lab]:not([data-lab-state])")) {
+const here = Object.keys(LABS).map((kind) => `[data-lab=${kind}]:not([data-lab-state])`);
+for (const root of document.querySelectorAll(here)) {
   const setup = JSON.parse(root.querySelector("script").textContent);
   MODULES = { ...MODULES, ...setup.modules };
   new Lab(root, { ...setup, wgsl: WGSL });

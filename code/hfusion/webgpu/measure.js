@@ -49,8 +49,9 @@ async function handedOver(gpu, tick, n, apart, calls) {
 }
 
 // Turns in rounds for as long as the pace allows; a turn during which the tab was hidden is taken
-// again. Returns {arm: [{wall, device}, …]}.
-async function rounds(gpu, arms, pace, say) {
+// again. Returns result({arm: [{wall, device}, …]}); a run that is cancelled keeps that of its
+// complete rounds.
+async function rounds(gpu, arms, pace, say, result = (samples) => samples) {
   const names = Object.keys(arms), { run } = gpu, began = run.elapsed();
   let hidden = false;
   const look = () => { hidden ||= document.hidden; };
@@ -64,12 +65,16 @@ async function rounds(gpu, arms, pace, say) {
     }
   };
   try {
-    return await race(names, measure, (round) => {
+    return result(await race(names, measure, (round, samples) => {
       const taken = run.elapsed() - began, left = run.due - run.elapsed();
-      say(`Measuring, round ${round + 1}`, taken / pace.budget, round / pace.most);
+      const whole = Math.min(Math.max(pace.budget, (pace.least / round) * taken), (pace.most / round) * taken);
+      const end = round && Math.min(whole - taken, left);
+      say(`Measuring, round ${round + 1}${end > 0 ? `, about ${duration(end)} left` : ""}`,
+        taken / pace.budget, round / pace.most);
+      if (round > 1) run.kept = () => result(all(names, (name) => samples[name].slice(0, round)));
       if (round > 0 && left < 1.5 * taken / round + 1000) return false;
       return round < pace.most && (round < pace.least || taken < pace.budget);
-    });
+    }));
   } finally {
     document.removeEventListener("visibilitychange", look);
   }
@@ -221,8 +226,8 @@ async function ladderLab(run, choice, setup, say) {
     const calls = slow ? 1 : await calibrate(last, pace.turn, 2000);
     const arms = Object.fromEntries(RUNGS.map((rung) => [rung, () => turn(gpu, encode[rung], calls)]));
     const warmUp = await warmedUp(gpu, arms, slow ? 0 : pace.warmUp);
-    const samples = await rounds(gpu, arms, pace, say);
-    return { ...found, machine: gpu.machine, large, samples, calls, warmUp };
+    return await rounds(gpu, arms, pace, say, (samples) =>
+      ({ ...found, machine: gpu.machine, large, samples, calls, warmUp }));
   } finally {
     gpu.close();
   }
@@ -257,8 +262,8 @@ async function launchesLab(run, choice, setup, say) {
     if (found.differ) return { ...found, machine: gpu.machine };
     const warmUp = await warmedUp(gpu, arms, pace.warmUp);
     const large = nameless(gpu.machine) ? await unnamedRate(gpu, setup.wgsl, choice.pace === "quick") : null;
-    const samples = await rounds(gpu, arms, pace, say);
-    return { ...found, machine: gpu.machine, large, samples, calls, warmUp };
+    return await rounds(gpu, arms, pace, say, (samples) =>
+      ({ ...found, machine: gpu.machine, large, samples, calls, warmUp }));
   } finally {
     gpu.close();
   }

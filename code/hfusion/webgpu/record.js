@@ -1,9 +1,8 @@
 // What a lab has measured, in the form of `records/schema.json`, and back. Pure.
 
-const QUESTIONS = {
-  ladder: "What is each rung of the ladder worth on a reader's own GPU?",
-  launches: "What does a launch cost on a reader's own GPU?",
-};
+// Each kind of lab that this page carries: its title and question, how to run it, the cases of its
+// record, and how they are shown.
+const LABS = {};
 
 const today = () => new Date(Date.now() - 60000 * new Date().getTimezoneOffset()).toISOString().slice(0, 10);
 
@@ -11,24 +10,25 @@ function caseOf(parameters, samples, calls, launches) {
   return { parameters, samples, unit: "us", calls, launches, faults: {}, skipped: {}, events: [] };
 }
 
-// A case for each clock, for the lab "launches" also for each n.
-function casesOf(kind, choice, { samples, calls, launches }) {
-  const by = (clock, times) => times.map((sample) => rounded(sample[clock]));
-  const all = (arms, pick) => Object.fromEntries(arms.map((arm) => [arm, pick(arm)]));
-  if (kind === "ladder") {
-    return clocks(samples).map((clock) => caseOf({ module: choice.module, batch: choice.batch, clock },
-      all(RUNGS, (rung) => by(clock, samples[rung])), calls, launches));
-  }
-  return clocks(samples).flatMap((clock) => choice.ns.map((n) => caseOf({ n, clock },
+const by = (clock, times) => times.map((sample) => rounded(sample[clock]));
+const all = (arms, pick) => Object.fromEntries(arms.map((arm) => [arm, pick(arm)]));
+
+// A case for each clock.
+const ladderCases = (choice, { samples, calls, launches }) => clocks(samples).map((clock) =>
+  caseOf({ module: choice.module, batch: choice.batch, clock },
+    all(RUNGS, (rung) => by(clock, samples[rung])), calls, launches));
+
+// A case for each clock and n.
+const launchesCases = (choice, { samples, calls, launches }) => clocks(samples).flatMap((clock) =>
+  choice.ns.map((n) => caseOf({ n, clock },
     all(WAYS, (way) => by(clock, samples[`${way} ${n}`])), all(WAYS, (way) => calls[`${way} ${n}`]),
     all(WAYS, (way) => launches[`${way} ${n}`]))));
-}
 
 function recordOf(kind, choice, result, sources) {
   const large = result.large && Object.fromEntries(clocks({ large: result.large.samples })
     .map((clock) => [clock, result.large.samples.map((sample) => rounded(sample[clock]))]));
   return {
-    schema: 1, experiment: `webgpu_${kind}`, question: QUESTIONS[kind], machine: result.machine,
+    schema: 1, experiment: `webgpu_${kind}`, question: LABS[kind].question, machine: result.machine,
     date: today(), commit: "unknown", sources, counted: "dispatches",
     protocol: {
       order: "arms take turns, and each round begins with the next arm",
@@ -39,8 +39,9 @@ function recordOf(kind, choice, result, sources) {
       checked: "each arm against float64, every entry, before any timing",
       entries: result.entries, differ: result.differ,
       ...(large && { large_product: { n: result.large.n, calls: result.large.calls, ...large } }),
+      ...result.protocol,
     },
-    missing: {}, cases: casesOf(kind, choice, result),
+    missing: {}, cases: LABS[kind].cases(choice, result),
   };
 }
 
@@ -69,7 +70,7 @@ async function parsed(text) {
   } catch {
     throw new Error("it is not JSON");
   }
-  const known = Object.keys(QUESTIONS).find((kind) => record?.experiment === `webgpu_${kind}`);
+  const known = Object.keys(LABS).find((kind) => record?.experiment === `webgpu_${kind}`);
   if (record?.schema !== 1 || !known) throw new Error("it is not a record that a lab of this book has written");
   if (record.machine?.kind !== "webgpu" || typeof record.date !== "string") {
     throw new Error("it does not say where it comes from");

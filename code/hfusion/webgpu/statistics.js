@@ -42,10 +42,10 @@ async function calibrate(measure, goal, most) {
 }
 
 // Turns in rounds: each round gives every arm one turn, and begins with the next arm.
-// measure(arm) gives a sample; `more(round)` says whether there is another round.
+// measure(arm) gives a sample; `more(round, samples)` says whether there is another round.
 async function race(arms, measure, more) {
   const samples = Object.fromEntries(arms.map((arm) => [arm, []]));
-  for (let round = 0; more(round); round++) {
+  for (let round = 0; more(round, samples); round++) {
     for (let i = 0; i < arms.length; i++) {
       const arm = arms[(round + i) % arms.length];
       samples[arm].push(await measure(arm));

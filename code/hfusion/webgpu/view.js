@@ -78,8 +78,7 @@ function launchesView(record) {
 
 // Everything there is to say about a record, as nodes.
 function shown(kind, record, own) {
-  const view = kind === "ladder" ? ladderView : launchesView;
-  const { doubt, said, parts, clock } = view(record), { rounds, differ, entries } = record.protocol;
+  const { doubt, said, parts, clock } = LABS[kind].view(record), { rounds, differ, entries } = record.protocol;
   const paragraph = (text, name) => element("p", name ? { class: `fs-lab-${name}` } : {}, text);
   const origin = `${own ? "Measured" : "From the file: recorded"} on ${record.machine.device}, `
     + `${record.date}, ${rounds} rounds. ${count(differ)} of ${count(entries)} entries differ from `
