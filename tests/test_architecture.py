@@ -35,7 +35,7 @@ ALLOWED = {
     "sharding": {"measure", "torch"},
     "show/__init__": {"explorer", "lab", "missing", "player", "text", "walk"},
     "show/explorer": set(),
-    "show/lab": {"IPython", "models", "webgpu"},
+    "show/lab": {"IPython", "models", "text", "webgpu"},
     "show/missing": {"matplotlib", "myst_nb", "records"},
     "show/player": {"figures", "svg"},
     "show/svg": set(),

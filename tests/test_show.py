@@ -31,6 +31,7 @@ import hfusion
 from hfusion import algebra, figures, recording, records, show
 from hfusion.experiments import rungs
 from hfusion.show import missing
+from hfusion.show.text import excerpt
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "pages"
@@ -393,6 +394,26 @@ def test_source_is_the_code_without_its_docstring():
     assert shown.startswith("```python\ndef fold(")
     assert '"""' not in shown
     assert "scale = gamma / np.sqrt(var + eps)" in shown
+
+
+def test_an_excerpt_begins_at_the_margin():
+    code = "def f():\n    for i in x:\n        a = i\n\n        b = i\n    return b"
+    assert excerpt(code, "a =", "return") == "a = i\n\nb = i"
+    assert excerpt(code, "return") == "return b"
+    with pytest.raises(ValueError, match="begin: expected a part of a line, got 'c ='"):
+        excerpt(code, "c =")
+
+
+def test_blocks_stand_beside_each_other_as_they_are():
+    one, two = show.source(example.first), show.kernel("tick", "fn tick", "}")
+    both = show.beside(Triton=one, WGSL=two).data
+    assert both.startswith(
+        '<div class="fs-beside full-width"><div>\n\n**Triton**\n\n```python'
+    )
+    assert both.endswith("```\n\n</div></div>")
+    assert one.data in both
+    assert two.data in both
+    assert both.count("<div") == both.count("</div>") == 3
 
 
 def test_photographs_are_jpeg_and_closed():

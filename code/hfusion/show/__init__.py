@@ -11,7 +11,7 @@ from .explorer import Explorer
 from .lab import Lab, kernel, lab
 from .missing import recorded
 from .player import Player, splitting, stacking
-from .text import not_raced, photographs, race, reference, source
+from .text import beside, not_raced, photographs, race, reference, source
 from .walk import Walk, walk
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Lab",
     "Player",
     "Walk",
+    "beside",
     "kernel",
     "lab",
     "not_raced",

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from IPython.display import Markdown
 
 from .. import models
 from ..webgpu import generator
+from .text import excerpt
 
 FOLDER = Path(generator.__file__).parent
 KERNELS = ("job", "product", "pool", "single", "concat", "routed", "tick")
@@ -80,26 +80,14 @@ def lab(kind, rows=None, small=False):
 
 
 def kernel(name, begin="", end=None):
-    """A kernel's WGSL as a code block: from the line that has `begin` to the one that has
-    `end`, which is left out.
+    """A kernel's WGSL as a code block, or a part of it, as `excerpt` cuts it.
 
     name: of its file, as "product". Raises ValueError where there is no such line.
 
     >>> kernel("tick", "y[thread]", "}").data
     '```wgsl\\ny[thread] += 1.0;\\n```'
     """
-    lines = _text(f"{name}.wgsl").splitlines()
-    first = _line(lines, begin, "begin")
-    last = len(lines) if end is None else first + _line(lines[first:], end, "end")
-    code = textwrap.dedent("\n".join(lines[first:last]))
-    return Markdown(f"```wgsl\n{code}\n```")
-
-
-def _line(lines, text, name):
-    for number, line in enumerate(lines):
-        if text in line:
-            return number
-    raise ValueError(f"{name}: expected a part of a line, got {text!r}")
+    return Markdown(f"```wgsl\n{excerpt(_text(f'{name}.wgsl'), begin, end)}\n```")
 
 
 def script(kind):

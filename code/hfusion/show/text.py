@@ -11,13 +11,57 @@ from IPython.display import Image, Markdown
 NO_GPU = "needs a CUDA device"  # as the records have it, from `experiments.rungs`
 
 
-def source(function):
-    """The code of a function of the library, less its docstring, as a code block."""
+def source(function, begin="", end=None):
+    """The code of a function, less its docstring, as a code block; or a part of it, as
+    `excerpt` cuts it.
+
+    >>> source(not_raced, "kinds =", "kinds =").data
+    Traceback (most recent call last):
+    ValueError: end: expected a part of a later line, got 'kinds ='
+    """
     code = textwrap.dedent(inspect.getsource(function))
     if function.__doc__:
         before, _, after = code.partition('"""')
         code = before.rstrip() + "\n" + after.partition('"""')[2].lstrip("\n")
-    return Markdown(f"```python\n{code}```")
+    return Markdown(f"```python\n{excerpt(code, begin, end)}\n```")
+
+
+def excerpt(code, begin="", end=None):
+    """The lines of a code from the one that has `begin` to the one that has `end`, which is
+    left out; moved to the left margin. Raises ValueError where there is no such line.
+
+    >>> excerpt("if a:\\n    b = 1\\n    c = 2\\n    d = 3", "b =", "d =")
+    'b = 1\\nc = 2'
+    """
+    lines = code.splitlines()
+    first = _line(lines, begin, "begin: expected a part of a line")
+    rest, last = lines[first:], None
+    if end is not None:
+        last = 1 + _line(rest[1:], end, "end: expected a part of a later line")
+    return textwrap.dedent("\n".join(rest[:last]))
+
+
+def _line(lines, text, expected):
+    for number, line in enumerate(lines):
+        if text in line:
+            return number
+    raise ValueError(f"{expected}, got {text!r}")
+
+
+def beside(**blocks):
+    """Code blocks side by side, each below its name; on a narrow page, and in a notebook,
+    one below the other.
+
+    blocks: what `source` and `kernel` return.
+
+    >>> both = beside(One=source(excerpt, "return"), Two=source(_line, "raise"))
+    >>> both.data.count("<div>"), both.data.count("```python")
+    (2, 2)
+    """
+    columns = "\n\n</div><div>\n\n".join(
+        f"**{name}**\n\n{block.data}" for name, block in blocks.items()
+    )
+    return Markdown(f'<div class="fs-beside full-width"><div>\n\n{columns}\n\n</div></div>')
 
 
 def reference(module):
