@@ -39,8 +39,9 @@ function packed(units) {
   return { values, places };
 }
 
-// {rung: [dispatch, …]}. A dispatch: {kernel, jobs, groups, x, y, …}, with names of buffers.
-function ladder(widths, size, batch, places) {
+// What dispatches are made of. A dispatch: {kernel, jobs, groups, x, y, …}, with names of buffers; a
+// view, a part of a buffer's channels: {name, stride, offset}.
+function pieces(widths, size, batch, places) {
   const [c, w1, r3, w3, r5, w5, wp] = widths.map((width) => width / 4);
   const total = w1 + w3 + w5 + wp, k = w1 + r3 + r5, pixels = batch * size * size;
   const shape = { pixels, height: size, width: size };
@@ -62,9 +63,19 @@ function ladder(widths, size, batch, places) {
 
   const conv = (unit, x, y, folded, epilogue) =>
     one("product", x, y, product(unit, x, y, folded, epilogue), tiles(OUT[unit]));
+  const pool = (x, y) => one("pool", x, y, pooling(x, y), each(c));
+  const x = view("x", c), y = view("y", total), p = view("pooled", c);
+  const own = Object.fromEntries(Object.entries(OUT).map(([name, width]) => [name, view(name, width)]));
+  return { c, w1, r3, w3, r5, w5, wp, k, total, shape, ends, each, tiles, OUT, view, x, y, p, own,
+    product, pooling, one, conv, pool };
+}
+
+// {rung: [dispatch, …]}.
+function ladder(...given) {
+  const { c, w1, r3, w3, r5, w5, wp, k, total, shape, ends, each, tiles, OUT, view, x, y, p, own,
+    product, pooling, one, conv, pool } = pieces(...given);
   const follower = (kernel, unit, x, y) =>
     one(kernel, x, y, product(unit, x, y, false, 0), each(OUT[unit]));
-  const pool = (x, y) => one("pool", x, y, pooling(x, y), each(c));
   const concat = (y, parts) => ({
     kernel: "concat", groups: each(total), y: y.name, parts: parts.map(([part]) => part.name),
     jobs: parts.map(([part, width]) => ({ ...shape, c_out: width, ...ends(part, y) })),
@@ -81,8 +92,6 @@ function ladder(widths, size, batch, places) {
   ];
   const called = (unit, x, y) => [conv(unit, x, y, true, RELU)];
 
-  const x = view("x", c), y = view("y", total), p = view("pooled", c);
-  const own = Object.fromEntries(Object.entries(OUT).map(([name, width]) => [name, view(name, width)]));
   // What follows the siblings, given where b1, r3 and r5 lie.
   const rest = (unit, b1, a3, a5) => [
     ...unit("b3", a3, own.b3), ...unit("b5", a5, own.b5), pool(x, p), ...unit("pool_proj", p, own.pool_proj),

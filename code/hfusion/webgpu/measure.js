@@ -111,50 +111,59 @@ function compiled(gpu, wgsl, name, entries) {
   return gpu.pipelines(`${name}.wgsl`, wgsl.job + tile + wgsl[name], entries, layout);
 }
 
-async function prepared(gpu, { widths, size, batch }, wgsl, say) {
+const LADDER = { single: ["product", "pool", "norm", "relu"], routed: ["routed"], concat: ["concat"] };
+
+// All that the dispatches of listed(widths, size, batch, places) need, from the kernels in `files`.
+async function prepared(gpu, { widths, size, batch }, wgsl, say, files = LADDER, listed = ladder) {
   say("Compiling the kernels");
-  const kernels = {
-    ...await compiled(gpu, wgsl, "single", ["product", "pool", "norm", "relu"]),
-    ...await compiled(gpu, wgsl, "routed", ["routed"]),
-    ...await compiled(gpu, wgsl, "concat", ["concat"]),
-  };
+  const kernels = {};
+  for (const [name, entries] of Object.entries(files)) {
+    Object.assign(kernels, await compiled(gpu, wgsl, name, entries));
+  }
   const units = parameters(widths), { values, places } = packed(units), x = images(widths[0], size, batch);
-  const rungs = ladder(widths, size, batch, places), vectors = buffersOf(rungs, batch * size * size);
+  const rungs = listed(widths, size, batch, places), vectors = buffersOf(rungs, batch * size * size);
   const buffers = Object.fromEntries(Object.entries(vectors).map(([name, size]) => [name, gpu.buffer(16 * size)]));
   gpu.device.queue.writeBuffer(buffers.x, 0, Float32Array.from(x));
   buffers.weights = gpu.filled(values);
   return { kernels, rungs, vectors, buffers, units, x };
 }
 
-// {rung: encode(pass)}.
-function encoders(gpu, { kernels, rungs, buffers }) {
-  const uniforms = GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST;
-  return Object.fromEntries(Object.entries(rungs).map(([rung, dispatches]) => {
-    const ready = dispatches.map(({ kernel, jobs, groups, x, y, z, parts }) => {
-      const named = parts ? [...parts, y] : [x, "weights", y, ...(z ? [z] : [])];
-      const bound = [gpu.filled(tableOf(jobs), uniforms), ...named.map((name) => buffers[name])];
-      return [kernels[kernel], gpu.bound(kernels[kernel], bound), groups];
-    });
-    return [rung, (pass) => ready.forEach((one) => gpu.launch(pass, ...one))];
-  }));
+// encode(pass) of one dispatch.
+function encoder(gpu, { kernels, buffers }, { kernel, jobs, groups, x, y, z, parts }) {
+  const named = parts ? [...parts, y] : [x, "weights", y, ...(z ? [z] : [])];
+  const table = gpu.filled(tableOf(jobs), GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST);
+  const bindings = gpu.bound(kernels[kernel], [table, ...named.map((name) => buffers[name])]);
+  return (pass) => gpu.launch(pass, kernels[kernel], bindings, groups);
 }
 
-// Runs each rung once, into memory full of NaN, and compares every entry. Returns counts.
-async function verified(gpu, { rungs, vectors, buffers }, encode, expected, say) {
+// {rung: encode(pass)}.
+const encoders = (gpu, made) => all(RUNGS, (rung) => {
+  const ready = made.rungs[rung].map((dispatch) => encoder(gpu, made, dispatch));
+  return (pass) => ready.forEach((encode) => encode(pass));
+});
+
+// {rung: () => hands it over, in one pass}.
+const handing = (gpu, encode) => all(RUNGS, (rung) => () => {
+  const commands = gpu.device.createCommandEncoder(), pass = commands.beginComputePass();
+  encode[rung](pass);
+  pass.end();
+  gpu.device.queue.submit([commands.finish()]);
+});
+
+// Hands each arm over once, into memory full of NaN, and compares every entry. Returns counts.
+async function verified(gpu, { rungs, vectors, buffers }, arms, expected, say) {
+  const names = Object.keys(arms);
   const found = { entries: 0, differ: 0, launches: {}, wrong: [], ms: 0 }; // ms: on the GPU, together
   const nan = new Float32Array(4 * Math.max(...Object.values(vectors))).fill(NaN);
-  for (const [place, rung] of RUNGS.entries()) {
-    say(`Checking rung ${place + 1} of ${RUNGS.length}, ${rung}`, place / RUNGS.length);
+  for (const [place, rung] of names.entries()) {
+    say(`Checking ${place + 1} of ${names.length}, ${rung}`, place / names.length);
     await gpu.run.breathe(say);
     const named = new Set(rungs[rung].flatMap(({ x, y, z, parts }) => [x, y, z, ...(parts ?? [])]));
     for (const [name, count] of Object.entries(vectors)) {
       if (name !== "x" && named.has(name)) gpu.device.queue.writeBuffer(buffers[name], 0, nan, 0, 4 * count);
     }
-    const before = gpu.launches, encoder = gpu.device.createCommandEncoder(), pass = encoder.beginComputePass();
-    encode[rung](pass);
-    pass.end();
-    const began = gpu.run.elapsed();
-    gpu.device.queue.submit([encoder.finish()]);
+    const before = gpu.launches, began = gpu.run.elapsed();
+    arms[rung]();
     await gpu.done();
     found.ms += gpu.run.elapsed() - began;
     found.launches[rung] = gpu.launches - before;
@@ -194,11 +203,24 @@ async function largeProduct(gpu, kernel, quick) {
 // A round: for each rung one call more, which is not timed, and at least one.
 const ROUND = 2;
 
-// By the rate of the large product: each rung once for the check, and two rounds.
-async function affordable(run, flops, { n, samples }) {
+// By the rate of the large product: so many calls of a module, so many of them in one wait.
+async function affordable(run, flops, { n, samples }, calls, longest) {
   const [, us] = quartiles(samples.map(({ wall }) => wall)), ms = (us / 1000) * (flops / (2 * n ** 3));
-  run.patience = Math.max(PATIENCE_S, (4 * ROUND * ms) / 1000);
-  await run.afford(RUNGS.length * (1 + 2 * ROUND) * ms);
+  run.patience = Math.max(PATIENCE_S, (4 * longest * ms) / 1000);
+  await run.afford(calls * ms);
+}
+
+// The module's result, in float64, if it is what the notebook had.
+async function wanted(run, { module, batch }, setup, { units, x }, say) {
+  const { widths, size } = setup.modules[module];
+  say("Computing the expected result here, in float64");
+  const expected = await reference(widths, size, batch, units, x, () => run.breathe(say));
+  const here = digest(expected.subarray(0, expected.length / batch)), there = setup.digests[module];
+  if (here !== there) {
+    throw new Ended("failed",
+      `This page expects ${here}, and the notebook's PyTorch had ${there}: nothing can be checked.`);
+  }
+  return expected;
 }
 
 async function ladderLab(run, choice, setup, say) {
@@ -209,15 +231,10 @@ async function ladderLab(run, choice, setup, say) {
     const made = await prepared(gpu, { widths, size, batch }, setup.wgsl, say), encode = encoders(gpu, made);
     say("Measuring what one large product reaches");
     const large = await largeProduct(gpu, made.kernels.product, choice.pace === "quick");
-    await affordable(run, flopsOf(widths, size, batch), large);
-    say("Computing the expected result here, in float64");
-    const expected = await reference(widths, size, batch, made.units, made.x, () => run.breathe(say));
-    const here = digest(expected.subarray(0, expected.length / batch)), there = setup.digests[choice.module];
-    if (here !== there) {
-      throw new Ended("failed",
-        `This page expects ${here}, and the notebook's PyTorch had ${there}: nothing can be checked.`);
-    }
-    const found = await verified(gpu, made, encode, expected, say);
+    // Each rung once for the check, and two rounds.
+    await affordable(run, flopsOf(widths, size, batch), large, RUNGS.length * (1 + 2 * ROUND), ROUND);
+    const expected = await wanted(run, choice, setup, made, say);
+    const found = await verified(gpu, made, handing(gpu, encode), expected, say);
     if (found.differ) return { ...found, machine: gpu.machine };
     await run.afford(ROUND * 2 * found.ms);
     say("Warming up");
