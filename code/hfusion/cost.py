@@ -47,6 +47,17 @@ class Ceilings:
     overlaps: bool
 
 
+# {machine: {dtype: Ceilings}} of machines that nobody has recorded: peaks of a data sheet,
+# launch and kernel of a published program. `back/constants.md` has the sources.
+SHEETS = {
+    "NVIDIA H200 SXM": {
+        "bfloat16": Ceilings(
+            989e12, 4.8e12, launch_s=260e-6 / 80, kernel_s=70e-6 / 80, overlaps=True
+        )
+    }
+}
+
+
 def product(c_out, c_in, positions, item_bytes, window=(1, 1)):
     """A convolution with bias, a window of (height, width) and stride 1.
 

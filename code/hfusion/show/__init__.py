@@ -7,6 +7,7 @@ notebook, on paper, or without JavaScript they stand there whole; on the book's 
 the reader's own GPU, and brings its script along.
 """
 
+from .case import Case, case
 from .explorer import Explorer
 from .lab import Lab, kernel, lab
 from .missing import recorded
@@ -15,11 +16,13 @@ from .text import beside, not_raced, photographs, race, reference, source
 from .walk import Walk, walk
 
 __all__ = [
+    "Case",
     "Explorer",
     "Lab",
     "Player",
     "Walk",
     "beside",
+    "case",
     "kernel",
     "lab",
     "not_raced",

@@ -1,0 +1,318 @@
+"""*Your case*: what stacking should bring for sizes that the reader sets, in the page.
+
+`webgpu/case.js` does in the page what this file does for the case that one sees first.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import statistics
+from html import escape
+
+from .. import cost, estimates, models
+from ..eager import DTYPES
+from ..experiments.ceilings import limits
+from ..experiments.projections import PROJECTIONS
+from ..figures import BRANCHES
+from ..records import NotRecorded
+from .lab import FOLDER
+from .svg import drawing, text
+
+WAYS = ("separate", "stacked", "copied")
+EAGER, GRAPH = "eager", "as a graph"
+COLOURS = (*BRANCHES, "#E69F00", "#8B4513")  # there may be six siblings
+SIDE, TOP, LABEL, LINE = 116, 26, 140, 18  # of the drawing: its matrix, and the labels
+TOKENS = 64  # of the projections that are offered
+RULES = {
+    "cpu": "all times added up, with the copies that oneDNN makes inside a convolution",
+    "cuda": "the roofline, with each bias in a kernel of its own",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """The tool: machines and presets, as `webgpu/case.js` takes them."""
+
+    machines: tuple
+    presets: tuple
+
+    def _first(self):
+        """The case that one sees first: (machine, Siblings, mode)."""
+        machine, preset = self.machines[0], self.presets[0]
+        dtype = next(dtype for dtype in DTYPES if dtype in machine["ceilings"])
+        sizes = {name: preset[name] for name in ("c_in", "height", "width")}
+        lists = {name: tuple(preset[name]) for name in ("sizes", "copied")}
+        return machine, estimates.Siblings(**sizes, **lists, dtype=dtype), EAGER
+
+    def _repr_html_(self):
+        first = self._first()
+        (call, doubt), drawn = verdict(*first), picture(first[1])
+        content = {**dataclasses.asdict(self), "colours": COLOURS}
+        data = json.dumps(
+            content, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
+        # A "<" could end the script that holds it.
+        data = data.replace("<", "\\u003c")
+        style, script = "\n".join(map(_file, STYLES)), "\n".join(map(_file, SCRIPTS))
+        return (
+            '<div class="fs-lab fs-case" data-case>\n'
+            f'<p class="fs-lab-title">Your case</p>\n<p>{escape(_said(*first))}</p>\n'
+            f'<p class="fs-lab-large">{escape(call)}</p>\n<p>{escape(doubt)}</p>\n'
+            f'<div class="fs-case-shown">{drawn}\n{_table(rows(*first))}</div>\n'
+            '<p class="fs-lab-note">Where scripts run, every number of it can be set.</p>\n'
+            f'<script type="application/json">{data}</script>\n</div>\n'
+            f"<style>\n{style}</style>\n"
+            f'<script>\n(() => {{\n"use strict";\n{script}}})();\n</script>'
+        )
+
+    def __repr__(self):
+        first = self._first()
+        lines = [f"{name:14}" + "".join(f"{cell:>21}" for cell in cells)
+                 for name, *cells in [("way", *WAYS), *rows(*first)]]  # fmt: skip
+        return "\n".join([_said(*first), *verdict(*first), *lines])
+
+
+STYLES, SCRIPTS = ("lab.css", "case.css"), ("chart.js", "cost.js", "case.js")
+
+
+def _file(name):
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def case(stage, ceilings):
+    """The tool *your case*: what stacking should bring, for sizes that the reader sets.
+
+    It shows the stacked matrix, what each way launches, computes and moves, the estimate
+    with its recorded error, and what was recorded of the very case. stage, ceilings:
+    {machine: Record} of these experiments, as `experiments.results` gives them; {} where
+    nothing is recorded. Offered are the machines that have both, then those of cost.SHEETS.
+
+    >>> print(repr(case({}, {})).splitlines()[1])
+    On NVIDIA H200 SXM, stacking should gain: about 3.00 times as fast as separate.
+    """
+    both = [_recorded(stage[name], ceilings[name]) for name in stage if name in ceilings]
+    sheets = [_calculated(*sheet) for sheet in cost.SHEETS.items()]
+    usable = (machine for machine in both if machine["ceilings"])
+    return Case((*usable, *sheets), tuple(_presets()))
+
+
+def _presets():
+    """Sizes to begin with: GoogLeNet's modules and projections of a language model."""
+    for module in models.TABLE:
+        given = dataclasses.asdict(estimates.siblings(module))
+        names = ("c_in", "sizes", "height", "width", "copied")
+        yield {"name": f"module {module}", **{name: given[name] for name in names}}
+    for name, siblings in (("q, k, v", "Q, K, V"), ("gate, up", "gate, up")):
+        c_in, sizes = PROJECTIONS[name]
+        row = {"height": 1, "width": TOKENS, "batch": 1, "layout": "NHWC", "copied": ()}
+        yield {"name": f"{siblings}, {TOKENS} tokens", "c_in": c_in, "sizes": sizes, **row}
+
+
+def _machine(name, how, kind, at, **more):
+    """A machine as the page takes it. at: {dtype: Ceilings}."""
+    rule = estimates.RULES[kind]
+    return {
+        "name": name,
+        "how": f"{how} Estimated by {RULES[kind]}.",
+        "rule": {"reordered": rule.reordered, "bias_apart": rule.bias_apart},
+        "layouts": ("NCHW", "NHWC"),
+        "modes": (EAGER, GRAPH) if kind == "cuda" else (EAGER,),
+        "ceilings": {dtype: dataclasses.asdict(limit) for dtype, limit in at.items()},
+        "errors": {},
+        "recorded": {},
+        **more,
+    }
+
+
+def _calculated(name, at):
+    how = "Calculated from a data sheet and published times of launches, not measured."
+    return _machine(name, how, "cuda", at)
+
+
+def _recorded(stage, ceilings):
+    """A machine with records of both experiments, as far as they go together."""
+    at, errors = {}, {}
+    for dtype in DTYPES:
+        with contextlib.suppress(NotRecorded):
+            at[dtype] = limits(ceilings, dtype)
+    cases = tuple(case for case in stage.cases if case.parameters["dtype"] in at)
+    made = estimates.made(dataclasses.replace(stage, cases=cases), ceilings)
+    for dtype in at:
+        for graph, mode in enumerate((EAGER, GRAPH)):
+            group = [one for one in made if one.graph == graph]
+            group = [one for one in group if one.case.parameters["dtype"] == dtype]
+            if error := estimates.error(group):
+                errors[f"{dtype}, {mode}"] = dataclasses.asdict(error)
+    recorded = {
+        key(estimates.siblings(**case.parameters)): _quartiles(case) for case in cases
+    }
+    how = f"{stage.label[0].upper()}{stage.label[1:]}."
+    kind, name = stage.machine.kind, stage.machine.device
+    return _machine(name, how, kind, at, errors=errors, recorded=recorded)
+
+
+def key(siblings):
+    """What a recorded case is found by."""
+    s = siblings
+    sizes = ",".join(map(str, s.sizes))
+    return f"{s.c_in} {sizes} {s.height}x{s.width} {s.batch} {s.dtype} {s.layout}"
+
+
+def _quartiles(case):
+    """{way: (µs, gain)} of a recorded case, as texts: the median, and the quartiles."""
+    found = {}
+    for way, samples in case.samples.items():
+        base = estimates.GRAPH * way.startswith(estimates.GRAPH) + "separate"
+        if base in case.samples:
+            low, us, high = statistics.quantiles(samples, method="inclusive")
+            times = spread(us, low, high, number)
+            low, gain, high = case.gain(way, base)
+            gains = spread(gain, low, high, "{:.2f}".format) if way != base else "1.00"
+            found[way] = times, gains
+    return found
+
+
+def spread(middle, low, high, shown):
+    """A median with its quartiles, which stay on one line."""
+    return f"{shown(middle)} ({shown(low)}\u00a0to\u00a0{shown(high)})"
+
+
+def number(value):
+    """Three digits, as in 1,234 and 12.3 and 0.123: `number` of `webgpu/chart.js`.
+
+    >>> number(1234.5), number(12.04), number(0.12345)
+    ('1,234', '12', '0.123')
+    """
+    places = min(max(0, 2 - math.floor(math.log10(abs(value) or 1))), 3)
+    shown = f"{value:,.{places}f}"
+    return shown.rstrip("0").rstrip(".") if places else shown
+
+
+def _calculation(machine, siblings):
+    """(kernels of each way, Ceilings)."""
+    rule = estimates.Rule(**machine["rule"])
+    return siblings.kernels(rule), cost.Ceilings(**machine["ceilings"][siblings.dtype])
+
+
+def rows(machine, siblings, mode):
+    """The table: a name, and a text for each of WAYS."""
+    kernels, at = _calculation(machine, siblings)
+    graph = mode == GRAPH
+
+    def each(function):
+        return [function(kernels[way]) for way in WAYS]
+
+    def total(what):
+        return each(lambda way: f"{sum(getattr(kernel, what) for kernel in way):,}")
+
+    found = [
+        ("launches", *total("launches")),
+        ("copies", "0", "0", str(len(siblings.copies))),
+        ("FLOPs", *total("flops")),
+        ("bytes", *total("bytes")),
+        ("estimated µs", *each(lambda way: number(1e6 * cost.seconds(way, at, graph)))),
+        ("estimated gain", *each(
+            lambda way: f"{cost.gain(kernels['separate'], way, at, graph):.2f}")),
+    ]  # fmt: skip
+    was = [recorded(machine, siblings, mode, way) for way in WAYS]
+    if any(was):
+        for place, name in enumerate(("recorded µs", "recorded gain")):
+            found.append((name, *(one[place] if one else "–" for one in was)))
+    return found
+
+
+def recorded(machine, siblings, mode, way):
+    """(µs, gain) of this very case, as texts; None where it was not recorded."""
+    arms = machine["recorded"].get(key(siblings), {})
+    other = dataclasses.replace(siblings, copied=(1, 2)).copies != siblings.copies
+    if way == "copied" and other:  # the record copies the second and third part
+        return None
+    return arms.get(estimates.GRAPH * (mode == GRAPH) + way)
+
+
+def verdict(machine, siblings, mode):
+    """What to expect and what was recorded; and how far off such estimates were."""
+    kernels, at = _calculation(machine, siblings)
+    parts = len(siblings.copies)
+    way = "copied" if parts else "stacked"
+    gain = cost.gain(kernels["separate"], kernels[way], at, mode == GRAPH)
+    error = machine["errors"].get(f"{siblings.dtype}, {mode}")
+    what = "stacking" + f" with {parts} part{'s' * (parts > 1)} copied" * (parts > 0)
+    said = f"the estimated gain is {gain:.2f}"
+    if error and abs(gain - 1) <= error["off"]:
+        call = f"{what} is too close to call: {said}, within the estimates' error of 1."
+    elif f"{gain:.2f}" == "1.00":
+        call = f"{what} should make no difference: {said}."
+    else:
+        word = "gain" if gain > 1 else "lose"
+        call = f"{what} should {word}: about {gain:.2f} times as fast as separate."
+    was = recorded(machine, siblings, mode, way)
+    last = f" Recorded: {was[1]}." if was else ""
+    where = f"On {machine['name']}{', as a graph' * (mode == GRAPH)}, "
+    return f"{where}{call}{last}", _doubt(machine, error, was)
+
+
+def _doubt(machine, error, was):
+    """How far off such estimates were, as far as that is known."""
+    found = "No record says how far off such an estimate is."
+    if error:
+        found = (
+            f"Such estimates were off by {100 * error['off']:.1f}% in the median of "
+            f"{error['cases']} recorded gains, and right about gain or loss in "
+            f"{error['right']}."
+        )
+    unknown = machine["recorded"] and not was
+    return found + " This case itself was not recorded." * bool(unknown)
+
+
+def _said(machine, siblings, mode):
+    """The case in words."""
+    s = siblings
+    sizes = ", ".join(map(str, s.sizes))
+    return (
+        f"{s.c_in} channels to siblings of {sizes}; {s.height} × {s.width} pixels, batch "
+        f"{s.batch}, {s.dtype}, {s.layout}, {mode}. {machine['how']}"
+    )
+
+
+def picture(siblings):
+    """The stacked matrix to scale, as SVG: a row an output, a column an input."""
+    sizes, c_in = siblings.sizes, siblings.c_in
+    total = sum(sizes)
+    scale = SIDE / max(total, c_in)
+    height = max(total * scale, LINE * len(sizes))
+    y = TOP + (height - total * scale) / 2
+    title = f"W: {total:,} × {c_in:,}"
+    parts, names = [text(0, 14, title, text_anchor="start")], []
+    for place, (size, colour) in enumerate(zip(sizes, COLOURS, strict=False)):
+        copied = place in siblings.copied and bool(siblings.copies)
+        names.append(f"{size:,} rows{', copied' * copied}")
+        at = TOP + (place + 0.5) * height / len(sizes)
+        middle, right = y + size * scale / 2, c_in * scale
+        dashes = ' stroke-dasharray="3 2"' * copied
+        parts += [
+            f'<rect x="0" y="{y:.1f}" width="{right:.1f}" height="{size * scale:.1f}" '
+            f'fill="{colour}" stroke="currentColor" stroke-width="0.75"{dashes}/>',
+            f'<path d="M{right + 4:.1f} {middle:.1f}L{LABEL - 6} {at:.1f}" '
+            'stroke="currentColor" stroke-width="0.75"/>',
+            text(LABEL, f"{at + 4:.1f}", names[-1], text_anchor="start"),
+        ]
+        y += size * scale
+    label = f"The stacked matrix, {total:,} by {c_in:,}, to scale: {'; '.join(names)}."
+    return drawing(270, math.ceil(TOP + height + 6), parts, label)
+
+
+def _table(rows):
+    """For where no script runs."""
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("way", *WAYS))
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    return (
+        f'<div class="fs-lab-wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
