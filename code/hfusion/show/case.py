@@ -283,7 +283,7 @@ def picture(siblings):
     scale = SIDE / max(total, c_in)
     height = max(total * scale, LINE * len(sizes))
     y = TOP + (height - total * scale) / 2
-    title = f"W: {total:,} × {c_in:,}"
+    title = f"W, stacked: {total:,} × {c_in:,}"
     parts, names = [text(0, 14, title, text_anchor="start")], []
     for place, (size, colour) in enumerate(zip(sizes, COLOURS, strict=False)):
         copied = place in siblings.copied and bool(siblings.copies)

@@ -115,7 +115,7 @@ function picture({ sizes, c_in, copied }, copies, colours) {
   });
   const label = `The stacked matrix, ${count(total)} by ${count(c_in)}, to scale: ${names.join("; ")}.`;
   const box = `0 0 270 ${Math.ceil(TOP + high + 6)}`;
-  const title = word(0, 14, `W: ${count(total)} × ${count(c_in)}`);
+  const title = word(0, 14, `W, stacked: ${count(total)} × ${count(c_in)}`);
   return svg("svg", { viewBox: box, role: "img", "aria-label": label }, title, ...parts);
 }
 
@@ -149,8 +149,8 @@ class Case {
     this.news = element("p", { class: "fs-lab-note" });
     this.shown = element("div", { class: "fs-case-shown" });
     this.root.replaceChildren(element("p", { class: "fs-lab-title" }, "Your case"),
-      line("preset", "machine"), line("c_in", "sizes", "height", "width"),
-      line("batch", "dtype", "layout", "mode"), this.boxes, this.status, this.shown, this.note, this.news);
+      line("preset", "machine"), line("c_in", "sizes"),
+      line("height", "width", "batch", "dtype", "layout", "mode"), this.boxes, this.status, this.shown, this.note, this.news);
     this.root.setAttribute("role", "group");
     this.root.setAttribute("aria-label", "Your case");
   }
