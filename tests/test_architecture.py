@@ -34,12 +34,15 @@ ALLOWED = {
     "rewrite": {"layers", "modes", "siblings", "torch", "tracing"},
     "runs": {"records"},
     "sharding": {"measure", "torch"},
-    "show/__init__": {"case", "explorer", "lab", "missing", "player", "text", "walk"},
+    "show/__init__": {
+        *("case", "explorer", "judged", "lab", "missing", "player", "text", "walk"),
+    },
     "show/case": {
         *("cost", "eager", "estimates", "experiments", "figures", "lab", "models"),
         *("records", "svg"),
     },
     "show/explorer": set(),
+    "show/judged": {"records"},
     "show/lab": {"IPython", "models", "text", "webgpu"},
     "show/missing": {"matplotlib", "myst_nb", "records"},
     "show/player": {"figures", "svg"},

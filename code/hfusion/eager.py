@@ -7,6 +7,8 @@ so. An operator without a row is an error, never a guess.
 """
 
 import copy
+import dataclasses
+import math
 
 import torch
 from torch import nn
@@ -102,12 +104,27 @@ for _name in POINTWISE.split():
     RULES[_name] = RULES[f"{_name}_"] = lambda *_, name=_name, **__: (name,)
 
 
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """An operator and the kernels that it launches.
+
+    read, written: how many numbers go in and come out. product: of a convolution
+    (positions, c_out, depth), the sizes of its implicit GEMM; else ().
+    """
+
+    name: str
+    kernels: tuple
+    read: int
+    written: int
+    product: tuple = ()
+
+
 class _Kernels(TorchDispatchMode):
-    """Notes the kernels of each operator, and gives it the result that CUDA would give."""
+    """Notes each operator, and gives it the result that CUDA would give."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.operators = []
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -120,10 +137,31 @@ class _Kernels(TorchDispatchMode):
                 f"module: expected operators whose kernels are known, got {operator} of "
                 f"{_shapes(args)}; hfusion.eager.RULES lists the known ones"
             )
-        self.names += kernels
-        if "convolution" not in name:
-            return operator(*args, **kwargs)
-        return _convolved(*args[:6])
+        convolves = "convolution" in name
+        y = _convolved(*args[:6]) if convolves else operator(*args, **kwargs)
+        self.operators.append(_noted(name, kernels, args, y, convolves))
+        return y
+
+
+def _noted(name, kernels, args, y, convolves):
+    """An Operator, with what it read and wrote."""
+    results = y if isinstance(y, list | tuple) else (y,)
+    sizes = [each.numel() for each in _tensors(args)]
+    written = max(result.numel() for result in results)
+    if not convolves:
+        return Operator(name, kernels, sum(sizes), written)
+    c_out, *window = args[1].shape
+    product = written // c_out, c_out, math.prod(window)
+    return Operator(name, kernels, sum(sizes), written, product)
+
+
+def _tensors(args):
+    """The tensors among arguments, those in lists too."""
+    for each in args:
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _tensors(each)
 
 
 def _shapes(args):
@@ -175,6 +213,22 @@ def launches(module, dtype, layout, batch, image=None):
        1 convolution
        1 add_ (bias)
     """
+    found = operators(module, dtype, layout, batch, image)
+    names = (kernel for operator in found for kernel in operator.kernels)
+    return Launches("kernels", tuple(names))
+
+
+def operators(module, dtype, layout, batch, image=None):
+    """The operators of one call in eval mode, in order, with their kernels: [Operator, …].
+
+    The arguments are those of `launches`.
+
+    >>> (conv,) = operators(nn.Conv2d(3, 4, 1), "float32", "NCHW", batch=1)
+    >>> conv.kernels, conv.product  # 28 by 28 pixels
+    (('convolution', 'add_ (bias)'), (784, 4, 3))
+    >>> conv.read, conv.written  # input, weights and biases; output
+    (2368, 3136)
+    """
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
@@ -192,7 +246,7 @@ def launches(module, dtype, layout, batch, image=None):
     x = images(*(_image(double, images) if image is None else image))
     with torch.no_grad(), _Kernels() as counter:
         double(x)
-    return Launches("kernels", tuple(counter.names))
+    return counter.operators
 
 
 def _on_meta(module):

@@ -9,6 +9,7 @@ the reader's own GPU, and brings its script along.
 
 from .case import Case, case
 from .explorer import Explorer
+from .judged import predicted
 from .lab import Lab, kernel, lab
 from .missing import recorded
 from .player import Player, splitting, stacking
@@ -27,6 +28,7 @@ __all__ = [
     "lab",
     "not_raced",
     "photographs",
+    "predicted",
     "race",
     "recorded",
     "reference",
