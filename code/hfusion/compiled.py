@@ -1,0 +1,338 @@
+"""What can be known of the kernels without running them: what a GPU's code consists of.
+
+    python -m hfusion.compiled        compile them all for sm_90, and write the table anew
+
+Triton brings along NVIDIA's assembler, ptxas, and its disassembler, so no device is needed.
+A row of the table is one launch of `kernels` with one tile in one dtype: the registers of a
+thread, the shared memory of a program, and the instructions, counted by name. They are
+counts of compiled code and no measurement. What follows from them is in `occupancy`.
+"""
+
+import ast
+import collections
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from . import models, occupancy
+
+FOLDER = Path(__file__).parent
+NOW, BEFORE = FOLDER / "sm_90.json", FOLDER / "sm_90_before.json"
+DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+LAUNCHES = ("_first", "_second")
+MULTIPLIES = ("HGMMA", "HMMA", "FFMA")  # of a group of four warps, of a warp, of a thread
+# Products of two float16 that one tensor core of an H100 adds up in a cycle: an A100's are
+# 256, and these are twice as fast (NVIDIA, Ampere and Hopper Architecture In-Depth).
+PRODUCTS = {"HGMMA": 4 * 512, "HMMA": 512, "FFMA": 32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One launch, compiled for one tile and dtype.
+
+    registers: of a thread. shared_bytes: of a program. stack_bytes: of a thread; spills:
+    instructions that write registers to memory or read them back, for want of room.
+    multiply: the instruction that multiplies. copies, loads: {bytes that one thread's
+    instruction carries: instructions}, to shared memory and to registers. buffers: steps
+    that the shared memory holds. loops: of each loop that multiplies, {instruction:
+    how many} of one step; instructions: in the whole kernel.
+    """
+
+    kernel: str
+    dtype: str
+    tile: tuple  # a row of kernels.TILES
+    registers: int
+    shared_bytes: int
+    stack_bytes: int
+    spills: int
+    multiply: str
+    copies: dict
+    loads: dict
+    buffers: int
+    instructions: int
+    loops: list
+
+    @property
+    def warps(self):
+        """Of a program."""
+        return self.tile[3]
+
+    @property
+    def fitting(self):
+        """How many programs a multiprocessor holds, by each resource."""
+        return occupancy.fitting(self.registers, self.shared_bytes, self.warps)
+
+    @property
+    def resident(self):
+        """How many programs a multiprocessor holds."""
+        return min(self.fitting.values())
+
+    @property
+    def step(self):
+        """{instruction: how many} of one step of the loop that takes longest."""
+        return max(self.loops, key=lambda loop: sum(loop.values()))
+
+    @property
+    def issued(self):
+        """Instructions of a warp in one step, each of which takes a cycle to issue."""
+        return sum(self.step.values())
+
+    @property
+    def multiplying(self):
+        """Cycles in which the products of a warp's step could be done, at the peak rate."""
+        kind = self.multiply.split(".")[0]
+        return self.step[kind] * _products(self.multiply) // PRODUCTS[kind]
+
+
+def read(path=NOW):
+    """(What the table says about itself, {(kernel, dtype, tile): Compiled}).
+
+    >>> about, rows = read()
+    >>> about["target"], rows["_first", "float16", (32, 32, 128, 4, 3)].warps
+    ('sm_90', 4)
+    """
+    table = json.loads(Path(path).read_text(encoding="utf-8"))
+    rows = [_row(row) for row in table.pop("rows")]
+    return table, {(row.kernel, row.dtype, row.tile): row for row in rows}
+
+
+def _row(row):
+    widths = {
+        name: {int(n): k for n, k in row[name].items()} for name in ("copies", "loads")
+    }
+    return Compiled(**row | widths | {"tile": tuple(row["tile"])})
+
+
+def widths(module, launch):
+    """Of a row of models.TABLE, what a launch's branches are wide: its tiles' columns.
+
+    >>> widths("3a", 0), widths("3a", 1)
+    ((64, 96, 16, 192), (128, 32, 32))
+    """
+    c_in, _, k1, c3, k3, c5, k5, kp = models.TABLE[module]
+    return ((k1, c3, c5, c_in), (k3, k5, kp))[launch]
+
+
+def programs(module, batch, launch, tile):
+    """How many programs a launch of a module is.
+
+    By hand: 3a has 28² = 784 pixels, 25 tiles of 32; its first launch 64, 96, 16 and 192
+    columns, which are 2, 3, 1 and 6 tiles.
+
+    >>> programs("3a", 1, 0, (32, 32, 128, 4, 3))
+    300
+    """
+    rows, columns, *_ = tile
+    pixels = batch * models.TABLE[module][1] ** 2
+    return -(-pixels // rows) * sum(
+        -(-width // columns) for width in widths(module, launch)
+    )
+
+
+def _products(instruction):
+    """Multiply-adds of one instruction: HMMA.16816.F32, HGMMA.64x32x16.F32 or FFMA.
+
+    >>> _products("HMMA.16816.F32"), _products("HGMMA.64x32x16.F32"), _products("FFMA")
+    (2048, 32768, 32)
+    """
+    kind, *rest = instruction.split(".")
+    if kind == "FFMA":
+        return 32  # one of each thread
+    shape = (16, 8, 16) if kind == "HMMA" else map(int, rest[0].split("x"))
+    m, n, k = shape
+    return m * n * k
+
+
+# From here on with Triton, out of its interpreter.
+
+
+def compile_all(wanted=None):
+    """The table, compiled now, as `read` returns it.
+
+    wanted: (kernel, dtype, tile) of the rows to compile; without it all of them. Needs
+    Triton, and runs in a process of its own, because Triton's interpreter, once it is on,
+    stays on. Raises RuntimeError with what that process wrote.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "table.json")
+        said = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": folder}
+        command = [sys.executable, "-W", "ignore", "-m", __name__, str(path)]
+        asked = None if wanted is None else json.dumps(list(wanted))
+        done = subprocess.run(
+            command,
+            env=os.environ | said,
+            input=asked or "",
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return read(path)
+
+
+def sources(path=FOLDER / "kernels.py"):
+    """A hash of the functions that Triton compiles, whatever else is in their file."""
+    text = Path(path).read_text(encoding="utf-8")
+    functions = [
+        ast.get_source_segment(text, node)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and node.decorator_list
+    ]
+    return hashlib.sha256("\n".join(functions).encode()).hexdigest()[:16]
+
+
+def _rows():
+    from . import kernels
+
+    return [
+        (launch, dtype, tile)
+        for launch in LAUNCHES
+        for dtype in DTYPES
+        for tile in kernels.TILES
+    ]
+
+
+def _compiled(launch, dtype, tile):
+    """One row, as the file has it."""
+    from . import kernels
+
+    done = _by_triton(getattr(kernels, launch), dtype, tile)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(done.asm["cubin"])
+        code = _tool("cuobjdump", "-sass", "-res-usage", str(path))
+    resources = {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", code)}
+    buffers = re.findall(r"local_alloc.*?memdesc<(\d+)x\d+x\d+x", done.asm["ttgir"])
+    (buffers,) = set(map(int, buffers)) or {0}
+    return {
+        "kernel": launch,
+        "dtype": dtype,
+        "tile": tile,
+        "registers": resources["REG"],
+        "shared_bytes": done.metadata.shared,
+        "stack_bytes": resources["STACK"],
+        **_counted(_instructions(code)),
+        "buffers": buffers,
+    }
+
+
+def _by_triton(kernel, dtype, tile):
+    """What Triton makes of a kernel for a GPU that is not there."""
+    from triton import compile
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    rows, columns, depth, warps, stages = tile
+    fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
+    signature, constants, aligned = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        if name in fixed:
+            signature[name], constants[(place,)] = "constexpr", fixed[name]
+        elif name in kernel.do_not_specialize:
+            signature[name] = "i32"
+        else:  # PyTorch's memory begins at a multiple of 16 bytes, and more
+            signature[name] = f"*{DTYPES[dtype]}"
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, aligned)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def _instructions(code):
+    """[(address, name with its modifiers, operands)] of what cuobjdump prints."""
+    line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);")
+    return [(int(at, 16), name, rest) for at, name, rest in line.findall(code)]
+
+
+def _counted(instructions):
+    """What the rows of the table say of a kernel's instructions."""
+    names = collections.Counter(name for _, name, _ in instructions)
+    bases = _bases(instructions)
+    kind = next(kind for kind in MULTIPLIES if bases[kind])
+    multiply = max((n for n in names if n.split(".")[0] == kind), key=names.get)
+    if kind == "FFMA":
+        multiply = kind
+    return {
+        "spills": bases["STL"] + bases["LDL"],
+        "multiply": multiply,
+        "copies": _by_bytes(names, "LDGSTS"),
+        "loads": _by_bytes(names, "LDG"),
+        "instructions": len(instructions),
+        "loops": [dict(_bases(loop).most_common()) for loop in _loops(instructions, kind)],
+    }
+
+
+def _bases(instructions):
+    return collections.Counter(name.split(".")[0] for _, name, _ in instructions)
+
+
+def _by_bytes(names, base):
+    """{bytes that one thread's instruction carries: instructions}."""
+    found = collections.Counter()
+    for name, times in names.items():
+        first, *modifiers = name.split(".")
+        if first == base:
+            sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+            found[next((sizes[m] for m in modifiers if m in sizes), 4)] += times
+    return dict(sorted(found.items()))
+
+
+def _loops(instructions, kind):
+    """The innermost loops with an instruction of this kind, each as its instructions: what
+    lies between a jump backwards and where it goes.
+    """
+    spans = []
+    for at, name, rest in instructions:
+        if name.startswith("BRA") and (to := re.search(r"0x([0-9a-f]+)", rest)):
+            spans.append((int(to[1], 16), at))
+    loops = {
+        (first, last): [i for i in instructions if first <= i[0] <= last]
+        for first, last in spans
+        if first <= last
+    }
+    loops = {span: body for span, body in loops.items() if _bases(body)[kind]}
+    return [
+        body
+        for (first, last), body in sorted(loops.items(), key=lambda item: item[0])
+        if not any(
+            first <= start and end <= last and (start, end) != (first, last)
+            for start, end in loops
+        )
+    ]
+
+
+def _tool(name, *arguments):
+    """What a program of NVIDIA's that Triton brings along writes."""
+    from triton.backends import nvidia
+
+    command = [str(Path(nvidia.__path__[0], "bin", name)), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def main(path=None, wanted=""):
+    """Compile, and write the table; `wanted` as JSON for some of its rows only."""
+    rows = json.loads(wanted) if wanted else _rows()
+    from triton import __version__
+
+    about = {
+        "target": "sm_90",
+        "triton": __version__,
+        "ptxas": re.search(r"V([\d.]+)", _tool("ptxas", "--version"))[1],
+        "date": datetime.date.today().isoformat(),
+        "kernels": sources(),
+    }
+    lines = ",\n".join(json.dumps(_compiled(*row)) for row in rows)
+    text = json.dumps(about)[:-1] + ', "rows": [\n' + lines + "\n]}\n"
+    Path(path or NOW).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "0"
+    main(*sys.argv[1:2], *([sys.stdin.read()] if len(sys.argv) > 1 else []))

@@ -1,0 +1,133 @@
+"""How many programs a multiprocessor holds at a time, and how many waves a grid takes.
+
+A program (CUDA: a thread block) runs on one multiprocessor, and stays there until it ends.
+How many fit beside each other follows from what a compiled kernel needs and from what a
+multiprocessor has. No device is asked: this is what NVIDIA's occupancy calculator computes,
+the header cuda_occupancy.h, to which a test holds it.
+"""
+
+import dataclasses
+
+THREADS = 32  # of a warp
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a GPU has, and in which pieces it is handed out.
+
+    registers: 32 bits each, of one multiprocessor, as are shared_bytes, warps and
+    programs. A multiprocessor has four parts; a warp lives in one of them, with its
+    registers. register_unit: a warp gets a multiple of it; shared_unit: a program gets a
+    multiple of it, in bytes; shared_reserved: what CUDA takes of each program, in bytes.
+    """
+
+    name: str
+    multiprocessors: int
+    registers: int = 65_536
+    shared_bytes: int = 228 * 1024
+    most_shared_bytes: int = 227 * 1024  # of one program, what CUDA takes not counted
+    warps: int = 64
+    most_warps: int = 32  # of one program
+    programs: int = 32
+    parts: int = 4
+    register_unit: int = 256
+    shared_unit: int = 128
+    shared_reserved: int = 1024
+
+
+# Compute capability 9.0 in NVIDIA's CUDA C++ Programming Guide, table "Technical
+# specifications per compute capability", and the Hopper Tuning Guide; the units in which it
+# is handed out, in cuda_occupancy.h. An H100 SXM has as many multiprocessors as an H200.
+H200 = Device("H200", multiprocessors=132)
+
+
+def fitting(registers, shared_bytes, warps, device=H200):
+    """How many programs of a kernel fit on one multiprocessor, by each of what it has:
+    {resource: programs}. The least of them is how many reside there.
+
+    registers: of one thread, from 1 to 255. shared_bytes: of one program. warps: of one
+    program. Raises ValueError for a number that no kernel can have.
+
+    By hand, 80 registers, 32 KiB and 4 warps: a warp takes 32 · 80 = 2560 registers, a
+    multiple of 256. Each of four parts has 16384, which is 6 warps, and 24 in all: 6
+    programs. In shared memory a program takes 32 + 1 KiB, and 228 KiB hold 6.
+
+    >>> fitting(80, 32 * 1024, 4)
+    {'registers': 6, 'shared memory': 6, 'warps': 16, 'programs': 32}
+    """
+    for name, value, least, most in (
+        ("registers", registers, 1, 255),
+        ("shared_bytes", shared_bytes, 0, device.most_shared_bytes),
+        ("warps", warps, 1, device.most_warps),
+    ):
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(
+                f"{name}: expected an int from {least} to {most}, got {value!r}"
+            )
+    a_warp = _up(registers * THREADS, device.register_unit)
+    in_a_part = device.registers // device.parts // a_warp
+    a_program = _up(shared_bytes + device.shared_reserved, device.shared_unit)
+    # A program's warps are spread over the parts, and the fullest part decides.
+    alone = -(-warps // device.parts) <= in_a_part
+    return {
+        "registers": in_a_part * device.parts // warps if alone else 0,
+        "shared memory": device.shared_bytes // a_program,
+        "warps": device.warps // warps,
+        "programs": device.programs,
+    }
+
+
+def resident(registers, shared_bytes, warps, device=H200):
+    """How many programs of a kernel reside on one multiprocessor: the least of `fitting`.
+
+    >>> resident(80, 32 * 1024, 4)
+    6
+    """
+    return min(fitting(registers, shared_bytes, warps, device).values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A grid on a device.
+
+    waves: how often the device is filled, the last time perhaps not quite. busiest: the
+    most programs that one multiprocessor runs, if each gets the next where it has room and
+    all take equally long. idle: multiprocessors that never get one. share: of the device's
+    time, until the busiest multiprocessor is done, how much is spent on programs.
+    """
+
+    programs: int
+    waves: int
+    busiest: int
+    idle: int
+    share: float
+
+
+def spread(programs, resident, device=H200):
+    """How a grid of so many programs spreads over a device: a Spread.
+
+    resident: how many of them a multiprocessor holds. By hand, 150 programs on 132
+    multiprocessors, six fitting on each: one wave, in which 18 have two and the others one.
+    That is 150 of 2 · 132 places.
+
+    >>> spread(150, 6)
+    Spread(programs=150, waves=1, busiest=2, idle=0, share=0.5681818181818182)
+    >>> spread(40, 6).idle
+    92
+    """
+    for name, value in (("programs", programs), ("resident", resident)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
+    each = device.multiprocessors
+    busiest = -(-programs // each)
+    return Spread(
+        programs=programs,
+        waves=-(-programs // (each * resident)),
+        busiest=busiest,
+        idle=max(0, each - programs),
+        share=programs / (busiest * each),
+    )
+
+
+def _up(number, unit):
+    return -(-number // unit) * unit

@@ -1,0 +1,179 @@
+"""compiled.py: the table says what Triton and ptxas make of the kernels now."""
+
+import dataclasses
+import hashlib
+import math
+import os
+
+import pytest
+import torch
+
+from hfusion import compiled, kernels, models
+
+triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
+
+ABOUT, ROWS = compiled.read()
+BEFORE, OLD = compiled.read(compiled.BEFORE)
+AGAIN = "make it again: python -m hfusion.compiled"
+
+
+@pytest.fixture(scope="module")
+def made():
+    """All of it, compiled now."""
+    return compiled.compile_all()
+
+
+def test_the_table_has_every_tile_in_every_dtype():
+    launches = {
+        (launch, dtype) for launch in compiled.LAUNCHES for dtype in compiled.DTYPES
+    }
+    wanted = {(*each, tile) for each in launches for tile in kernels.TILES}
+    assert set(ROWS) == wanted, AGAIN
+
+
+def test_the_table_is_of_the_kernels_as_they_are():
+    assert ABOUT["kernels"] == compiled.sources(), AGAIN
+
+
+def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
+    text = (compiled.FOLDER / "kernels.py").read_text(encoding="utf-8")
+    copy = tmp_path / "kernels.py"
+    for old, new, same in (
+        ("(16, 64, 128, 4, 3)", "(16, 64, 128, 4, 2)", True),  # a row of its own
+        ("acc = tl.zeros((BM, BN)", "acc = tl.zeros((BN, BM)", False),
+    ):
+        assert text.count(old) == 1
+        copy.write_text(text.replace(old, new), encoding="utf-8")
+        assert (compiled.sources(copy) == ABOUT["kernels"]) is same
+
+
+def test_compiled_again_it_is_the_same(made):
+    about, rows = made
+    tools = {name: (ABOUT[name], about[name]) for name in ("triton", "ptxas")}
+    if other := [f"{name} {now}, not {then}" for name, (then, now) in tools.items()
+                 if now != then]:  # fmt: skip
+        pytest.skip(f"here is {', '.join(other)}, so the code is another")
+    different = [row for row in ROWS if rows[row] != ROWS[row]]
+    assert different == [], AGAIN
+
+
+def test_numbers_arrive_sixteen_bytes_at_a_time_and_without_waiting(made):
+    """All of x and weight, under way before they are needed, with any version of Triton."""
+    for (_, dtype, tile), row in made[1].items():
+        rows, columns, depth, warps, stages = tile
+        item_bytes = getattr(torch, dtype).itemsize
+        step = (rows + columns) * depth * item_bytes // (32 * warps)  # bytes of a thread
+        assert row.copies == {16: stages * step // 16}, row
+
+
+def test_tensor_cores_multiply_halves_and_buffers_are_as_chapter_10_says(made):
+    for (_, dtype, tile), row in made[1].items():
+        kind, stages = row.multiply.split(".")[0], tile[-1]
+        if dtype == "float32":
+            assert kind == "FFMA"
+        else:
+            assert kind == ("HMMA" if tile[0] < 64 else "HGMMA")
+            assert row.buffers == (stages - 1 if kind == "HMMA" else stages)
+            assert (row.stack_bytes, row.spills) == (0, 0), row
+
+
+def test_each_step_multiplies_all_of_its_tile(made):
+    """Products of all warps in a step, by hand: rows · columns · depth, in one loop."""
+    for (_, _, (rows, columns, depth, warps, _)), row in made[1].items():
+        kind = row.multiply.split(".")[0]
+        of_an_instruction = compiled._products(row.multiply)
+        by_a_warp = row.step[kind] * of_an_instruction // (4 if kind == "HGMMA" else 1)
+        assert by_a_warp * warps == rows * columns * depth, row
+
+
+def test_only_some_rows_can_be_asked_for():
+    wanted = ("_second", "float16", kernels.TILES[1])
+    _, rows = compiled.compile_all([wanted])
+    assert list(rows) == [wanted]
+
+
+def test_what_does_not_compile_is_said():
+    with pytest.raises(RuntimeError, match="no_such_kernel"):
+        compiled.compile_all([("no_such_kernel", "float16", kernels.TILES[0])])
+
+
+def test_the_table_before_is_never_edited():
+    """It says what the kernels were; the chapter compares with it."""
+    content = compiled.BEFORE.read_bytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == "90abb1e1c1627d93"
+    assert BEFORE["triton"] == ABOUT["triton"], "before and after differ by Triton, too"
+    assert len(OLD) == 54
+
+
+# Programs, as the kernels launch them.
+
+
+@pytest.mark.parametrize("module", models.TABLE)
+@pytest.mark.parametrize("tile", [kernels.TILES[0], kernels.TILES[-1]])
+def test_programs_are_as_many_as_are_launched(module, tile, monkeypatch):
+    launched = []
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *args, **sizes: launched.append(math.prod(grid))
+
+    for name in compiled.LAUNCHES:
+        monkeypatch.setattr(kernels, name, Spy())
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
+    c_in, size, *_ = models.TABLE[module]
+    two = kernels.two_launches(models.Inception.from_table(module).eval())
+    two.tiles = tile, tile
+    x = torch.zeros(2, c_in, size, size).to(memory_format=torch.channels_last)
+    two(x)
+    assert launched == [compiled.programs(module, 2, launch, tile) for launch in (0, 1)]
+
+
+# What is read in NVIDIA's listings.
+
+LISTING = """
+    /*0000*/                   LDG.E R1, desc[UR4][R2.64] ;       /* 0x1 */
+                                                                  /* 0x2 */
+    /*0010*/              @!P4 LDG.E.128.CONSTANT R4, [R2.64+0x20] ; /* 0x1 */
+    /*0020*/                   LDG.E.U16 R4, [R2.64] ;
+    /*0030*/                   LDGSTS.E.BYPASS.128 [R5], desc[UR4][R6.64], P1 ;
+    /*0040*/                   HMMA.16816.F32 R4, R8, R10, R4 ;
+    /*0050*/                   STL [R1], R4 ;
+    /*0060*/              @!P0 BRA 0x60 ;
+    /*0070*/               @P0 BRA 0x30 ;
+    /*0080*/               @P1 BRA 0x10 ;
+    /*0090*/                   LDL.LU R4, [R1] ;
+    /*00a0*/                   BRA 0xa0;
+"""
+
+
+def test_a_listing_is_read():
+    instructions = compiled._instructions(LISTING)
+    assert [at for at, _, _ in instructions] == list(range(0, 0xB0, 16))
+    assert compiled._counted(instructions) == {
+        "spills": 2,
+        "multiply": "HMMA.16816.F32",
+        "copies": {16: 1},
+        "loads": {2: 1, 4: 1, 16: 1},
+        "instructions": 11,
+        "loops": [{"BRA": 2, "LDGSTS": 1, "HMMA": 1, "STL": 1}],
+    }
+
+
+def test_two_loops_are_both_read_and_the_longer_one_is_the_step():
+    listing = LISTING.replace("LDL.LU R4, [R1]", "HMMA.16816.F32 R4, R8, R10, R4")
+    listing = listing.replace("@P1 BRA 0x10", "@P1 BRA 0x80").replace(
+        "BRA 0xa0", "BRA 0x90"
+    )
+    loops = compiled._counted(compiled._instructions(listing))["loops"]
+    assert loops[1] == {"HMMA": 1, "BRA": 1}
+    row = dataclasses.replace(next(iter(ROWS.values())), loops=loops[::-1])
+    assert row.step == loops[0]
+    assert (row.issued, row.multiplying) == (5, 4)
+
+
+def test_worked_by_hand():
+    """A step of 32 · 32 · 128 products is 64 cycles of four tensor cores with 512 each."""
+    row = ROWS["_first", "float16", (32, 32, 128, 4, 3)]
+    assert row.multiplying == 32 * 32 * 128 // (4 * 512)
+    assert row.warps == 4
+    assert row.resident == min(row.fitting.values()) == row.fitting["shared memory"] == 6
