@@ -4,6 +4,7 @@ HFUSION_MODULES=all python -m pytest tests/test_webgpu.py
 runs all nine modules and plants all faults; else 5a and a small one, and four faults.
 """
 
+import dataclasses
 import functools
 import http.server
 import importlib
@@ -25,7 +26,7 @@ import torch
 from playwright.sync_api import sync_playwright
 from torch.nn import functional
 
-from hfusion import models, records
+from hfusion import cost, models, records
 from hfusion.__main__ import main
 from hfusion.webgpu import generator
 
@@ -136,7 +137,9 @@ def test_a_row_or_a_value_that_does_not_fit_is_refused():
         generator.digest([0.125])
     with pytest.raises(ValueError, match=r"end: .* a later line, got 'nothing'"):
         labs.kernel("product", "acc +=", "nothing")
-    with pytest.raises(ValueError, match="kind: expected one of ladder, launches, got 'x'"):
+    with pytest.raises(
+        ValueError, match="kind: expected one of ladder, launches, pays, got 'x'"
+    ):
         labs.lab("x")
 
 
@@ -1104,6 +1107,486 @@ def test_a_lost_device_is_told_and_a_new_run_works(another, opened):
     assert lab.get_attribute("data-lab-state") == "failed"
     assert "The GPU was lost" in says(lab)
     assert ended(page, "launches").get_attribute("data-lab-state") == "done"
+
+
+# When stacking pays
+
+
+PAYS = labs.lab("pays", ["ragged", "widening"])
+THREE_WAYS = {"separate": 3, "stacked": 1, "copied": 4}
+
+
+@pytest.fixture
+def payer(browser):
+    """As `pure`, with the parts of the lab "pays"."""
+    page = browser.new_page()
+    names = (*PURE, "chart", "view", *labs.OWN["pays"][0])
+    code = "\n".join(labs._text(f"{name}.js") for name in names)
+    yield lambda expression, given=None: page.evaluate(
+        f"async (given) => {{ {code}\nreturn ({expression}); }}", given
+    )
+    page.close()
+
+
+@pytest.mark.parametrize(("row", "side"), [("ragged", 9), ("widening", 7), ("5a", 14)])
+def test_the_siblings_are_the_notebooks_and_exact(payer, row, side):
+    found = payer(
+        """await (async ({ widths, side }) => {
+            const stack = stackOf(widths), x = images(widths[0], side, 1);
+            return digest(await stageExpected(widths, stack, x, async () => 0));
+        })(given)""",
+        {"widths": generator.siblings(row), "side": side},
+    )
+    c, *sizes = generator.siblings(row)
+    x = generator.draw(0, side * side * c, -4, 4).reshape(side * side, c)
+    made = [
+        x @ generator.draw(3 * i + 1, c * k, -1, 1).reshape(c, k)
+        + generator.draw(3 * i + 3, k, -8, 8)
+        for i, k in enumerate(sizes)
+    ]
+    by_hand = np.concatenate(made, 1)  # whole numbers of NumPy
+    assert np.abs(by_hand).max() <= 4 * c + 8 < generator.EXACT
+    stage = generator.stage(row, side)
+    np.testing.assert_array_equal(stage.reshape(side * side, -1), by_hand)
+    assert found == generator.digest(stage)
+
+
+def test_a_pace_covers_widths_pixels_and_batches(payer):
+    html = labs.lab("pays").html
+    setup = json.loads(re.search(r"application/json\">(.*?)</script>", html)[1])
+    assert setup["rows"] == [*models.TABLE, "widening"]
+    found = {
+        p: payer(f"planned(given, '{p}')", setup) for p in ("quick", "minute", "minutes")
+    }
+    assert {name: len(cases) for name, cases in found.items()} == {
+        "quick": 4, "minute": 3 * (9 + 3), "minutes": 10 * 3 * 3,
+    }  # fmt: skip
+    for one in found["minute"]:
+        assert one["row"] == "widening" or one["side"] == models.TABLE[one["row"]][1]
+    biggest = payer(
+        "given.flatMap(([one, widths]) => Object.values("
+        "stageBuffers(widths, positionsOf(one))).map((floats) => 4 * floats))",
+        [(one, setup["siblings"][one["row"]]) for one in found["minutes"]],
+    )
+    assert max(biggest) <= 2**27  # a binding's size, promised
+    groups = payer(
+        "given.flatMap(([one, widths]) => Object.values(stagePrograms(widths, positionsOf("
+        "one))).flat().map((dispatch) => dispatch.groups))",
+        [(one, setup["siblings"][one["row"]]) for one in found["minutes"]],
+    )
+    assert max(groups) <= 65535
+
+
+def measured_ceilings(protocol, clock):
+    """By NumPy: the median of the slopes, each of one round's least squares."""
+    ticks, product = protocol["ticks"], protocol["large_product"]
+    n, slopes = np.array(ticks["n"]), []
+    for times in zip(*ticks[clock], strict=True):
+        t = np.array(times)
+        slopes.append(np.linalg.lstsq(np.stack([1 / t, n / t], 1), t / t, rcond=None)[0][1])
+    launch_s = max(statistics.median(slopes), 0.001) * 1e-6
+    return cost.Ceilings(
+        2 * product["n"] ** 3 / (statistics.median(product[clock]) * 1e-6),
+        2 * protocol["large_copy"]["bytes"]
+        / (statistics.median(protocol["large_copy"][clock]) * 1e-6),
+        launch_s, launch_s, overlaps=True,
+    )  # fmt: skip
+
+
+def recount(record):
+    """What the estimate said and what was, of one clock: {(case, way): (s, gain, gain)}."""
+    clock = record["cases"][0]["parameters"]["clock"]
+    ceilings, found = measured_ceilings(record["protocol"], clock), {}
+    for case in record["cases"]:
+        p, samples = case["parameters"], case["samples"]
+        if p["clock"] != clock:
+            continue
+        sizes = (p["first"], p["second"], p["third"])
+        positions = p["side"] ** 2 * p["batch"]
+        ways = cost.stage(sizes, p["c_in"], positions, 4, copied=sizes)
+        for way in ("stacked", "copied"):
+            pairs = zip(samples["separate"], samples[way], strict=True)
+            found[f"{p['siblings']}, {p['side']}×{p['side']}, batch {p['batch']}", way] = (
+                cost.seconds(ways[way], ceilings, graph=True),
+                cost.gain(ways["separate"], ways[way], ceilings, graph=True),
+                statistics.median(before / after for before, after in pairs),
+            )
+    return found
+
+
+def score(found):
+    """(sides taken, signs right, off) of a recount, and of its median gain."""
+    pairs = [(said, was) for _, said, was in found.values()]
+    middle = statistics.median(was for _, was in pairs)
+    called = [(said, was) for said, was in pairs if abs(said - 1) > 1e-6]
+    return (
+        len(called),
+        sum((said > 1) == (was > 1) for said, was in called),
+        statistics.median(abs(said / was - 1) for said, was in pairs),
+        sum((middle > 1) == (was > 1) for _, was in called),
+        statistics.median(abs(middle / was - 1) for _, was in pairs),
+    )
+
+
+TOLD = """window.told = [];
+document.addEventListener("fs-ceilings", ({ detail }) => told.push(detail));"""
+
+
+def test_the_sweep_is_right_and_counted_and_told(opened, payer):
+    page = opened(page_of(PAYS), TOLD)
+    page.wait_for_timeout(300)
+    assert page.evaluate("seen.asked") == 0
+    lab = ended(page, "pays")
+    assert lab.get_attribute("data-lab-state") == "done", says(lab)
+    assert lab.get_attribute("data-lab-differ") == "0"
+    entries = 3 * (2 * 81 * 48 + (1 + 8) * 49 * (48 + 384)) + 64
+    assert lab.get_attribute("data-lab-entries") == str(entries)
+    record = record_in(lab)
+    jsonschema.validate(record, SCHEMA)
+    assert record == signed(record)
+    assert len(record["cases"]) == 2 * 4
+    for case in record["cases"]:
+        assert case["launches"] == THREE_WAYS
+        assert set(map(len, case["samples"].values())) == {2}
+    passes, wanted = page.evaluate("seen.passes"), list(THREE_WAYS.values())
+    assert sum(passes[i : i + 3] == wanted for i in range(len(passes))) == 1 + 4
+    assert page.evaluate("[seen.created, seen.destroyed]") == [1, 1]
+    assert "the times say nothing about GPUs" in lab.inner_text()
+    assert "gain" not in lab.locator("table").inner_text()
+    first, last = page.evaluate("told")
+    ceilings = measured_ceilings(record["protocol"], "device")
+    assert first == pytest.approx(
+        {"device": "google swiftshader, software", "error": None}
+        | dataclasses.asdict(ceilings)
+    )
+    _, right, off, *_ = score(recount(record))
+    assert last == first | {
+        "error": {"cases": 8, "right": right, "off": pytest.approx(off)}
+    }
+    estimated = payer("verdicts(given.cases, given.protocol)", record)
+    for row in estimated[:4]:
+        for way in ("stacked", "copied"):
+            seconds, said, was = recount(record)[row["name"], way]
+            assert row["estimated_us"][way] == pytest.approx(1e6 * seconds, rel=1e-12)
+            assert row[way]["said"] == pytest.approx(said, rel=1e-12)
+            assert row[way]["was"][1] == pytest.approx(was, rel=1e-12)
+    assert page.complaints == []
+
+
+SWEEP_FAULTS = {
+    "a copy from elsewhere": ("x[job.x_offset + p * job.x_stride + k]);\n  }\n}\n`",
+                              "x[p * job.x_stride + k]);\n  }\n}\n`"),
+    "a copy that forgets the last": ("(positions * width) / 256)",
+                                     "(positions * width) / 256) - 1"),
+    "columns swapped": ("w_offset: begin / 4", "w_offset: (begin && begin - 1) / 4"),
+    "a product that drops a row": ("if (4u * step + r < 4u * depth",
+                                   "if (4u * step + r + 1u < 4u * depth"),
+    "no bias": ("epilogue: BIAS,", "epilogue: 0,"),
+    "an image that is not repeated": ("(n * each) % few.length, each", "0, each"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", SWEEP_FAULTS)
+def test_a_fault_in_the_sweep_is_seen(opened, fault):
+    right, wrong = SWEEP_FAULTS[fault]
+    html = page_of(PAYS)
+    assert html.count(right) == 1
+    page = opened(html.replace(right, wrong), TOLD)
+    lab = ended(page, "pays")
+    assert lab.get_attribute("data-lab-state") == "failed", says(lab)
+    assert int(lab.get_attribute("data-lab-differ")) > 0
+    assert "entries differ, in: ragged, 9×9, batch 2, " in says(lab)
+    assert lab.locator("table, a[download]").count() == 0
+    assert page.evaluate("told.length") == 0  # nothing was timed
+
+
+def test_a_case_that_alone_is_wrong_shows_no_time(opened):
+    """Right for the widths that are checked first, wrong for others."""
+    html = page_of(PAYS).replace(
+        "begin / 4, x_stride: k / 4", "(k > 48 ? 0 : begin) / 4, x_stride: k / 4"
+    )
+    lab = ended(opened(html), "pays")
+    assert lab.get_attribute("data-lab-state") == "failed", says(lab)
+    assert "differ, in: widening, 7×7, batch 1, copied." in says(lab)
+    assert lab.locator("table, a[download]").count() == 0
+
+
+def test_a_sweep_whose_reference_is_wrong_checks_nothing(opened):
+    wrong = page_of(PAYS).replace("sum.set(bias);", "sum.set(bias); sum[3] += p === 5;")
+    lab = ended(opened(wrong), "pays")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert "the notebook's PyTorch had" in says(lab)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "sentence"),
+    [
+        ("const roomOf = ({ device: { limits } }) =>", "const roomOf = () => 2 ** 20 ||",
+         "offers buffers of 1048576 bytes, and this lab needs 16777216."),
+        ("return 17 * ms + 200;", "return 1e6;",
+         "too slow or too small for this lab: no case was measured. The first, ragged, "
+         "7×7, batch 1, would take 17 minutes, and the time was over."),
+        ("put(job, p, k, x[job.x_offset + p * job.x_stride + k]);", "put(nothing);",
+         "compiler refuses the kernel single.wgsl: line"),
+    ],
+    ids=["small buffers", "too slow", "does not compile"],
+)  # fmt: skip
+def test_a_sweep_that_cannot_be_says_why(opened, right, wrong, sentence):
+    html = page_of(PAYS)
+    assert html.count(right) >= 1
+    place = html.rindex(right)
+    lab = ended(opened(html[:place] + html[place:].replace(right, wrong)), "pays")
+    assert lab.get_attribute("data-lab-state") in ("failed", "unsupported")
+    assert sentence in says(lab)
+
+
+def test_cases_that_do_not_fit_are_left_out_and_named(opened):
+    html = page_of(PAYS)
+    html = html.replace("return [1, 8].flatMap", "return [1, 4096].flatMap")
+    html = html.replace(
+        "return 17 * ms + 200;", "return widths[0] === 40 && one.batch > 1 ? 1e6 : 1;"
+    )
+    lab = ended(opened(html), "pays")
+    assert lab.get_attribute("data-lab-state") == "done", says(lab)
+    protocol = record_in(lab)["protocol"]
+    assert protocol["planned"] == 4
+    assert protocol["left_out"] == {
+        "ragged, 7×7, batch 4096": "would take 17 minutes, and the time was over",
+        "widening, 7×7, batch 4096": "needs a buffer of 308281344 bytes, "
+        "and this GPU has 134217728",
+    }
+    assert "2 of 4 cases were measured. The first left out, ragged" in lab.inner_text()
+
+
+def test_without_webgpu_the_sweep_says_so(opened):
+    gone = 'Object.defineProperty(Navigator.prototype, "gpu", { get: () => undefined });'
+    page = opened(page_of(PAYS), gone)
+    page.wait_for_function("document.querySelector('[data-lab-state=unsupported]')")
+    assert "This browser has no WebGPU" in says(page.locator("[data-lab=pays]"))
+    none = "GPU.prototype.requestAdapter = async () => null;"
+    assert "no GPU that it would use" in fails(opened(page_of(PAYS), none), "pays")[1]
+
+
+def test_cancel_keeps_the_cases_that_were_done(opened):
+    html = page_of(PAYS).replace(
+        "return [1, 8].flatMap", "return [1, 2, 3, 4, 6, 8, 12, 16].flatMap"
+    )
+    page = opened(html, TOLD)
+    lab = page.locator("[data-lab]")
+    lab.locator("[data-lab-run]").click()
+    page.wait_for_function(
+        r"/Case [4-9] of 16: .*, about \d+ (seconds|minutes) left/"
+        ".test(document.body.innerText)"
+    )
+    lab.locator("[data-lab-cancel]").click()
+    assert over(page, "pays").get_attribute("data-lab-state") == "cancelled"
+    assert says(lab).startswith("Cancelled")
+    record = record_in(lab)
+    jsonschema.validate(record, SCHEMA)
+    done = len(record["cases"]) // 2
+    assert 3 <= done < 16
+    assert f"{done} of 16 cases were measured." in lab.inner_text()
+    page.wait_for_function("told.length === 2")
+    assert page.evaluate("told[1].error.cases") in (2 * done, 2 * done - 2)
+    page.wait_for_function("seen.created === seen.destroyed")
+    cancel_early(page, lab)
+
+
+def cancel_early(page, lab):
+    """Before any case there is nothing to keep."""
+    lab.locator("[data-lab-run]").click()
+    page.wait_for_function("document.body.innerText.includes('ceilings: launches')")
+    lab.locator("[data-lab-cancel]").click()
+    assert over(page, "pays").get_attribute("data-lab-state") == "cancelled"
+    assert lab.locator("table").count() == 0
+
+
+def test_a_lost_device_ends_the_sweep(another, opened):
+    page = opened(page_of(PAYS), using=another)
+    page.locator("[data-lab-run]").click()
+    page.wait_for_function("seen.dispatched > 20")
+    session = another.new_browser_cdp_session()
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    (gpu,) = [process["id"] for process in processes if process["type"] == "GPU"]
+    os.kill(gpu, signal.SIGKILL)
+    lab = over(page, "pays")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert "The GPU was lost" in says(lab)
+
+
+def whole_or(value):
+    """As JSON of JavaScript has it: no 7.0."""
+    return int(value) if value == int(value) else value
+
+
+def gpus_sweep():
+    """Made up, of a GPU whose times are not what the estimate says."""
+    random = np.random.default_rng(19)
+
+    def times(us, size=5):
+        return [whole_or(round(us * v, 3)) for v in random.uniform(0.97, 1.05, size)]
+
+    cases = []
+    for batch in (1, 8, 32):
+        for row in (*models.TABLE, "widening"):
+            c, *sizes = generator.siblings(row)
+            side = models.TABLE[row][1] if row in models.TABLE else 14
+            ways = cost.stage(sizes, c, side * side * batch, 4, copied=sizes)
+            at = cost.Ceilings(3e12, 4e11, 2e-6, 2e-6, overlaps=True)
+            cases.append({
+                "parameters": {"siblings": row, "c_in": c, "first": sizes[0],
+                               "second": sizes[1], "third": sizes[2], "side": side,
+                               "batch": batch, "clock": "device"},
+                "samples": {way: times(1e6 * cost.seconds(kernels, at, graph=True)
+                                       * random.uniform(0.85, 1.25))
+                            for way, kernels in ways.items()},
+                "unit": "us", "calls": 50, "launches": THREE_WAYS, "faults": {},
+                "skipped": {}, "events": [],
+            })  # fmt: skip
+    both = {}
+    for clock in ("device", "wall"):
+        both[clock] = {
+            "large_product": times(2 * 2048**3 / 3e6),
+            "large_copy": times(2 * 60 * 2**20 / 4e5),
+            "ticks": [times(7 + 2 * n) for n in (100, 400, 1600)],
+        }
+    extra = {"large_product": {"n": 2048}, "large_copy": {"bytes": 60 * 2**20},
+             "ticks": {"n": [100, 400, 1600]}}  # fmt: skip
+    chosen = {
+        what: extra[what] | {clock: both[clock][what] for clock in both} for what in extra
+    }
+    return signed({
+        "schema": 1, "experiment": "webgpu_pays", "date": "2026-11-30",
+        "machine": {"kind": "webgpu", "device": "a GPU", "vendor": "v", "software": False},
+        "protocol": {"rounds": 5, "entries": 48600, "differ": 0, "planned": 30, **chosen},
+        "cases": cases,
+    })  # fmt: skip
+
+
+STAGE_RECORDS = sorted((ROOT / "records").glob("*/stage.json"))
+
+
+@pytest.fixture
+def sweep_opened(opened, tmp_path):
+    """A page of the lab with the book's records; opens a file's text there."""
+    book = [records.load(path) for path in STAGE_RECORDS]
+
+    def visit(width=1000):
+        page = opened(page_of(labs.lab("pays", ["5a", "widening"], book=book)), width=width)
+
+        def choose(text):
+            path = tmp_path / "sweep.json"
+            path.write_text(text, encoding="utf-8")
+            page.locator("input[type=file]").set_input_files(path)
+
+        return page, choose
+
+    return visit
+
+
+def rows_of(table):
+    rows = [row.inner_text().split("\t") for row in table.locator("tbody tr").all()]
+    return {row[0].replace("\xa0", " ").replace(" · ", ", batch "): row[1:] for row in rows}
+
+
+def test_a_gpus_sweep_shows_estimate_time_and_losses(sweep_opened):
+    page, choose = sweep_opened()
+    record = gpus_sweep()
+    choose(json.dumps(record))
+    lab = page.locator("[data-lab]")
+    lab.locator("svg").wait_for()
+    found, text = recount(record), lab.inner_text()
+    called, right, off, middle_right, middle_off = score(found)
+    assert 0 < right < called < len(found)
+    assert (
+        f"a side in {called} of {len(found)} gains and had the sign right in {right}"
+        in text
+    )
+    assert f"it is off by {100 * off:.3g}%" in text
+    assert f"is right in {middle_right} of the same {called}" in text
+    assert f"and off by {100 * middle_off:.3g}%." in text
+    rows = rows_of(lab.locator("table").first)
+    assert len(rows) == 30
+    for (name, way), (seconds, said, was) in found.items():
+        cells = rows[name]
+        column = {"stacked": 1, "copied": 2}[way]
+        assert f"({1e6 * seconds:.3g})" in cells[column].replace(",", "") or seconds > 1e-3
+        gain, estimate = cells[2 * column + 1 : 2 * column + 3]
+        assert gain.startswith(f"{was:.2f} (")
+        assert gain.endswith("loses") == (was < 1)
+        assert estimate == f"{said:.2f}"
+    assert lab.locator("svg circle").count() == 2 * 30 + 2
+    assert lab.locator("svg rect").count() == 2 * 30 + 2
+
+
+@pytest.mark.skipif(not STAGE_RECORDS, reason="nothing has been recorded")
+def test_a_readers_gains_stand_beside_the_books(sweep_opened):
+    page, choose = sweep_opened()
+    choose(json.dumps(gpus_sweep()))
+    page.locator("[data-lab] svg").wait_for()
+    record = records.load(STAGE_RECORDS[0])
+    beside = rows_of(page.locator("table").nth(1))
+    assert record.label in page.locator("[data-lab]").inner_text()
+    assert {name.split(",")[0] for name in beside} == set(models.TABLE)
+    mode = "graph, " if record.machine.kind == "cuda" else ""
+    for name, cells in beside.items():
+        module, _, batch = name.split(", ")
+        (case,) = record.select(
+            module=module, batch=int(batch.split()[1]), layout="NHWC", dtype="float32"
+        )
+        for place, way in ((1, "stacked"), (3, "copied")):
+            low, median, high = case.gain(mode + way, f"{mode}separate")
+            assert cells[place] == f"{median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def test_a_broken_sweep_is_refused(sweep_opened):
+    page, choose = sweep_opened()
+    record = gpus_sweep()
+
+    def broken(change):
+        content = json.loads(json.dumps(record))
+        change(content)
+        return json.dumps(signed(content))
+
+    for text, why in (
+        (json.dumps(record | {"date": "2001-01-01"}), "digest does not fit"),
+        (broken(lambda c: c["protocol"].pop("ticks")), "its ceilings are not complete"),
+        (
+            broken(lambda c: c["protocol"]["ticks"]["device"][1].pop()),
+            "its ceilings are not complete",
+        ),
+        (
+            broken(lambda c: c["protocol"]["large_copy"].update(bytes="many")),
+            "its ceilings are not complete",
+        ),
+        (
+            broken(lambda c: c["cases"][3]["samples"].pop("copied")),
+            "its cases are not complete",
+        ),
+        (
+            broken(lambda c: c["cases"][3]["samples"]["copied"].pop()),
+            "its cases are not complete",
+        ),
+        (
+            broken(lambda c: c["cases"][3]["parameters"].pop("side")),
+            "its cases are not complete",
+        ),
+        (broken(lambda c: c.update(protocol=None)), "its ceilings are not complete"),
+    ):
+        page.locator("[role=status]").evaluate("(p) => { p.textContent = ''; }")
+        choose(text)
+        page.wait_for_function("why => document.body.innerText.includes(why)", arg=why)
+        assert page.locator("table").count() == 0
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_the_sweep_is_accessible_and_fits(sweep_opened, width):
+    page, choose = sweep_opened(width)
+    choose(json.dumps(gpus_sweep()))
+    page.locator("[data-lab] svg").wait_for()
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 # In Firefox

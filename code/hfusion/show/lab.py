@@ -25,12 +25,14 @@ SCRIPTS = (
     "view",
 )
 # What only one kind of lab carries: its (scripts, kernels).
-OWN = {}
+OWN = {"pays": (("cost", "siblings", "pays", "verdict"), ("copy",))}
+SIDES, BATCHES = (28, 14, 7), (1, 8, 32)  # of "pays"
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
 SAYS = {
     "ladder": "Here the page can run the Inception module on your own GPU, rung by rung",
     "launches": "Here the page can measure what a launch costs on your own GPU",
+    "pays": "Here the page can measure when stacking pays on your own GPU",
 }
 
 
@@ -48,27 +50,28 @@ class Lab:
         return f"{SAYS[self.kind]}."
 
 
-def lab(kind, rows=None, small=False):
+def lab(kind, rows=None, small=False, book=()):
     """A lab as HTML: text, style and script in one, with no request to anywhere.
 
-    kind: "ladder", the module's six rungs, or "launches", what one launch costs.
-    rows: the modules that "ladder" offers, of models.TABLE or "ragged"; else all nine.
-    small: "launches" with three sizes in place of ten. Without JavaScript, or in a notebook
-    that is not trusted, a sentence stands there. Raises ValueError for another kind or row.
+    kind: "ladder", the module's six rungs, "launches", what one launch costs, or "pays",
+    siblings separate, stacked, and copied, with the estimate of `cost` beside each time.
+    rows: the modules that "ladder" offers or "pays" measures, of models.TABLE or "ragged",
+    for "pays" also "widening"; else all but "ragged".
+    small: "launches" with three sizes in place of ten. book: records of `stage`: "pays"
+    shows their gains beside the page's. Without JavaScript, or in a notebook that is not
+    trusted, a sentence stands there. Raises ValueError for another kind or row.
 
     >>> lab("launches")
     Here the page can measure what a launch costs on your own GPU.
     """
     if kind not in SAYS:
         raise ValueError(f"kind: expected one of {', '.join(SAYS)}, got {kind!r}")
-    rows = tuple(models.TABLE) if rows is None else tuple(rows)
     setup = {"sources": sources(kind), "small": small, "modules": {}, "digests": {}}
     if kind == "ladder":
-        setup["quick"] = QUICK if QUICK in rows else rows[0]
-        for row in rows:
-            widths, size = generator.table(row)
-            setup["modules"][row] = {"widths": widths, "size": size}
-            setup["digests"][row] = _digest(row)
+        setup |= _ladder(tuple(models.TABLE) if rows is None else tuple(rows))
+    if kind == "pays":
+        every = (*models.TABLE, *generator.WIDENING)
+        setup |= _pays(every if rows is None else tuple(rows), book)
     data = json.dumps(setup, separators=(",", ":"))
     return Lab(
         kind,
@@ -77,6 +80,61 @@ def lab(kind, rows=None, small=False):
         f'<script type="application/json">{data}</script>\n</div>\n'
         f"<style>\n{_text('lab.css')}</style>\n<script>\n{script(kind)}</script>",
     )
+
+
+def _ladder(rows):
+    tables = {row: generator.table(row) for row in rows}
+    return {
+        "quick": QUICK if QUICK in rows else rows[0],
+        "modules": {row: {"widths": w, "size": size} for row, (w, size) in tables.items()},
+        "digests": {row: _digest(row) for row in rows},
+    }
+
+
+def _pays(rows, book):
+    """What "pays" is told: rows, their siblings, sides, digests, and the book's gains."""
+    sides = {row: generator.table(row)[1] for row in rows if row in models.TABLE}
+    check = {("ragged", 9)}  # before anything is timed
+    wanted = {(row, side) for row in rows for side in SIDES} | check
+    return {
+        "quick": QUICK if QUICK in rows else rows[0],
+        "rows": rows,
+        "siblings": {row: generator.siblings(row) for row, _ in sorted(wanted)},
+        "sides": sides,
+        "digests": {
+            f"{row} {side}": _stage_digest(row, side) for row, side in sorted(wanted)
+        },
+        "book": [gains_of(record) for record in book],
+    }
+
+
+def gains_of(record):
+    """A record of `stage` as "pays" shows it: {label, copies, gains}.
+
+    Cases in NHWC and float32, as the page has them, of the batches that it measures; as a
+    CUDA graph where there is one, since the page hands over all launches at once. gains:
+    {case: {way: quartiles}}.
+    """
+    ways = ("separate", "stacked", "copied")
+    mode = "graph, " if record.machine.kind == "cuda" else ""
+    found = {}
+    for case in record.cases:
+        p = case.parameters
+        there = all(mode + way in case.samples for way in ways)
+        if (
+            there
+            and p["layout"] == "NHWC"
+            and p["dtype"] == "float32"
+            and p["batch"] in BATCHES
+        ):
+            side = models.TABLE[p["module"]][1]
+            name = f"{p['module']}, {side}×{side}, batch {p['batch']}"
+            found[name] = {
+                way: case.gain(mode + way, f"{mode}separate") for way in ways[1:]
+            }
+    copies = "There two of the three branches are copied, those before a 3×3 and a 5×5."
+    as_a = " as CUDA graphs" if mode else ""
+    return {"label": f"PyTorch{as_a}, {record.label}", "copies": copies, "gains": found}
 
 
 def kernel(name, begin="", end=None):
@@ -106,6 +164,11 @@ def sources(kind):
 @cache
 def _digest(row):
     return generator.digest(generator.expected(row))
+
+
+@cache
+def _stage_digest(row, side):
+    return generator.digest(generator.stage(row, side))
 
 
 @cache

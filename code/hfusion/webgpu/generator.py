@@ -9,12 +9,15 @@ the same numbers in a page.
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from .. import models
 
 # Channels that fill no tile, pixels that fill none either: for tests.
 RAGGED = {"ragged": (40, 9, 36, 8, 44, 4, 12, 8)}
 IMAGES = 5  # so many are different; a larger batch repeats them
+# Three siblings of no module, which make more channels than they read: [c_in, widths].
+WIDENING = {"widening": (64, 128, 128, 128)}
 UNITS = ("b1", "b3_reduce", "b3", "b5_reduce", "b5", "pool_proj")
 INPUT, WEIGHT, SHIFT = 4, 1, 8  # the largest of each, and the smallest with a minus
 EXACT = 2**24
@@ -106,6 +109,39 @@ def expected(row):
     """The module's result for one image, by PyTorch in float64: [H, W, K] as NumPy."""
     with torch.no_grad():
         return module(row)(images(row))[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def siblings(row):
+    """The three 1×1 convolutions that read the row's input: (c_in, *widths).
+
+    row: of models.TABLE, "ragged", or "widening", which has twice as many channels each
+    as it reads. Raises ValueError for another.
+
+    >>> siblings("3a"), siblings("widening")
+    ((192, 64, 96, 16), (64, 128, 128, 128))
+    """
+    if row in WIDENING:
+        return WIDENING[row]
+    (c, b1, r3, _, r5, *_), _ = table(row)
+    return c, b1, r3, r5
+
+
+def stage(row, side):
+    """What `siblings(row)` make of one image of side × side, one after the other.
+
+    By PyTorch in float64: [side, side, sum of widths] as NumPy. The numbers are drawn as
+    for `module`, without norms: a bias is -8 to 8.
+    """
+    c, *sizes = siblings(row)
+    x = torch.from_numpy(draw(0, side * side * c, -INPUT, INPUT)).double()
+    x = x.reshape(1, side, side, c).permute(0, 3, 1, 2)
+    parts = []
+    for place, k in enumerate(sizes):
+        weight = draw(3 * place + 1, c * k, -WEIGHT, WEIGHT).reshape(c, k).T
+        bias = draw(3 * place + 3, k, -SHIFT, SHIFT)
+        weight = torch.from_numpy(weight).double().reshape(k, c, 1, 1)
+        parts.append(functional.conv2d(x, weight, torch.from_numpy(bias).double()))
+    return torch.cat(parts, 1)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def digest(values):

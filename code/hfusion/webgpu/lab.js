@@ -28,6 +28,7 @@ function choiceOf(name, label, options, chosen) {
 class Lab {
   constructor(root, setup) {
     Object.assign(this, { root, setup, kind: root.dataset.lab });
+    LABS[this.kind].begin?.(setup);
     this.build();
     this.state("idle", "Nothing has run yet. A run installs nothing and sends nothing.");
     if (!navigator.gpu) this.unsupported();

@@ -1,7 +1,8 @@
 // What a lab has measured, in the form of `records/schema.json`, and back. Pure.
 
 // Each kind of lab that this page carries: its title and question, how to run it, the cases of its
-// record, and how they are shown.
+// record, and how they are shown; also, if need be, what it does with its setup, `begin`, and what a
+// record of it lacks.
 const LABS = {};
 
 const today = () => new Date(Date.now() - 60000 * new Date().getTimezoneOffset()).toISOString().slice(0, 10);
@@ -82,6 +83,8 @@ async function parsed(text) {
   if (!Array.isArray(record.cases) || !record.cases.length || !record.cases.every(right)) {
     throw new Error("its cases are not complete");
   }
+  const lacks = LABS[known].lacks?.(record);
+  if (lacks) throw new Error(lacks);
   if (record.digest !== await digestOf(record)) {
     throw new Error("it was edited or damaged: its digest does not fit");
   }

@@ -78,7 +78,8 @@ function launchesView(record) {
 
 // Everything there is to say about a record, as nodes.
 function shown(kind, record, own) {
-  const { doubt, said, parts, clock } = LABS[kind].view(record), { rounds, differ, entries } = record.protocol;
+  const { doubt, said, parts, clock, note = MEANING } = LABS[kind].view(record);
+  const { rounds, differ, entries } = record.protocol;
   const paragraph = (text, name) => element("p", name ? { class: `fs-lab-${name}` } : {}, text);
   const origin = `${own ? "Measured" : "From the file: recorded"} on ${record.machine.device}, `
     + `${record.date}, ${rounds} rounds. ${count(differ)} of ${count(entries)} entries differ from `
@@ -86,6 +87,6 @@ function shown(kind, record, own) {
   return [
     paragraph(origin, "origin"), ...(doubt ? [paragraph(doubt, "large")] : []),
     ...said.map((text) => paragraph(text)), ...parts,
-    paragraph(`${CLOCKS[clock]} ${MEANING}`, "note"),
+    paragraph(`${CLOCKS[clock]} ${note}`, "note"),
   ];
 }
