@@ -55,16 +55,21 @@ class Siblings:
     copied: tuple = ()
 
     @property
+    def contiguous(self):
+        """Whether every part of the stacked product is: only of one image in NCHW."""
+        return self.batch == 1 and self.layout == "NCHW"
+
+    @property
     def copies(self):
-        """The sizes of the parts that are copied; none for one image in NCHW.
+        """The sizes of the parts that are copied: none where all are contiguous.
 
         >>> Siblings(192, (64, 96, 16), 28, 28, batch=2, copied=(1, 2)).copies
         (96, 16)
         >>> Siblings(192, (64, 96, 16), 28, 28, batch=1, copied=(1, 2)).copies
         ()
         """
-        contiguous = self.batch == 1 and self.layout == "NCHW"
-        return () if contiguous else tuple(self.sizes[place] for place in self.copied)
+        places = () if self.contiguous else self.copied
+        return tuple(self.sizes[place] for place in places)
 
     def kernels(self, rule):
         """What they launch, {way: kernels}, counted by a Rule: `cost.stage`.

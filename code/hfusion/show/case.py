@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import statistics
+from decimal import ROUND_HALF_UP, Decimal
 from html import escape
 
 from .. import cost, estimates, models
@@ -89,12 +90,18 @@ def case(stage, ceilings):
     nothing is recorded. Offered are the machines that have both, then those of cost.SHEETS.
 
     >>> print(repr(case({}, {})).splitlines()[1])
-    On NVIDIA H200 SXM, stacking should gain: about 3.00 times as fast as separate.
+    On NVIDIA H200 SXM (calculated), stacking should gain: about 3.00 times as fast as
+    separate.
     """
-    both = [_recorded(stage[name], ceilings[name]) for name in stage if name in ceilings]
-    sheets = [_calculated(*sheet) for sheet in cost.SHEETS.items()]
-    usable = (machine for machine in both if machine["ceilings"])
-    return Case((*usable, *sheets), tuple(_presets()))
+    machines = {}  # by what they are called: two may have one device's name
+    for folder in (folder for folder in stage if folder in ceilings):
+        machine = _recorded(stage[folder], ceilings[folder])
+        if machine["name"] in machines:
+            machine["name"] += f" ({folder})"
+        if machine["ceilings"]:
+            machines[machine["name"]] = machine
+    sheets = (_calculated(*sheet) for sheet in cost.SHEETS.items())
+    return Case((*machines.values(), *sheets), tuple(_presets()))
 
 
 def _presets():
@@ -127,7 +134,7 @@ def _machine(name, how, kind, at, **more):
 
 def _calculated(name, at):
     how = "Calculated from a data sheet and published times of launches, not measured."
-    return _machine(name, how, "cuda", at)
+    return _machine(f"{name} (calculated)", how, "cuda", at)
 
 
 def _recorded(stage, ceilings):
@@ -168,7 +175,7 @@ def _quartiles(case):
             low, us, high = statistics.quantiles(samples, method="inclusive")
             times = spread(us, low, high, number)
             low, gain, high = case.gain(way, base)
-            gains = spread(gain, low, high, "{:.2f}".format) if way != base else "1.00"
+            gains = spread(gain, low, high, ratio) if way != base else "1.00"
             found[way] = times, gains
     return found
 
@@ -181,12 +188,26 @@ def spread(middle, low, high, shown):
 def number(value):
     """Three digits, as in 1,234 and 12.3 and 0.123: `number` of `webgpu/chart.js`.
 
-    >>> number(1234.5), number(12.04), number(0.12345)
-    ('1,234', '12', '0.123')
+    >>> number(1234.5), number(12.04), number(16.25), number(0.12345)
+    ('1,235', '12', '16.3', '0.123')
     """
     places = min(max(0, 2 - math.floor(math.log10(abs(value) or 1))), 3)
-    shown = f"{value:,.{places}f}"
+    shown = f"{_rounded(Decimal(repr(value)), places):,f}"
     return shown.rstrip("0").rstrip(".") if places else shown
+
+
+def ratio(value):
+    """Two digits after the point, halves up: `ratio` of `webgpu/chart.js`.
+
+    >>> ratio(1.125), ratio(3)
+    ('1.13', '3.00')
+    """
+    return f"{_rounded(Decimal(value), 2)}"
+
+
+def _rounded(value, places):
+    """As a page's scripts round; Python rounds a half to the even digit."""
+    return value.quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
 
 
 def _calculation(machine, siblings):
@@ -213,7 +234,7 @@ def rows(machine, siblings, mode):
         ("bytes", *total("bytes")),
         ("estimated µs", *each(lambda way: number(1e6 * cost.seconds(way, at, graph)))),
         ("estimated gain", *each(
-            lambda way: f"{cost.gain(kernels['separate'], way, at, graph):.2f}")),
+            lambda way: ratio(cost.gain(kernels["separate"], way, at, graph)))),
     ]  # fmt: skip
     was = [recorded(machine, siblings, mode, way) for way in WAYS]
     if any(was):
@@ -225,8 +246,8 @@ def rows(machine, siblings, mode):
 def recorded(machine, siblings, mode, way):
     """(µs, gain) of this very case, as texts; None where it was not recorded."""
     arms = machine["recorded"].get(key(siblings), {})
-    other = dataclasses.replace(siblings, copied=(1, 2)).copies != siblings.copies
-    if way == "copied" and other:  # the record copies the second and third part
+    same = siblings.contiguous or set(siblings.copied) == {1, 2}  # as the record copies
+    if way == "copied" and not same:
         return None
     return arms.get(estimates.GRAPH * (mode == GRAPH) + way)
 
@@ -239,14 +260,15 @@ def verdict(machine, siblings, mode):
     gain = cost.gain(kernels["separate"], kernels[way], at, mode == GRAPH)
     error = machine["errors"].get(f"{siblings.dtype}, {mode}")
     what = "stacking" + f" with {parts} part{'s' * (parts > 1)} copied" * (parts > 0)
-    said = f"the estimated gain is {gain:.2f}"
+    shown = ratio(gain)
+    said = f"the estimated gain is {shown}"
     if error and abs(gain - 1) <= error["off"]:
         call = f"{what} is too close to call: {said}, within the estimates' error of 1."
-    elif f"{gain:.2f}" == "1.00":
+    elif shown == "1.00":
         call = f"{what} should make no difference: {said}."
     else:
         word = "gain" if gain > 1 else "lose"
-        call = f"{what} should {word}: about {gain:.2f} times as fast as separate."
+        call = f"{what} should {word}: about {shown} times as fast as separate."
     was = recorded(machine, siblings, mode, way)
     last = f" Recorded: {was[1]}." if was else ""
     where = f"On {machine['name']}{', as a graph' * (mode == GRAPH)}, "
@@ -257,8 +279,9 @@ def _doubt(machine, error, was):
     """How far off such estimates were, as far as that is known."""
     found = "No record says how far off such an estimate is."
     if error:
+        percent = _rounded(Decimal(100 * error["off"]), 1)
         found = (
-            f"Such estimates were off by {100 * error['off']:.1f}% in the median of "
+            f"Such estimates were off by {percent}% in the median of "
             f"{error['cases']} recorded gains, and right about gain or loss in "
             f"{error['right']}."
         )
@@ -313,6 +336,8 @@ def _table(rows):
         for name, *cells in rows
     )
     return (
-        f'<div class="fs-lab-wide"><table><thead><tr>{head}</tr></thead>'
+        '<div class="fs-lab-wide" tabindex="0" role="group" '
+        'aria-label="What each way needs">'
+        f"<table><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -11,39 +11,38 @@ const LABELS = {
 
 const said = (text) => (text.trim() ? (text.length > 40 ? `${text.slice(0, 39)}…` : text) : "nothing");
 
-// A positive whole number that a text is; null of any other.
-function whole(text) {
-  const value = /^\s*\d+\s*$/.test(text) ? Number(text) : 0;
-  return value >= 1 && value < MOST ? value : null;
-}
+const whole = (text) => (/^\s*\d+\s*$/.test(text) ? Number(text) : NaN);
+const fits = (value) => value >= 1 && value < MOST;
+const expected = (value, what) => (value >= MOST ? `below ${count(MOST)}` : what);
 
 // What the reader has set: {given}, or {wrong: names of fields, why: a sentence}.
 function read(texts, copied) {
   const given = { ...texts };
   for (const [name, label] of Object.entries(WHOLE)) {
     given[name] = whole(texts[name]);
-    if (given[name] === null) {
-      return { wrong: [name], why: `${label}: expected a whole number of at least 1, got ${said(texts[name])}` };
+    if (!fits(given[name])) {
+      const bound = expected(given[name], "of at least 1");
+      return { wrong: [name], why: `${label}: expected a whole number ${bound}, got ${said(texts[name])}.` };
     }
   }
   const sizes = texts.sizes.split(/[\s,;]+/).filter((one) => one).map(whole);
-  if (sizes.length < 2 || sizes.length > 6 || sizes.includes(null)) {
-    const why = `widths: expected 2 to 6 whole numbers of at least 1, got ${said(texts.sizes)}`;
-    return { wrong: ["sizes"], why };
+  if (sizes.length < 2 || sizes.length > 6 || !sizes.every(fits)) {
+    const bound = expected(Math.max(...sizes), "of at least 1");
+    return { wrong: ["sizes"], why: `widths: expected 2 to 6 whole numbers ${bound}, got ${said(texts.sizes)}.` };
   }
   return { given: { ...given, sizes, copied: [...copied].filter((place) => place < sizes.length) } };
 }
 
-// The sizes of the parts that are copied; none for one image in NCHW.
-const copiesOf = ({ batch, layout, sizes, copied }) =>
-  (batch === 1 && layout === "NCHW" ? [] : copied.map((place) => sizes[place]));
+// Every part is, of one image in NCHW; then none is copied.
+const contiguous = ({ batch, layout }) => batch === 1 && layout === "NCHW";
 
 const keyOf = ({ c_in, sizes, height, width, batch, dtype, layout }) =>
   `${c_in} ${sizes} ${height}x${width} ${batch} ${dtype} ${layout}`;
 
 // Everything there is to show of a case on a machine; see rows and verdict of show/case.py.
 function calculated(machine, given, mode) {
-  const { c_in, sizes, height, width, batch, dtype, layout } = given, copies = copiesOf(given);
+  const { c_in, sizes, height, width, batch, dtype, layout, copied } = given;
+  const copies = contiguous(given) ? [] : copied.map((place) => sizes[place]);
   const kernels = cost.stage(sizes, c_in, batch * height * width, ITEM_BYTES[dtype], {
     reordered: machine.rule.reordered[layout] ?? [], copied: copies, bias_apart: machine.rule.bias_apart,
   });
@@ -53,15 +52,13 @@ function calculated(machine, given, mode) {
     copies, launches: total("launches"), flops: total("flops"), bytes: total("bytes"),
     us: WAYS.map((way) => 1e6 * cost.seconds(kernels[way], at, graph)),
     gains: WAYS.map((way) => cost.gain(kernels.separate, kernels[way], at, graph)),
-    error: machine.errors[`${dtype}, ${mode}`], was: WAYS.map((way) => recorded(machine, given, copies, mode, way)),
+    error: machine.errors[`${dtype}, ${mode}`], was: WAYS.map((way) => recorded(machine, given, mode, way)),
   };
 }
 
 // [µs, gain] of this very case, as texts. The record copies the second and third part.
-function recorded(machine, given, copies, mode, way) {
-  const theirs = given.sizes.length > 2 ? copiesOf({ ...given, copied: [1, 2] }) : [];
-  const same = given.copied.join() === "1,2" || copies.length + theirs.length === 0;
-  if (way === "copied" && !same) return null;
+function recorded(machine, given, mode, way) {
+  if (way === "copied" && !contiguous(given) && given.copied.join() !== "1,2") return null;
   return machine.recorded[keyOf(given)]?.[mode === GRAPH ? `graph, ${way}` : way] ?? null;
 }
 
@@ -207,18 +204,23 @@ class Case {
 
   show() {
     const texts = Object.fromEntries(Object.entries(this.fields).map(([name, { value }]) => [name, value]));
-    const { given, wrong = [], why } = read(texts, [...this.copied].sort());
+    const { given, wrong, why } = read(texts, [...this.copied].sort());
     if (given) this.choices(given.sizes);
     const found = given && calculated(this.machine(), given, texts.mode);
     const most = given && Math.max(...found.flops, ...found.bytes);
-    for (const [name, field] of Object.entries(this.fields)) field.setAttribute("aria-invalid", wrong.includes(name));
-    if (!given) this.refuse(`${why}.`);
-    else if (!(most < MOST)) {
-      this.refuse(`C, widths, H, W, batch: expected fewer than ${count(MOST)} FLOPs and bytes, got ${most.toPrecision(2)}.`);
+    if (!given) this.refuse(why, wrong);
+    else if (most >= MOST) {
+      this.refuse(`C, widths, H, W, batch: expected fewer than ${count(MOST)} FLOPs and bytes, `
+        + `got ${most.toPrecision(2)}.`, [...Object.keys(WHOLE), "sizes"]);
     } else this.tell(given, found, texts.mode);
   }
 
-  refuse(sentence) {
+  marks(wrong) {
+    for (const [name, field] of Object.entries(this.fields)) field.setAttribute("aria-invalid", wrong.includes(name));
+  }
+
+  refuse(sentence, wrong) {
+    this.marks(wrong);
     this.says(sentence);
     this.root.dataset.caseState = "refused";
     this.shown.replaceChildren();
@@ -235,6 +237,7 @@ class Case {
 
   tell(given, found, mode) {
     const machine = this.machine();
+    this.marks([]);
     const numbers = table("What each way needs", ["way", ...WAYS], rowsOf(found));
     numbers.setAttribute("role", "group"); // a region would be a landmark, and two tools have the same
     this.says(...verdictOf(machine, mode, found));
@@ -260,20 +263,28 @@ class Case {
   }
 
   // The ceilings of this page's GPU, once a lab has measured them.
-  found({ device, error, overlaps, ...rest } = {}) {
-    const names = ["flops_per_s", "bytes_per_s", "launch_s", "kernel_s"], numbers = names.map((name) => rest[name]);
-    if (!numbers.every((one) => Number.isFinite(one) && one >= 0) || !(numbers[0] && numbers[1])) return;
-    const name = `this page's GPU: ${device}`;
-    const ceilings = { ...Object.fromEntries(names.map((one) => [one, rest[one]])), overlaps: Boolean(overlaps) };
-    this.machines = [...this.machines.filter((machine) => machine.name !== name), {
-      name, how: "Ceilings measured in this page, by its lab.", rule: { reordered: {}, bias_apart: false },
-      layouts: ["NHWC"], modes: ["eager"], ceilings: { float32: ceilings },
-      errors: error ? { "float32, eager": error } : {}, recorded: {},
-    }];
-    this.offer("machine", this.machines.map((machine) => machine.name));
-    this.news.textContent = `The list of machines has ${name}.`;
+  found(detail) {
+    const machine = measured(detail ?? {});
+    if (!machine) return;
+    this.machines = [...this.machines.filter(({ name }) => name !== machine.name), machine];
+    this.offer("machine", this.machines.map(({ name }) => name));
+    this.news.textContent = `The list of machines has ${machine.name}.`;
     this.show();
   }
+}
+
+// A machine from what a lab says; null if that cannot be calculated with.
+function measured({ device, overlaps, error, ...rest }) {
+  const rates = ["flops_per_s", "bytes_per_s"], times = ["launch_s", "kernel_s"];
+  const right = typeof device === "string" && rates.every((name) => Number.isFinite(rest[name]) && rest[name] > 0)
+    && times.every((name) => Number.isFinite(rest[name]) && rest[name] >= 0)
+    && (!error || ["off", "right", "cases"].every((name) => Number.isFinite(error[name])));
+  if (!right) return null;
+  return {
+    name: `this page's GPU: ${device}`, how: "Ceilings measured in this page, by its lab.",
+    rule: { reordered: {}, bias_apart: false }, layouts: ["NHWC"], modes: ["eager"],
+    ceilings: { float32: { ...rest, overlaps } }, errors: error ? { "float32, eager": error } : {}, recorded: {},
+  };
 }
 
 // A cell may be run twice, and a page may have two tools: each is set up once.
