@@ -14,6 +14,7 @@ ALLOWED = {
     "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
     "__main__": {"hfusion", "torch", "tqdm"},
     "algebra": {"numpy"},
+    "arithmetic": {"compiled", "kernels"},
     "compiled": {"kernels", "models", "occupancy", "triton"},
     "cost": {"eager"},
     "eager": {"measure", "torch"},
@@ -31,6 +32,9 @@ ALLOWED = {
     "models": {"numpy", "torch"},
     "modes": {"layers", "torch"},
     "occupancy": set(),
+    "predictions": {
+        *("arithmetic", "compiled", "eager", "experiments", "kernels", "models", "torch"),
+    },
     "records": set(),
     "recording": {"measure", "records", "torch", "triton"},
     "rewrite": {"layers", "modes", "siblings", "torch", "tracing"},

@@ -1,0 +1,428 @@
+"""What an H200 should show, worked out before any CUDA device had been measured.
+
+Four experiments, each case with the time of its arms, with gains, and with kernels. The
+kernels are counted by `eager`, ours are as `compiled` knows them, the rest is `arithmetic`.
+
+    python -m hfusion.predictions FILE    writes them all, once; a file is never replaced
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from . import arithmetic, compiled, eager, kernels, models
+from .arithmetic import device_us, host_us
+from .experiments import launch_overhead, network, rungs, stage
+
+DEVICE = "NVIDIA H200"  # what the SXM part calls itself
+FORMAT = 1
+COUNTS = ("kernels", "convolutions", "norms", "others", "more", "small", "moved")
+
+# Kernels that torch.compile leaves: convolutions, and others, by Inductor's source in
+# torch 2.13. A convolution's bias is taken off it (kernel/conv.py), and joins the pointwise
+# kernel after it. Those of the four last units are one kernel, the concatenation
+# (lowering.py, pointwise_cat); the two reductions have one each; and there is the pooling.
+# float32 in NCHW is turned to NHWC: the input, and two weights that are no 1×1 (graph.py).
+COMPILED = {rungs.WRITTEN: (6, 4), rungs.FOLDED: (6, 4), rungs.HOISTED: (4, 4)}
+TURNED = 3
+# max-autotune: bias and ReLU go into the products that it generates, where these are the
+# fastest. The pooling and the concatenation are left, and one for what does not fit.
+TUNED = {rungs.FOLDED: 3, rungs.HOISTED: 3}
+# Our two launches and their variants: {arm: what arithmetic.two_us is told}.
+OURS = {rungs.TWO: {}}
+
+
+# A program as numbers, in dicts that go into the file.
+
+
+def work(operators, item_bytes, turned=False):
+    """Operators of `eager.operators` as numbers: a dict.
+
+    kernels: how many. convolutions, norms, others: operators of each kind; more: further
+    kernels in them. small: kernels without a product; moved: their bytes. products:
+    (positions, c_out, depth, bytes) of each convolution. turned: whether cuDNN turns input
+    and output round inside, as in NCHW where the tensor cores want NHWC.
+
+    >>> found = work(eager.operators(nn.Conv2d(3, 4, 1), "float32", "NCHW", 1), 4)
+    >>> found["kernels"], found["more"], found["small"], found["products"]
+    (2, 1, 1, [[784, 4, 3, 22016]])
+    """
+    found = dict.fromkeys(COUNTS, 0) | {"products": []}
+    for each in operators:
+        found["kernels"] += len(each.kernels)
+        found["more"] += len(each.kernels) - 1
+        found[_what(each)] += 1
+        through = (each.read + each.written) * item_bytes
+        if not each.product:
+            found["small"] += len(each.kernels)
+            found["moved"] += through
+            continue
+        found["products"].append([*each.product, through])
+        copies = each.kernels.count("copy")
+        biases = len(each.kernels) - 1 - copies
+        found["small"] += copies + biases + 2 * turned
+        numbers = 2 * each.written * biases + 2 * each.read * copies
+        found["moved"] += numbers * item_bytes + 2 * through * turned
+    return found
+
+
+def _what(operator):
+    """Which of COUNTS an operator is one of."""
+    if operator.product:
+        return "convolutions"
+    return "norms" if operator.name == "native_batch_norm" else "others"
+
+
+def _works(nets, parameters, image, splits=0):
+    """{name: work} of networks; those that stack have so many splits, for the host."""
+    dtype, layout, batch = (parameters[name] for name in ("dtype", "layout", "batch"))
+    turned = layout == "NCHW" and dtype != "float32"
+    found = {}
+    for name, net in nets.items():
+        operators = eager.operators(net, dtype, layout, batch, image)
+        found[name] = work(operators, _item_bytes(dtype), turned)
+        if name in (rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL):
+            found[name]["others"] += splits
+    return found
+
+
+def _item_bytes(dtype):
+    return 4 if dtype == "float32" else 2
+
+
+def _more(program, **numbers):
+    """A program with more of some things in it."""
+    return program | {name: program[name] + number for name, number in numbers.items()}
+
+
+def _sum(programs):
+    """Several programs, one after the other."""
+    first, *others = programs
+    for program in others:
+        first = _more(first, **program)
+    return first
+
+
+def _without(whole, parts):
+    """A program less some that are in it."""
+    rest = {k: v - sum(p[k] for p in parts) for k, v in whole.items() if k != "products"}
+    rest["products"] = list(whole["products"])
+    for part in parts:
+        for product in part["products"]:
+            rest["products"].remove(product)
+    return rest
+
+
+# Each experiment: the programs of a case, and the times of its arms.
+
+
+def ladder(parameters):
+    """A case of `module_ladder` as programs: {rung: work}."""
+    model = models.randomise(models.Inception.from_table(parameters["module"])).eval()
+    c_in, size, *_ = models.TABLE[parameters["module"]]
+    return _works(rungs.eager(model), parameters, (c_in, size, size), splits=1)
+
+
+def ladder_us(parameters, works, at):
+    """{arm: µs} of a case of `module_ladder`."""
+    dtype = parameters["dtype"]
+    times = _rungs(works, dtype, at)
+    folded = works[rungs.FOLDED]
+    on_streams = host_us(folded, at) + at.streams
+    times["streams"] = max(on_streams, device_us(folded, dtype, at))
+    widths, positions = _sizes(parameters["module"], parameters["batch"])
+    times |= _compiled(works, widths[0] * positions, dtype, at)
+    if dtype == "float16":
+        times |= _two([(widths, positions)], at)
+    return times
+
+
+def _sizes(module, batch):
+    """(widths as of a models.Inception, pixels of all images)."""
+    c_in, size, *widths = models.TABLE[module]
+    return (c_in, *widths), batch * size * size
+
+
+def _rungs(works, dtype, at, between=0):
+    """Each rung, eager and as a graph. between: what follows each replay, in µs."""
+    times = {}
+    for rung, program in works.items():
+        on_device = device_us(program, dtype, at)
+        times[rung] = max(host_us(program, at), on_device)
+        times[f"graph, {rung}"] = on_device + between
+    return times
+
+
+def _compiled(works, pooled, dtype, at):
+    """torch.compile's arms: the rung's products, and what Inductor makes of the rest.
+
+    pooled: how many numbers the pooling reads. For max-autotune a product is as fast as
+    the faster of cuDNN's and Triton's, which begins as ours do.
+    """
+    times = {}
+    for rung, (convolutions, others) in COMPILED.items():
+        others += TURNED * (dtype == "float32")
+        host = at.compiled + convolutions * at.compiled_conv + others * at.compiled_kernel
+        products = works[rung]["products"]
+        written = sum(positions * c_out for positions, c_out, *_ in products)
+        moved = 2 * _item_bytes(dtype) * (pooled + written)
+        program = {"products": products, "small": others, "moved": moved}
+        times[f"compile, {rung}"] = max(host, device_us(program, dtype, at))
+        if dtype == "float16" and rung in TUNED:
+            program["small"] = TUNED[rung]
+            on_device = device_us(program, dtype, at, start=0)
+            times[f"graph, max-autotune, {rung}"] = on_device
+            times[f"max-autotune, {rung}"] = max(at.autotune, on_device)
+    return times
+
+
+def _two(modules, at, host=0, device=0, between=0):
+    """Modules in two launches each, and what else there is for host and device, in µs."""
+    times = {}
+    host += len(modules) * (at.two + 2 * at.triton)
+    for name, options in OURS.items():
+        each = (arithmetic.two_us(*module, at, **options) for module in modules)
+        on_device = device + sum(each)
+        times[name] = max(host, on_device)
+        times[f"graph, {name}"] = on_device + between
+    return times
+
+
+def siblings(parameters):
+    """A case of `stage` as programs: {way: work}."""
+    c_in, size, w1, r3, _, r5, *_ = models.TABLE[parameters["module"]]
+    sizes = {"first": w1, "second": r3, "third": r5, "stacked": w1 + r3 + r5}
+    convs = {name: nn.Conv2d(c_in, width, 1) for name, width in sizes.items()}
+    single = _works(convs, parameters, (c_in, size, size))
+    stacked = _more(single.pop("stacked"), others=1)  # the split
+    copied = stacked
+    if (parameters["batch"], parameters["layout"]) != (1, "NCHW"):
+        numbers = 2 * (r3 + r5) * parameters["batch"] * size * size
+        moved = numbers * _item_bytes(parameters["dtype"])
+        copied = _more(stacked, kernels=2, others=2, small=2, moved=moved)
+    return {"separate": _sum(single.values()), "stacked": stacked, "copied": copied}
+
+
+def siblings_us(parameters, works, at):
+    """{arm: µs} of a case of `stage`."""
+    return _rungs(works, parameters["dtype"], at)
+
+
+def chains(parameters):
+    """A case of `launch_overhead`: {n: n}."""
+    return {str(n): n for n in launch_overhead.CHAINS}
+
+
+def chains_us(parameters, works, at):
+    """{n: µs} of a case of `launch_overhead`: a hinge, or a line."""
+    if parameters["way"] == "graph":
+        return {name: arithmetic.hinge_us(n, at) for name, n in works.items()}
+    wait = at.wait if parameters["way"] == "eager" else 0
+    return {name: wait + at.abs * n for name, n in works.items()}
+
+
+def whole(parameters):
+    """A case of `network` as programs: {rung: work}, and what is outside of the modules."""
+    model = models.randomise(models.GoogLeNet()).eval()
+    model.head = nn.Identity()  # a mean and a small product, added here
+    works = _works(rungs.eager(model), parameters, (3, 224, 224), len(models.TABLE))
+    works = {
+        rung: _more(program, kernels=2, others=2, small=2)
+        for rung, program in works.items()
+    }
+    modules = [
+        _works({"": rungs.eager(module)[rungs.FOLDED]}, parameters, (c_in, size, size))[""]
+        for row, module in model.inception.items()
+        for c_in, size, *_ in [models.TABLE[row]]
+    ]
+    return works | {"outside": _without(works[rungs.FOLDED], modules)}
+
+
+def whole_us(parameters, works, at):
+    """{arm: µs} of a case of `network`; torch.compile's arms are not predicted."""
+    dtype, batch = parameters["dtype"], parameters["batch"]
+    steps = {rung: program for rung, program in works.items() if rung != "outside"}
+    times = _rungs(steps, dtype, at, at.between)
+    if dtype == "float16":
+        rest = host_us(works["outside"], at), device_us(works["outside"], dtype, at)
+        modules = [_sizes(row, batch) for row in models.TABLE]
+        times |= _two(modules, at, *rest, at.between)
+    return times
+
+
+EXPERIMENTS = {
+    "module_ladder": (ladder, ladder_us),
+    "stage": (siblings, siblings_us),
+    "launch_overhead": (chains, chains_us),
+    "network": (whole, whole_us),
+}
+STEPS = (rungs.FOLDED, rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL)
+LAST = f"graph, {rungs.TWO}"
+# Of which arms a gain is predicted, and over which.
+GAINS = [
+    *((rung, rungs.WRITTEN) for rung in STEPS),
+    *((f"graph, {rung}", f"graph, {rungs.WRITTEN}") for rung in STEPS),
+    (rungs.HOISTED, rungs.FOLDED),
+    (f"graph, {rungs.HOISTED}", f"graph, {rungs.FOLDED}"),
+    *((LAST, f"graph, {rung}") for rung in (rungs.WRITTEN, rungs.ONE_CALL)),
+    *((LAST, f"graph, max-autotune, {rung}") for rung in TUNED),
+    *((f"graph, {name}", LAST) for name in OURS if name != rungs.TWO),
+    *(
+        (f"{g}{way}", f"{g}separate")
+        for g in ("", "graph, ")
+        for way in ("stacked", "copied")
+    ),
+]
+
+
+def cases():
+    """{experiment: the parameters of each case that is predicted}.
+
+    Of `module_ladder` not float16 in NCHW and float32 in NHWC; of `stage` not bfloat16,
+    which would be the same as float16; of `network` not torchvision's.
+    """
+    ladders = [
+        {"module": module, "batch": batch, "dtype": dtype, "layout": layout}
+        for dtype, layout in rungs.USUAL.items()
+        for module, batch in (*((row, 1) for row in models.TABLE), ("3a", 32))
+    ]
+    return {
+        "module_ladder": ladders,
+        "stage": [c for c in stage.cases("cuda") if c["dtype"] != "bfloat16"],
+        "launch_overhead": launch_overhead.cases("cuda"),
+        "network": [c for c in network.cases("cuda") if c["network"] == "GoogLeNet"],
+    }
+
+
+def predicted(experiment, parameters, works, inputs=None):
+    """What is predicted of a case: {"us": {arm: (low, middle, high)}, "gains": {"arm /
+    base": …}, "kernels": {arm: …}}.
+
+    works: its programs. inputs: in place of arithmetic.INPUTS.
+    """
+    _, times = EXPERIMENTS[experiment]
+
+    def evaluate(at):
+        us = times(parameters, works, at)
+        gains = {
+            ("gains", f"{arm} / {base}"): us[base] / us[arm]
+            for arm, base in GAINS
+            if {arm, base} <= set(us)
+        }
+        return {("us", arm): time for arm, time in us.items()} | gains
+
+    found = {"us": {}, "gains": {}, "kernels": {}}
+    for (kind, name), numbers in arithmetic.ranges(evaluate, inputs).items():
+        found[kind][name] = [float(f"{number:.3g}") for number in numbers]
+    known = counts(works, experiment, parameters)
+    found["kernels"] = {arm: known[arm] for arm in found["us"] if arm in known}
+    return found
+
+
+def counts(works, experiment, parameters):
+    """{arm: (least, expected, most)}: how many kernels. cuDNN may need one more for each
+    convolution; Inductor one less, or one more for each.
+    """
+    if experiment == "launch_overhead":
+        return {name: [n, n, n] for name, n in works.items()}
+    found = {}
+
+    def note(arm, least, expected, most):
+        found[arm] = found[f"graph, {arm}"] = [least, expected, most]
+
+    for rung, program in works.items():
+        n = program["kernels"]
+        note(rung, n, n, n + len(program["products"]))
+    for table, way in ((COMPILED, "compile"), (TUNED, "max-autotune")):
+        for rung in table if experiment == "module_ladder" else ():
+            convolutions, n = COMPILED[rung]
+            n = table[rung] if way == "max-autotune" else n
+            n += convolutions + TURNED * (parameters["dtype"] == "float32")
+            note(f"{way}, {rung}", n - 1, n, n + convolutions)
+    for name in OURS if experiment == "module_ladder" else ():
+        note(name, 2, 2, 2)
+    return found
+
+
+# The file.
+
+
+def made(commit, listed=None):
+    """All predictions, as the file has them.
+
+    commit: of the kernels that they are about. listed: in place of `cases`.
+    """
+    about, _ = compiled.read()
+    found = {
+        experiment: [
+            {"parameters": case, "works": works} | predicted(experiment, case, works)
+            for case in each
+            for works in [EXPERIMENTS[experiment][0](case)]
+        ]
+        for experiment, each in (listed or cases()).items()
+    }
+    given = {name: dataclasses.asdict(one) for name, one in arithmetic.INPUTS.items()}
+    return {
+        "format": FORMAT,
+        "device": DEVICE,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "compiled": about,
+        "inputs": given,
+        "left_out": arithmetic.LEFT_OUT,
+        "experiments": found,
+    }
+
+
+def text(content):
+    """The file: JSON with one line for an input and for a case."""
+    short = {"ensure_ascii": False, "separators": (",", ":")}
+
+    def lines(part, indent):
+        if isinstance(part, list):
+            rows = [json.dumps(row, **short) for row in part]
+        else:
+            rows = [f"{json.dumps(k)}: {json.dumps(v, **short)}" for k, v in part.items()]
+        return (",\n" + indent).join(["", *rows])[2:]
+
+    head = {k: v for k, v in content.items() if k not in ("inputs", "experiments")}
+    parts = ",\n".join(
+        f' "{name}": [\n{lines(rows, "  ")}\n ]'
+        for name, rows in content["experiments"].items()
+    )
+    return (
+        f"{{\n{lines(head, '')},\n"
+        f'"inputs": {{\n{lines(content["inputs"], " ")}\n}},\n'
+        f'"experiments": {{\n{parts}\n}}\n}}\n'
+    )
+
+
+def last_change(*paths):
+    """The commit that changed one of these files last."""
+    command = ["git", "log", "-1", "--format=%H", "--", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def main(arguments=None):
+    """Write the file; 2 if it is there already."""
+    parser = argparse.ArgumentParser(prog="python -m hfusion.predictions")
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args(arguments).file
+    if path.exists():
+        print(f"{path} is there already: predictions are made once")
+        return 2
+    content = text(made(last_change(kernels.__file__, compiled.NOW)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""arithmetic.py and predictions.py: by hand, against other counts, and the frozen file."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from hfusion import arithmetic, cost, eager, models, predictions
+from hfusion.arithmetic import INPUTS, LEFT_OUT, Input
+from hfusion.experiments import network, rungs, stage
+
+HALF = {"batch": 1, "dtype": "float16", "layout": "NHWC"}
+MIDDLE = SimpleNamespace(**{name: given.middle for name, given in INPUTS.items()})
+
+
+def at(**changed):
+    return SimpleNamespace(**vars(MIDDLE) | changed)
+
+
+# Inputs.
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_input_has_a_range_and_a_source(name):
+    given = INPUTS[name]
+    assert given.low <= given.middle <= given.high
+    assert given.what
+    assert given.source.endswith("judgement") or given.low == given.middle == given.high
+    assert given.source.startswith(("judgement", "https://"))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A case of each experiment: [(experiment, parameters, its programs)]."""
+    chosen = [
+        ("module_ladder", {"module": "3a"} | HALF),
+        (
+            "module_ladder",
+            {"module": "5b", "batch": 1, "dtype": "float32", "layout": "NCHW"},
+        ),
+        ("module_ladder", {"module": "3a"} | HALF | {"batch": 32}),
+        ("stage", {"module": "3a", "batch": 128, "dtype": "float32", "layout": "NCHW"}),
+        *(("launch_overhead", {"operator": "abs", "way": w}) for w in rungs.WAYS),
+    ]
+    return [(e, p, predictions.EXPERIMENTS[e][0](p)) for e, p in chosen]
+
+
+def times(small, values):
+    """Every time of these cases, for one value of each input."""
+    found = {}
+    for experiment, parameters, works in small:
+        _, us = predictions.EXPERIMENTS[experiment]
+        for arm, time in us(parameters, works, values).items():
+            found[experiment, json.dumps(parameters), arm] = time
+    return found
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_input_matters_and_more_of_it_goes_one_way(small, name):
+    given = INPUTS[name]
+    ends = [given.low, given.high] if given.low < given.high else [0.5, 2]
+    if given.low == given.high:
+        ends = [end * given.middle for end in ends]
+    low, high = (times(small, at(**{name: end})) for end in ends)
+    changed = {key for key in low if low[key] != high[key]}
+    unused = {"dependent", "reduce"} - set().union(*predictions.OURS.values())
+    if name in unused or (name == "reduce" and "parts" not in str(predictions.OURS)):
+        pytest.skip("no variant of the two launches uses it")
+    assert changed
+    if given.low < given.high:
+        assert len({low[key] < high[key] for key in changed}) == 1
+
+
+# Formulas, by hand.
+
+
+def test_a_product_that_waits():
+    """One pixel: one program, whatever the tile, with 10 steps of 64, by itself."""
+    own = {"cudnn_step": 1.0, "node": 0, "fill": 0, "start": 0, "cudnn_start": 0}
+    us = arithmetic.product_us((1, 1, 640, 0), "float16", at(**own))
+    assert us == pytest.approx(10 * 0.75)
+
+
+def test_a_product_that_keeps_the_gpu_busy():
+    """132 · 100 tiles of 256 × 128 leave no multiprocessor idle: FLOPs over rate."""
+    own = {"cudnn_step": 0, "node": 1, "fill": 2, "start": 3, "cudnn_start": 4}
+    shape = 132 * 100 * 256, 128, 640
+    us = arithmetic.product_us((*shape, 0), "float16", at(**own))
+    assert us == pytest.approx(10 + 1e6 * 2 * math.prod(shape) / (989e12 * 0.55))
+
+
+def test_a_product_that_moves_more_than_it_computes():
+    own = {"node": 0, "fill": 0, "start": 0, "cudnn_start": 0}
+    us = arithmetic.product_us((1, 1, 1, 1e9), "float32", at(**own))
+    assert us == pytest.approx(1e6 * 1e9 / (4.8e12 * 0.85))
+
+
+def test_waves_and_the_busiest_multiprocessor():
+    one = SimpleNamespace(multiprocessors=10)
+    # 25 programs of 2 steps; 10 multiprocessors, each holding one: 3 waves.
+    assert arithmetic.tiled([(25, 1, 8)], (1, 1, 4), 1, one) == (6, 6)
+    # Each holding three: one wave, in which five have three programs.
+    assert arithmetic.tiled([(25, 1, 8)], (1, 1, 4), 3, one) == (2, 6)
+    # Five that do nothing count as programs: 3 each of 30, 50 steps in all.
+    assert arithmetic.tiled([(25, 1, 8)], (1, 1, 4), 3, one, idle=5) == (2, 5)
+    # Sums in two parts: twice the programs, half the steps.
+    assert arithmetic.tiled([(25, 1, 8)], (1, 1, 4), 10, one, parts=2) == (1, 5)
+
+
+def test_a_launch_of_ours_by_hand():
+    """3a's second launch in tiles of 32 × 32 × 128: 25 · (4 + 1 + 1) programs, 7 steps in
+    the longest, each as long as its instructions and what is left of the wait."""
+    tile = (32, 32, 128, 4, 3)
+    code = arithmetic.CODE["_second", "float16", tile]
+    widths = (192, 64, 96, 128, 16, 32, 32)
+    own = {"node": 0, "fill": 0, "start": 0, "stall": 2, "clock": 1000, "arrive": 5}
+    us = arithmetic.launch_us(1, tile, widths, 784, at(**own))
+    alone = 2 * code.issued / 1000
+    assert us == pytest.approx(7 * (alone + 5 - (code.buffers - 1) * alone))
+    busy = own | {"stall": 0, "arrive": 0, "issue": 100}
+    us = arithmetic.launch_us(1, tile, widths, 784, at(**busy))
+    steps = 25 * (4 * 7 + 4 + 2) / 150
+    assert us == pytest.approx(2 * steps * code.issued * 100 / 1000)
+
+
+def test_a_split_and_a_dependent_launch():
+    widths = (832, 384, 192, 384, 48, 128, 128)
+    plain = arithmetic.two_us(widths, 49, MIDDLE)
+    split = arithmetic.two_us(widths, 49, at(reduce=0), parts=4)
+    assert split < plain
+    dependent = arithmetic.two_us(widths, 49, MIDDLE, dependent=True)
+    assert dependent == pytest.approx(plain - 2 * MIDDLE.dependent)
+
+
+def test_the_hinge():
+    values = SimpleNamespace(replay=6, between=3, node=1)
+    assert [arithmetic.hinge_us(n, values) for n in (1, 3, 4)] == [6, 6, 7]
+
+
+# Ranges.
+
+
+def ranges(evaluate, **inputs):
+    given = {k: Input(*ends, "", "") for k, ends in inputs.items()}
+    return arithmetic.ranges(evaluate, given)
+
+
+def test_independent_errors_add_up_as_squares():
+    left_out = math.log(LEFT_OUT["us"])
+    low, middle, high = ranges(
+        lambda v: {("us", "x"): v.a * v.b / v.c}, a=(1, 2, 6), b=(5, 5, 10), c=(1, 1, 4)
+    )["us", "x"]
+    assert middle == 10
+    up = math.hypot(math.log(3), math.log(2), left_out)
+    down = math.hypot(math.log(2), math.log(4), left_out)
+    assert (low, high) == pytest.approx((10 / math.exp(down), 10 * math.exp(up)))
+
+
+def test_a_ratio_is_not_less_certain_than_what_cancels_in_it():
+    found = ranges(
+        lambda v: {("us", "x"): v.a, ("gains", "x / y"): 3 * v.a / v.a}, a=(1, 10, 100)
+    )
+    assert found["gains", "x / y"] == pytest.approx((3 / 1.07, 3, 3 * 1.07))
+    assert found["us", "x"][0] < 1
+
+
+# Against other counts.
+
+
+@pytest.mark.parametrize("dtype", rungs.USUAL)
+def test_as_many_kernels_as_cost_counts(dtype):
+    layout = rungs.USUAL[dtype]
+    parameters = {"module": "4c", "batch": 1, "dtype": dtype, "layout": layout}
+    nets = rungs.eager(models.Inception.from_table("4c").eval())
+    works = predictions.ladder(parameters)
+    counted = predictions.counts(works, "module_ladder", parameters)
+    for rung, net in nets.items():
+        n = cost.kernels(net, dtype, layout, 1)
+        assert works[rung]["kernels"] == n
+        assert works[rung]["small"] + len(works[rung]["products"]) == n
+        assert counted[rung][:2] == counted[f"graph, {rung}"][:2] == [n, n]
+
+
+@pytest.mark.parametrize("layout", rungs.FORMATS)
+def test_a_stage_has_the_flops_and_bytes_that_cost_counts(layout):
+    parameters = {"module": "3b", "batch": 8, "dtype": "float32", "layout": layout}
+    works = predictions.siblings(parameters)
+    c_in, size, w1, r3, _, r5, *_ = models.TABLE["3b"]
+    sizes = (w1, r3, r5)
+    ways = cost.stage(sizes, c_in, 8 * size**2, 4, (), (r3, r5), bias_apart=True)
+    for way, kernels in ways.items():
+        whole = cost.merged(*kernels)
+        found = works[way]
+        flops = sum(2 * p * k * d for p, k, d, _ in found["products"])
+        moved = found["moved"] + sum(product[-1] for product in found["products"])
+        biases = 8 * size**2 * sum(sizes)  # one addition each
+        assert flops + biases == whole.flops
+        # The bias is read by the kernel that adds it; here it is a part of the product.
+        assert moved == whole.bytes
+        assert found["kernels"] == len(kernels)
+
+
+def test_what_is_outside_of_the_modules():
+    """GoogLeNet has three convolutions outside of its modules, two poolings between them,
+    two further ones, and a head of two kernels."""
+    case = {"network": "GoogLeNet", "batch": 1, "dtype": "float32", "layout": "NCHW"}
+    works = predictions.whole(case)
+    outside = works["outside"]
+    assert len(outside["products"]) == 3
+    assert outside["products"][0][:3] == [112 * 112, 64, 3 * 7 * 7]
+    assert (outside["kernels"], outside["others"]) == (3 * 3 + 4 + 2, 3 + 4 + 2)
+    assert len(works[rungs.WRITTEN]["products"]) == 57
+    assert len(works[rungs.HOISTED]["products"]) == 39
+
+
+def test_half_in_nchw_is_turned_round_inside():
+    conv = {"x": nn.Conv2d(8, 4, 1)}
+    given = {"batch": 1, "dtype": "float16", "layout": "NCHW"}
+    (turned,) = predictions._works(conv, given, (8, 5, 5)).values()
+    (plain,) = predictions._works(conv, given | {"layout": "NHWC"}, (8, 5, 5)).values()
+    assert turned["kernels"] == plain["kernels"] == 2
+    assert turned["small"] == plain["small"] + 2
+    assert turned["moved"] > plain["moved"]
+
+
+def test_a_convolution_says_what_it_reads_and_writes():
+    (conv,) = eager.operators(
+        nn.Conv2d(8, 4, 3, padding=1), "float32", "NCHW", 2, (8, 5, 7)
+    )
+    assert conv.product == (2 * 5 * 7, 4, 8 * 9)
+    assert conv.read == 2 * 8 * 35 + 4 * 8 * 9 + 4
+    assert conv.written == 2 * 4 * 35
+
+
+# The arms are those of the experiments.
+
+
+def test_the_arms_of_a_ladder_are_those_that_are_raced(small):
+    _, parameters, works = small[0]
+    found = predictions.predicted("module_ladder", parameters, works)
+    model, x = rungs.inception("3a", 1, "float32", "cpu")
+    raced = rungs.arms(rungs.eager(model), x, "cuda", rungs.MODES, rungs.TIMES)
+    assert set(found["us"]) == set(raced) | {"streams"}
+    assert set(found["kernels"]) == set(raced)
+
+
+def test_the_arms_of_a_stage_are_those_that_are_raced(small):
+    _, parameters, works = small[3]
+    found = predictions.predicted("stage", parameters, works)
+    race = stage.race("cpu", "3a", 1, "float32", "NCHW")
+    assert set(found["us"]) == set(race.arms)
+    assert {name.split(" / ")[1] for name in found["gains"]} == {
+        "separate",
+        "graph, separate",
+    }
+
+
+def test_the_cases_are_cases_of_the_experiments():
+    listed = predictions.cases()
+    assert {name: len(each) for name, each in listed.items()} == {
+        "module_ladder": 20,
+        "stage": 288,
+        "launch_overhead": 3,
+        "network": 6,
+    }
+    for name, each in listed.items():
+        module = __import__(f"hfusion.experiments.{name}", fromlist=["cases"])
+        known = module.cases("cuda")
+        assert all(case in known for case in each)
+    assert {c["network"] for c in network.cases("cuda")} - {"GoogLeNet"} == {"torchvision"}
+
+
+# Writing.
+
+
+def test_a_file_is_never_replaced(tmp_path, capsys):
+    path = tmp_path / "there.json"
+    path.write_text("as it was", encoding="utf-8")
+    assert predictions.main([str(path)]) == 2
+    assert path.read_text(encoding="utf-8") == "as it was"
+    assert "made once" in capsys.readouterr().out
+
+
+def test_what_is_written_comes_back():
+    listed = {"launch_overhead": predictions.cases()["launch_overhead"]}
+    content = predictions.made("0" * 40, listed)
+    text = predictions.text(content)
+    assert json.loads(text) == json.loads(json.dumps(content))
+    assert max(map(len, text.splitlines())) < 2000
