@@ -234,7 +234,10 @@ LOW, HIGH = (0.5, 0.6, 0.7), (0.8, 1.1, 1.3)
 ERRORS = {"g": {"a": 0, "b": 1e-3}, "h": {"a": 1e-9, "b": 2}}
 FITTED = {"a": (3, 12), "b": (5, 6)}, {"a": (2, 1), "b": (4.123, 0.25)}
 PAIRS = {"a": [(0.9, 1.1), (1.2, 1.25)], "b": [(1.3, 1)], "c": [(1.4, 1.6)], "d": [(1, 1)]}
-WAYS = {"stacked": [(1, HIGH, 1.2), (8, LOW, 0.7)], "copied": [(1, LOW, 1), (8, LOW, 2)]}
+OUTCOMES = {
+    "siblings": {"batch 1": {"stacked": [HIGH] * 3, "copied": [LOW, (0.6, 0.7, 0.8)]}},
+    "module": {"batch 1": {"stacked": [HIGH]}, "batch 8": {"hoisted": [LOW]}},
+}
 GAINS = {"a": [(1, HIGH), (9, LOW)], "b": [(4, (1, 2, 3))]}
 
 CASES = {
@@ -268,7 +271,7 @@ CASES = {
     "fitted": lambda: figures.fitted((1, 10), *FITTED, "on M"),
     "predicted": lambda: figures.predicted(PAIRS, "on M"),
     "predicted-gains": lambda: figures.predicted({"c": PAIRS["c"]}, "on M"),
-    "by_batch": lambda: figures.by_batch({"NCHW": WAYS, "NHWC": WAYS}, "on M"),
+    "outcomes": lambda: figures.outcomes(OUTCOMES, "on M"),
     "tradeoff": lambda: figures.tradeoff(GAINS, 3, "FLOPs", "on M"),
 }  # fmt: skip
 

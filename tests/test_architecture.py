@@ -35,6 +35,7 @@ ALLOWED = {
     "predictions": {
         *("arithmetic", "compiled", "eager", "experiments", "kernels", "models", "torch"),
     },
+    "outcomes": {"records"},
     "records": set(),
     "recording": {"measure", "records", "torch", "triton"},
     "rewrite": {"layers", "modes", "siblings", "torch", "tracing"},

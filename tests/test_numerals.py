@@ -3,7 +3,17 @@
 import re
 
 import pytest
-from numerals import CONSTANTS, PAGES, ROOT, constants, name, numerals, prose, typed_by_hand
+from numerals import (
+    CONSTANTS,
+    PAGES,
+    ROOT,
+    constants,
+    found,
+    name,
+    numerals,
+    prose,
+    typed_by_hand,
+)
 
 TEXTS = {name(path): prose(path) for path in PAGES if path != CONSTANTS}
 KNOWN = constants(CONSTANTS.read_text(encoding="utf-8"))
@@ -20,11 +30,16 @@ def test_every_constant_has_a_source_and_stands_where_it_says():
     for numbers, source, pages in KNOWN:
         assert re.search(r"\{cite:t\}`\w+`|^chosen", source), numbers
         for page in pages:
-            assert set(numbers) <= set(numerals(TEXTS[page])), page
+            assert set(numbers) <= set(numerals(TEXTS[page])) | cited(TEXTS[page]), page
+
+
+def cited(text):
+    """The numbers in rows of a table that cite their source."""
+    return {n for row in re.findall(r"^\|.*\{cite:.*$", text, re.M) for n in found(row)}
 
 
 @pytest.mark.parametrize(
-    ("sentence", "found"),
+    ("sentence", "expected"),
     [
         ("It takes 3.5 µs, or 20 % of it.", ["3.5 µs", "20 %"]),
         ("Between 1.2 and 1.6 times as fast", ["1.2", "1.6 times"]),
@@ -37,8 +52,8 @@ def test_every_constant_has_a_source_and_stands_where_it_says():
         ("| mine | 6.5 ms |", ["6.5 ms"]),
     ],
 )
-def test_a_number_is_seen_where_it_is_one(sentence, found):
-    assert numerals(sentence) == found
+def test_a_number_is_seen_where_it_is_one(sentence, expected):
+    assert numerals(sentence) == expected
 
 
 @pytest.mark.parametrize("page", CHAPTERS)

@@ -400,7 +400,9 @@ def test_with_the_records_of_the_book_every_page_has_what_it_needs():
 
 
 def _parted(line):
-    page, said = re.fullmatch(r"  (chapter \d+|The field) +(.*)", line).groups()
+    page, said = re.fullmatch(
+        r"  (chapter \d+|The field|What the model misses) +(.*)", line
+    ).groups()
     return page, said
 
 
@@ -411,7 +413,10 @@ def test_a_page_lacks_what_is_not_there(tmp_path):
     assert lines["chapter 12"] == "lacks embedding, ceilings"
 
 
-PAGES = {"The field": "back/the-field.ipynb"} | {
+PAGES = {
+    "The field": "back/the-field.ipynb",
+    "What the model misses": "back/what-the-model-misses.ipynb",
+} | {
     f"chapter {int(path.name[:2])}": f"chapters/{path.name}"
     for path in sorted((ROOT / "chapters").glob("*.ipynb"))
 }

@@ -1,6 +1,7 @@
 """Sentences of the pages that no cell computes, held to what they speak of."""
 
 import copy
+import re
 from pathlib import Path
 
 import nbformat
@@ -57,3 +58,29 @@ def test_the_field_says_how_many_random_networks_there_are(monkeypatch):
 def test_the_field_reports_a_loss_as_one():
     """PyTorch's pull request 181854: two products 0.797 ms, one wide one 0.800."""
     assert "an Intel GPU | 0.797 ms | 0.800 ms |" in words("back/the-field.ipynb")
+
+
+def test_published_gains_are_quotients_of_published_numbers():
+    """Chapter 9's, from the times and shares that the page of constants quotes."""
+    text = (ROOT / "back/constants.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| \{cite:t\}.*chapters/09-", text, re.M)
+    for gains, what in rows:
+        quotients = [a / b for a, b in pairs(what)]
+        quotients += [1 + plus / 100 for plus in floats(r"\+([\d.]+)%", what)]
+        quotients += [1 / share for share in floats(r"(0\.\d\d)(?= (?:to|of))", what)]
+        said = floats(r"\d+\.\d+", gains)
+        assert said == [round(quotient, 2) for quotient in quotients], gains
+    assert len(rows) == 7
+
+
+def pairs(text):
+    """[(before, after)] of "6.51 ms by 5.39 ms, 0.86 by 0.74 and by 0.73"."""
+    found = re.findall(r"(?:([\d.]+)(?: ms)? )?(?:and )?by ([\d.]+)", text)
+    before = None
+    for first, after in found:
+        before = float(first) if first else before
+        yield before, float(after)
+
+
+def floats(pattern, text):
+    return [float(number) for number in re.findall(pattern, text)]

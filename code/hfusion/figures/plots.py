@@ -3,7 +3,7 @@
 import statistics
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from .style import DASHED, FAINT, INK, OTHERS, labelled
 
@@ -202,32 +202,6 @@ def predicted(groups, label):
     return labelled(figure, label)
 
 
-def by_batch(panels, label):
-    """Gain over batch: {title: {way: [(batch, (lower, median, upper), predicted), …]}}.
-
-    Recorded medians are dots with their quartiles, predictions a line.
-    """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(7.4, 3.1), sharey=True, squeeze=False
-    )
-    colours = (OTHERS[0], OTHERS[3])
-    for axis, (title, ways) in zip(axes[0], panels.items(), strict=True):
-        axis.axhline(1, **DASHED)
-        for colour, (way, rows) in zip(colours, ways.items(), strict=False):
-            for batch, (low, middle, high), _ in rows:
-                axis.plot([batch, batch], [low, high], color=colour, alpha=0.4, linewidth=3)
-                axis.plot(batch, middle, "o", color=colour, markersize=5)
-            axis.plot([b for b, *_ in rows], [p for *_, p in rows], color=colour,
-                      linewidth=1, label=way)  # fmt: skip
-        axis.set(xscale="log", xlabel="batch")
-        axis.set_xticks([b for b, *_ in rows], [f"{b}" for b, *_ in rows])
-        axis.minorticks_off()
-        axis.set_title(title)
-    axes[0, 0].set_ylabel("gain over separate")
-    axes[0, 0].legend(fontsize=8.5)
-    return labelled(figure, label)
-
-
 def tradeoff(groups, even, xlabel, label):
     """Gains over what comes on top: {group: [(x, (lower, median, upper)), …]}.
 
@@ -256,3 +230,60 @@ def tradeoff(groups, even, xlabel, label):
     axis.set(xlabel=xlabel, ylabel="recorded gain")
     axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
     return labelled(figure, label)
+
+
+def outcomes(panels, label):
+    """Recorded gains: {title: {row: {way: [(lower quartile, median, upper quartile), …]}}}.
+
+    A dot for each, with its quartiles, on a logarithmic scale. What is slower lies in the
+    shaded half; a dot has a ring if both of its quartiles do.
+    """
+    rows = [row for panel in panels.values() for row in panel.values()]
+    styles = dict.fromkeys(way for row in rows for way in row)
+    styles = dict(zip(styles, ((0, "o"), (3, "D"), (1, "s")), strict=False))
+    ratios = [sum(map(_tall, panel.values())) for panel in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(5.2, 0.4 * sum(ratios) + 0.42 * len(panels) + 0.8),
+        sharex=True, squeeze=False, height_ratios=ratios,
+    )  # fmt: skip
+    for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
+        axis.axvspan(0.01, 1, color=FAINT, alpha=0.5, linewidth=0)
+        axis.axvline(1, **DASHED)
+        axis.set_title(title)
+        _rows(axis, panel, styles)
+    gains = [gain for row in rows for gains in row.values() for gain in gains]
+    left, right = min(0.9, *(low for low, *_ in gains)), max(1.1, *(g[2] for g in gains))
+    axis.set(xscale="log", xlim=(0.97 * left, 1.03 * right), xlabel="gain")
+    axis.xaxis.set_major_locator(FixedLocator([0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4]))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    for way, (colour, marker) in styles.items():
+        axes[0, 0].plot([], [], marker, color=OTHERS[colour], markersize=5, label=way)
+    axes[0, 0].legend(
+        loc="lower center", bbox_to_anchor=(0.4, 1 + 0.8 / ratios[0]), ncols=3,
+        columnspacing=1, handletextpad=0.2,
+    )  # fmt: skip
+    return labelled(figure, label)
+
+
+def _rows(axis, panel, styles):
+    """The rows of a panel of `outcomes`, from the top."""
+    top, middles = 0, []
+    for row in panel.values():
+        dots = [(styles[way], gain) for way, gains in row.items() for gain in gains]
+        step = 0.8 * _tall(row) / len(dots)
+        for n, ((colour, marker), (low, median, high)) in enumerate(dots):
+            height = top + 0.1 * _tall(row) + (n + 0.5) * step
+            ring = {"markeredgecolor": INK, "markeredgewidth": 1.2} if high < 1 else {}
+            axis.plot([low, high], [height] * 2, color=OTHERS[colour], alpha=0.5, lw=1)
+            axis.plot(median, height, marker, color=OTHERS[colour], markersize=3.8, **ring)
+        middles.append(top + _tall(row) / 2)
+        top += _tall(row)
+    axis.set_yticks(middles, list(panel))
+    axis.set_ylim(top, 0)
+    axis.tick_params(axis="y", length=0)
+
+
+def _tall(row):
+    """How tall a row is, in rows of many dots."""
+    return 1 if sum(map(len, row.values())) > 4 else 0.55

@@ -1,0 +1,132 @@
+"""What stacking brought on recorded machines: records in, one table out."""
+
+import dataclasses
+import statistics
+from collections import defaultdict
+
+from .records import NotRecorded
+
+# What an arm's name ends in, after its mode: (the way, what it is compared with).
+ENDINGS = {
+    "folded, stacked, hoisted": ("stacked, hoisted", "folded"),
+    "folded, stacked": ("stacked", "folded"),
+    "stacked": ("stacked", "separate"),
+    "copied": ("copied", "separate"),
+}
+FOLD_THEMSELVES = ("ONNX Runtime", "OpenVINO")  # compared with the network as written
+SIBLINGS = "three siblings"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What stacking brought in cases that differ in nothing but the module.
+
+    gains: {module or network: (lower quartile, median, upper quartile)}, above 1 faster.
+
+    >>> gains = {"3a": (0.7, 0.8, 0.9), "3b": (0.9, 1.0, 1.1), "4a": (1.1, 1.2, 1.3)}
+    >>> one = Outcome("module", "eager", "stacked", "NCHW", "float32", 1, gains)
+    >>> one.middle, one.faster, one.slower
+    (1.0, 1, 1)
+    """
+
+    what: str  # SIBLINGS, "module", or a network's name
+    mode: str  # "eager", "graph", "compile", …
+    way: str  # "stacked", "copied" or "stacked, hoisted"
+    layout: str
+    dtype: str
+    batch: int
+    gains: dict
+
+    @property
+    def middle(self):
+        """The median of the medians."""
+        return statistics.median(median for _, median, _ in self.gains.values())
+
+    @property
+    def faster(self):
+        """How many are clearly faster: in three rounds of four, at least."""
+        return sum(low > 1 for low, _, _ in self.gains.values())
+
+    @property
+    def slower(self):
+        """How many are clearly slower: in three rounds of four, at least."""
+        return sum(high < 1 for _, _, high in self.gains.values())
+
+
+def brought(*records):
+    """The Outcomes of records of `stage`, `module_ladder` and `network`, in their order.
+
+    Stacked siblings are compared with separate ones, and a module or a network with
+    itself, folded, in the same mode. What was not raced is left out. Raises NotRecorded
+    if nothing was: a table of nothing would look like a result.
+    """
+    found = defaultdict(dict)
+    for record in records:
+        for case in record.cases:
+            p = case.parameters
+            what = p.get("network", "module")
+            name = p.get("module", what)
+            if record.experiment == "stage":
+                what = SIBLINGS
+            for arm in case.samples:
+                mode, way, base = _compared(arm)
+                if base in case.samples:
+                    key = (what, mode, way, p["layout"], p["dtype"], p["batch"])
+                    found[key][name] = case.gain(arm, base)
+    if not found:
+        names = ", ".join(record.experiment for record in records)
+        raise NotRecorded(f"no case of {names} was raced in two ways")
+    return [Outcome(*key, gains) for key, gains in found.items()]
+
+
+def _compared(arm):
+    """(mode, way, the arm that it is compared with), or three times None."""
+    for ending, (way, base) in ENDINGS.items():
+        prefix = arm.removesuffix(ending)
+        if prefix != arm and (not prefix or prefix.endswith(", ")):
+            mode = prefix.removesuffix(", ") or "eager"
+            base = "as written" if mode in FOLD_THEMSELVES else base
+            return mode, way, prefix + base
+    return None, None, None
+
+
+def table(outcomes):
+    """Outcomes as text: a line for each way, a column for each batch.
+
+    An entry is the median of all modules, and how many are clearly faster : slower, with
+    a mark where any is slower.
+
+    >>> gains = {"3a": (0.7, 0.8, 0.9), "3b": (1.0, 1.1, 1.2)}
+    >>> print(table([Outcome("module", "eager", "stacked", "NHWC", "float16", 8, gains)]))
+    batch                                     8
+    module, NHWC, float16
+      eager: stacked                   0.95 0:1▾
+    """
+    batches = sorted({outcome.batch for outcome in outcomes})
+    lines = [f"{'batch':33}" + " ".join(f"{batch:>10}" for batch in batches)]
+    blocks = defaultdict(lambda: defaultdict(dict))
+    for o in outcomes:
+        entry = f"{o.middle:.2f} {o.faster}:{o.slower}{'▾' if o.slower else ' '}"
+        block = f"{o.what}, {o.layout}, {o.dtype}"
+        blocks[block][f"  {o.mode}: {o.way}"][o.batch] = entry
+    for block, rows in blocks.items():
+        lines.append(block)
+        for row, entries in rows.items():
+            cells = (f"{entries.get(batch, ''):>11}" for batch in batches)
+            lines.append(f"{row:33}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def panels(outcomes):
+    """Outcomes without a compiler, as `figures.outcomes` draws them.
+
+    >>> gains = {"3a": (0.7, 0.8, 0.9)}
+    >>> panels([Outcome("module", "eager", "stacked", "NHWC", "float16", 8, gains)])
+    {'module, eager, NHWC, float16': {'batch 8': {'stacked': [(0.7, 0.8, 0.9)]}}}
+    """
+    found = {}
+    for o in outcomes:
+        if o.mode in ("eager", "graph"):
+            panel = found.setdefault(f"{o.what}, {o.mode}, {o.layout}, {o.dtype}", {})
+            panel.setdefault(f"batch {o.batch}", {})[o.way] = list(o.gains.values())
+    return found
