@@ -66,11 +66,6 @@ READERS = {
         ("module_ladder", {"batch": 1} | FULL, ("folded", HOISTED)),
         ("network", {"network": "GoogLeNet", "batch": 1} | FULL, ("folded", HOISTED)),
     ],
-    "chapter 10": [
-        ("ceilings", {"what": "empty", "operator": "abs", "way": "graph"}, ()),
-        ("module_ladder", {"module": "3a", "batch": 1} | HALF, (TWO,)),
-        ("network", {"batch": 1} | HALF, (TWO,)),
-    ],
     "chapter 12": [("embedding", FULL, ("separate", "embedded")), *LIMITS],
     "chapter 13": [("projections", FULL, ("separate", "stacked", "copied"))],
     "The field": [("leftover", {}, ())],
