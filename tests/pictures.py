@@ -272,6 +272,8 @@ CASES = {
     "predicted": lambda: figures.predicted(PAIRS, "on M"),
     "predicted-gains": lambda: figures.predicted({"c": PAIRS["c"]}, "on M"),
     "outcomes": lambda: figures.outcomes(OUTCOMES, "on M"),
+    "hinge": lambda: figures.hinge({1: (2, 3, 5), 10: HIGH}, {}, "predicted"),
+    "hinge-recorded": lambda: figures.hinge({1: (2, 3, 5)}, {1: 4}, "predicted, on M"),
     "tradeoff": lambda: figures.tradeoff(GAINS, 3, "FLOPs", "on M"),
 }  # fmt: skip
 

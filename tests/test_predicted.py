@@ -121,11 +121,11 @@ def test_misses_come_first_the_farthest_before_the_others(recorded):
     said = lines[misses + 1 : hits]
     # 90 / 24 = 3.75 is a factor of 2.4 below 9; 24 is twice 12; 25 is little above 24.
     assert said == [
-        "  module 3b, batch 1: fast / slow",
+        "  3b, batch 1: fast / slow",
         "      predicted 10 (9 to 11), was 3.75 gain",
-        "  module 3b, batch 1: fast",
+        "  3b, batch 1: fast",
         "      predicted 10 (8 to 12), was 24 µs",
-        "  module 3a, batch 1: slow",
+        "  3a, batch 1: slow",
         "      predicted 20 (20 to 24), was 25 kernels",
     ]
 
@@ -141,9 +141,19 @@ def test_the_score_by_hand(recorded):
     assert times.off == pytest.approx((0 + 1 / 9) / 2)
     assert times.constant == pytest.approx((0.43 + 1.375) / 2)
     said = ladder(recorded)
-    assert "µs: 3 of 4 in their range; off by 6% in the median, a constant guess by" in said
+    assert "µs: 3 of 4 in their range; off by 6%, always the median by" in said
     assert "kernels: 3 of 4" in said
     assert "gain: 1 of 2" in said
+
+
+def test_the_scores_of_all_experiments(recorded):
+    lines = judge.scored(recorded).splitlines()
+    assert lines[0] == f"module_ladder, recorded on {MADE_UP}, 2001-02-04"
+    assert "    gain: 1 of 2" in lines[3]
+    assert lines[-2:] == [
+        "launch_overhead: 1 cases predicted, not recorded yet",
+        "stage: 4 cases predicted, not recorded yet",
+    ]
 
 
 def test_at_the_ends_of_a_range_it_is_a_hit():
@@ -196,7 +206,7 @@ def test_few_hits_are_listed(recorded):
 def test_cases_that_lose_are_counted(root):
     said = show.predicted("stage", root)
     assert "copied / separate: 3 of 4 cases lose, 2 of them surely" in said
-    assert "the least gain 0.6 times (0.5 to 0.7): batch 2" in said
+    assert "the least: 0.6 times (0.5 to 0.7), batch 2" in said
 
 
 def test_the_hinge(root):

@@ -215,6 +215,15 @@ def test_what_is_outside_of_the_modules():
     assert len(works[rungs.HOISTED]["products"]) == 39
 
 
+def test_a_pooling_writes_indices_too():
+    pool = eager.operators(nn.MaxPool2d(3, 1, 1), "float16", "NHWC", 1, (8, 5, 5))
+    found = predictions.work(pool, 2)
+    assert (found["pools"], found["small"]) == (1, 1)
+    assert found["moved"] == 200 * (2 + 2 + 8)
+    waits = arithmetic.device_us(found, "float16", at(node=1, fill=2, pool=10))
+    assert waits == pytest.approx(13 + arithmetic.bytes_us(found["moved"], MIDDLE))
+
+
 def test_half_in_nchw_is_turned_round_inside():
     conv = {"x": nn.Conv2d(8, 4, 1)}
     given = {"batch": 1, "dtype": "float16", "layout": "NCHW"}

@@ -52,6 +52,9 @@ INPUTS = {
         0.8, 1.2, 1.7, "µs", "from the end of a tiny kernel to the next's", GRAPH
     ),
     "fill": Input(0.2, 0.5, 0.9, "µs", "more in a kernel of many programs"),
+    "pool": Input(
+        0.3, 1.5, 4, "µs", "more in PyTorch's pooling, which also writes indices"
+    ),
     "start": Input(0.5, 1.0, 1.8, "µs", "a product's beginning and end, beside its steps"),
     # cuDNN's kernels, which we have not seen.
     "cudnn_start": Input(0.0, 0.5, 1.5, "µs", "more than our kernels' beginning and end"),
@@ -158,12 +161,13 @@ def product_us(product, dtype, at, start=None):
 def device_us(work, dtype, at, start=None):
     """A program as the device runs it, kernel after kernel, in µs.
 
-    work: {"small": kernels without a product, "moved": their bytes, "products": […]}.
+    work: {"small": kernels without a product, "moved": their bytes, "pools": how many of
+    them are poolings, "products": […]}.
     """
     small = work["small"]
     each = bytes_us(work["moved"] / small, at) if small else 0
     products = sum(product_us(product, dtype, at, start) for product in work["products"])
-    return products + small * (at.node + at.fill + each)
+    return products + small * (at.node + at.fill + each) + work["pools"] * at.pool
 
 
 def host_us(work, at):

@@ -22,7 +22,8 @@ from .experiments import launch_overhead, network, rungs, stage
 
 DEVICE = "NVIDIA H200"  # what the SXM part calls itself
 FORMAT = 1
-COUNTS = ("kernels", "convolutions", "norms", "others", "more", "small", "moved")
+COUNTS = ["kernels", "convolutions", "norms", "others", "more", "small", "pools", "moved"]
+INDEX = 8  # bytes of a pooling's index, of which it writes one for each number
 
 # Kernels that torch.compile leaves: convolutions, and others, by Inductor's source in
 # torch 2.13. A convolution's bias is taken off it (kernel/conv.py), and joins the pointwise
@@ -45,9 +46,10 @@ def work(operators, item_bytes, turned=False):
     """Operators of `eager.operators` as numbers: a dict.
 
     kernels: how many. convolutions, norms, others: operators of each kind; more: further
-    kernels in them. small: kernels without a product; moved: their bytes. products:
-    (positions, c_out, depth, bytes) of each convolution. turned: whether cuDNN turns input
-    and output round inside, as in NCHW where the tensor cores want NHWC.
+    kernels in them. small: kernels without a product; pools: how many of these pool; moved:
+    their bytes. products: (positions, c_out, depth, bytes) of each convolution. turned:
+    whether cuDNN turns input and output round inside, as in NCHW where the tensor cores
+    want NHWC.
 
     >>> found = work(eager.operators(nn.Conv2d(3, 4, 1), "float32", "NCHW", 1), 4)
     >>> found["kernels"], found["more"], found["small"], found["products"]
@@ -60,8 +62,10 @@ def work(operators, item_bytes, turned=False):
         found[_what(each)] += 1
         through = (each.read + each.written) * item_bytes
         if not each.product:
+            pools = "pool" in each.kernels
             found["small"] += len(each.kernels)
-            found["moved"] += through
+            found["pools"] += pools
+            found["moved"] += through + pools * each.written * INDEX
             continue
         found["products"].append([*each.product, through])
         copies = each.kernels.count("copy")
@@ -172,7 +176,7 @@ def _compiled(works, pooled, dtype, at):
         products = works[rung]["products"]
         written = sum(positions * c_out for positions, c_out, *_ in products)
         moved = 2 * _item_bytes(dtype) * (pooled + written)
-        program = {"products": products, "small": others, "moved": moved}
+        program = {"products": products, "small": others, "moved": moved, "pools": 0}
         times[f"compile, {rung}"] = max(host, device_us(program, dtype, at))
         if dtype == "float16" and rung in TUNED:
             program["small"] = TUNED[rung]
@@ -403,9 +407,9 @@ def text(content):
     )
 
 
-def last_change(*paths):
-    """The commit that changed one of these files last."""
-    command = ["git", "log", "-1", "--format=%H", "--", *map(str, paths)]
+def last_change(path):
+    """The commit that changed a file last."""
+    command = ["git", "log", "-1", "--format=%H", "--", path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -418,7 +422,7 @@ def main(arguments=None):
     if path.exists():
         print(f"{path} is there already: predictions are made once")
         return 2
-    content = text(made(last_change(kernels.__file__, compiled.NOW)))
+    content = text(made(last_change(kernels.__file__)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return 0

@@ -287,3 +287,21 @@ def _rows(axis, panel, styles):
 def _tall(row):
     """How tall a row is, in rows of many dots."""
     return 1 if sum(map(len, row.values())) > 4 else 0.55
+
+
+def hinge(said, was, label):
+    """A graph of n kernels, predicted: {n: (low, middle, high)} in µs, a band and a line.
+
+    was: {n: recorded µs}, as dots; perhaps none.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 3.4))
+    lows, middles, highs = zip(*said.values(), strict=True)
+    axis.fill_between(list(said), lows, highs, color=FAINT, linewidth=0, label="range")
+    axis.plot(list(said), middles, color=INK, linewidth=1.4, label="predicted")
+    if was:
+        axis.plot(list(was), list(was.values()), "o", color=OTHERS[3], label="recorded")
+    axis.set(xscale="log", yscale="log", xlabel="kernels in the graph, n", ylabel="µs")
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:,.0f}")
+    axis.legend(fontsize=9, loc="upper left")
+    return labelled(figure, label)

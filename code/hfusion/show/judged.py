@@ -10,7 +10,7 @@ import math
 import statistics
 from pathlib import Path
 
-from ..records import Record, load_all
+from ..records import load_all
 
 FILE = Path("predictions", "h200-sxm.json")
 KINDS = {"kernels": "kernels", "us": "µs", "gains": "gain"}
@@ -122,26 +122,53 @@ def predicted(experiment, root="..", arms=None, most=12, **parameters):
         return "predicted: nothing yet"
     content = read(root)
     cases = chosen(content, experiment, arms, **parameters)
-    records = load_all(Path(root) / "records", experiment).values()
-    fits = [r for r in records if r.machine.device == content["device"]]
+    record = _recorded_on(content["device"], experiment, root)
     when = f"predicted on {content['date']} for an {content['device']}"
-    if not fits:
+    if record is None:
         return "\n".join([f"{when}, not recorded yet:", *_few(experiment, cases, content)])
-    return "\n".join([when, fits[0].label, *_beside(cases, fits[0], most)])
+    return "\n".join([when, record.label, *_beside(cases, record, most)])
 
 
-def _beside(cases, record: Record, most):
-    """Lines: the score of each kind, the misses, the hits."""
-    rows, lacking = judged(cases, record)
+def scored(root=".."):
+    """For each predicted experiment, how good the predictions were, or that there is no
+    record: text."""
+    content = read(root)
+    lines = []
+    for experiment, cases in content["experiments"].items():
+        record = _recorded_on(content["device"], experiment, root)
+        if record is None:
+            lines.append(f"{experiment}: {len(cases)} cases predicted, not recorded yet")
+        else:
+            rows, lacking = judged(cases, record)
+            lines += [f"{experiment}, {record.label}", *_scores(rows)]
+            lines.append(f"    predicted, and not in the record: {lacking}")
+    return "\n".join(lines)
+
+
+def _recorded_on(device, experiment, root):
+    """The record of a device, or None."""
+    records = load_all(Path(root) / "records", experiment).values()
+    return next((r for r in records if r.machine.device == device), None)
+
+
+def _scores(rows):
+    """A line for each kind."""
     lines = []
     for kind, unit in KINDS.items():
         of_kind = [row for row in rows if row.kind == kind]
         if of_kind:
             s = score(of_kind)
             lines.append(
-                f"{unit}: {s.inside} of {s.count} in their range; off by {s.off:.0%} in "
-                f"the median, a constant guess by {s.constant:.0%}"
+                f"    {unit}: {s.inside} of {s.count} in their range; off by {s.off:.0%}, "
+                f"always the median by {s.constant:.0%}"
             )
+    return lines
+
+
+def _beside(cases, record, most):
+    """Lines: the score of each kind, the misses, the hits."""
+    rows, lacking = judged(cases, record)
+    lines = _scores(rows)
     misses = sorted((row for row in rows if row.missed), key=lambda row: -row.missed)
     hits = [row for row in rows if not row.missed]
     lines += ["misses:", *map(_line, misses)] if misses else ["no misses"]
@@ -158,7 +185,11 @@ def _line(row):
 
 
 def _label(parameters):
-    return ", ".join(f"{name} {value}" for name, value in parameters.items())
+    """Of a case, in words; a number with its name."""
+    return ", ".join(
+        f"{name} {value}" if isinstance(value, int) else value
+        for name, value in parameters.items()
+    )
 
 
 # Without a record.
@@ -205,6 +236,6 @@ def _losses(cases):
         least = min(gains, key=lambda label: gains[label][1])
         lines += [
             f"{name}: {below} of {len(gains)} cases lose, {sure} of them surely",
-            f"  the least gain {_range(gains[least], 'times')}: {least}",
+            f"  the least: {_range(gains[least], 'times')}, {least}",
         ]
     return lines
