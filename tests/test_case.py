@@ -332,7 +332,7 @@ def test_what_the_page_shows_is_what_the_library_says(opened, tool):
 
 SHAPES = """(svg) => [svg.getAttribute("viewBox"), svg.getAttribute("aria-label"),
     ...[...svg.children].map((one) => [one.tagName, one.textContent,
-        one.getAttribute("fill"), one.getAttribute("stroke-dasharray"),
+        one.getAttribute("fill"), one.getAttribute("stroke"),
         ...["x", "y", "width", "height"].map((n) => Math.round(10 * one.getAttribute(n)))])]
 """
 

@@ -313,10 +313,9 @@ def picture(siblings):
         names.append(f"{size:,} rows{', copied' * copied}")
         at = TOP + (place + 0.5) * height / len(sizes)
         middle, right = y + size * scale / 2, c_in * scale
-        dashes = ' stroke-dasharray="3 2"' * copied
         parts += [
             f'<rect x="0" y="{y:.1f}" width="{right:.1f}" height="{size * scale:.1f}" '
-            f'fill="{colour}" stroke="currentColor" stroke-width="0.75"{dashes}/>',
+            f'fill="{colour}" stroke="{colour}" stroke-width="0.75"/>',
             f'<path d="M{right + 4:.1f} {middle:.1f}L{LABEL - 6} {at:.1f}" '
             'stroke="currentColor" stroke-width="0.75"/>',
             text(LABEL, f"{at + 4:.1f}", names[-1], text_anchor="start"),

@@ -97,23 +97,23 @@ const SIDE = 116, TOP = 26, LABEL = 140, LINE = 18;
 function picture({ sizes, c_in, copied }, copies, colours) {
   const total = sizes.reduce((sum, size) => sum + size, 0), scale = SIDE / Math.max(total, c_in);
   const high = Math.max(total * scale, LINE * sizes.length), right = c_in * scale;
-  const word = (x, y, text) => svg("text", { x, y }, text), thin = { stroke: "currentColor", "stroke-width": 0.75 };
+  const word = (x, y, text) => svg("text", { x, y }, text);
+  const thin = (stroke) => ({ stroke, "stroke-width": 0.75 }); // so that a thin part is seen
   const names = sizes.map((size, place) =>
     `${count(size)} rows${copies.length && copied.includes(place) ? ", copied" : ""}`);
   let y = TOP + (high - total * scale) / 2;
   const parts = sizes.flatMap((size, place) => {
     const own = size * scale, at = TOP + ((place + 0.5) * high) / sizes.length;
-    const dashes = names[place].endsWith("copied") ? { "stroke-dasharray": "3 2" } : {};
-    const shape = { x: 0, y: y.toFixed(1), width: right.toFixed(1), height: own.toFixed(1), fill: colours[place] };
+    const box = { x: 0, y: y.toFixed(1), width: right.toFixed(1), height: own.toFixed(1) }, fill = colours[place];
     const d = `M${(right + 4).toFixed(1)} ${(y + own / 2).toFixed(1)}L${LABEL - 6} ${at.toFixed(1)}`;
     y += own;
-    return [svg("rect", { ...shape, ...thin, ...dashes }), svg("path", { d, ...thin }),
+    return [svg("rect", { ...box, fill, ...thin(fill) }), svg("path", { d, ...thin("currentColor") }),
       word(LABEL, (at + 4).toFixed(1), names[place])];
   });
   const label = `The stacked matrix, ${count(total)} by ${count(c_in)}, to scale: ${names.join("; ")}.`;
-  const box = `0 0 270 ${Math.ceil(TOP + high + 6)}`;
+  const viewBox = `0 0 270 ${Math.ceil(TOP + high + 6)}`;
   const title = word(0, 14, `W, stacked: ${count(total)} × ${count(c_in)}`);
-  return svg("svg", { viewBox: box, role: "img", "aria-label": label }, title, ...parts);
+  return svg("svg", { viewBox, role: "img", "aria-label": label }, title, ...parts);
 }
 
 class Case {
