@@ -18,7 +18,7 @@ ALLOWED = {
     "compiled": {"kernels", "models", "occupancy", "triton"},
     "cost": {"eager"},
     "eager": {"measure", "torch"},
-    "estimates": {"cost", "experiments", "models", "torch"},
+    "estimates": {"cost", "experiments", "models", "records", "torch"},
     "effects": {"layers", "torch"},
     "embedding": {"torch"},
     "figures/__init__": {"drawings", "plots", "style"},

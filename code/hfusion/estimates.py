@@ -6,11 +6,13 @@ ceilings. Both were settled in chapter 9, which shows the alternatives.
 
 import dataclasses
 import statistics
+from collections.abc import Iterable
 
 import torch
 
 from . import cost, models
 from .experiments.ceilings import limits
+from .records import Case, Record
 
 GRAPH = "graph, "  # how the names of arms begin that ran as a CUDA graph
 
@@ -55,12 +57,12 @@ class Siblings:
     copied: tuple = ()
 
     @property
-    def contiguous(self):
-        """Whether every part of the stacked product is: only of one image in NCHW."""
+    def contiguous(self) -> bool:
+        """Whether each part of the stacked product is: those of one image in NCHW."""
         return self.batch == 1 and self.layout == "NCHW"
 
     @property
-    def copies(self):
+    def copies(self) -> tuple[int, ...]:
         """The sizes of the parts that are copied: none where all are contiguous.
 
         >>> Siblings(192, (64, 96, 16), 28, 28, batch=2, copied=(1, 2)).copies
@@ -71,7 +73,7 @@ class Siblings:
         places = () if self.contiguous else self.copied
         return tuple(self.sizes[place] for place in places)
 
-    def kernels(self, rule):
+    def kernels(self, rule: Rule) -> dict[str, list[cost.Kernel]]:
         """What they launch, {way: kernels}, counted by a Rule: `cost.stage`.
 
         >>> ways = Siblings(192, (64, 96, 16), 28, 28).kernels(RULES["cuda"])
@@ -89,7 +91,7 @@ class Siblings:
         )
 
 
-def siblings(module, **others):
+def siblings(module: str, **others: int | str) -> Siblings:
     """The siblings of a case of the experiment `stage`, by its parameters.
 
     module: a row of models.TABLE. others: batch, dtype and layout, as for Siblings.
@@ -109,23 +111,27 @@ class Estimate:
     estimated gain. was: the quartiles of the recorded one.
     """
 
-    case: object
+    case: Case | None
     way: str
     said: float
     was: tuple
 
     @property
-    def graph(self):
+    def graph(self) -> bool:
         """Whether it ran as a CUDA graph, and is compared with separate as one."""
         return self.way.startswith(GRAPH)
 
 
-def made(stage, ceilings, rule=None):
+def made(stage: Record, ceilings: Record, rule: Rule | None = None) -> list[Estimate]:
     """An Estimate of each raced way of each case, in the record's order.
 
     stage, ceilings: records of these experiments on one machine. rule: a Rule; without
     one, that of RULES for the machine's kind. Raises records.NotRecorded where the
     ceilings of a dtype were not recorded.
+
+    >>> from hfusion import records
+    >>> made(records.nothing("stage"), records.nothing("ceilings"))
+    []
     """
     rule = rule or RULES[stage.machine.kind]
     found = []
@@ -156,8 +162,8 @@ class Error:
     cases: int
 
 
-def error(estimates):
-    """The Error of estimates; None of none.
+def error(estimates: Iterable[Estimate]) -> Error | None:
+    """The Error of estimates; None if there are none.
 
     >>> near = Estimate(None, "stacked", said=1.5, was=(1.1, 1.2, 1.3))
     >>> no_call = Estimate(None, "copied", said=1.0, was=(1.9, 2.0, 2.1))

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import statistics
+from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
 from html import escape
 
@@ -16,7 +17,7 @@ from ..eager import DTYPES
 from ..experiments.ceilings import limits
 from ..experiments.projections import PROJECTIONS
 from ..figures import BRANCHES
-from ..records import NotRecorded
+from ..records import NotRecorded, Record
 from .lab import FOLDER
 from .svg import drawing, text
 
@@ -61,7 +62,7 @@ class Case:
             f'<p class="fs-lab-title">Your case</p>\n<p>{escape(_said(*first))}</p>\n'
             f'<p class="fs-lab-large">{escape(call)}</p>\n<p>{escape(doubt)}</p>\n'
             f'<div class="fs-case-shown">{drawn}\n{_table(rows(*first))}</div>\n'
-            '<p class="fs-lab-note">Where scripts run, every number of it can be set.</p>\n'
+            '<p class="fs-lab-note">Where scripts run, you can set every number.</p>\n'
             f'<script type="application/json">{data}</script>\n</div>\n'
             f"<style>\n{style}</style>\n"
             f'<script>\n(() => {{\n"use strict";\n{script}}})();\n</script>'
@@ -81,7 +82,7 @@ def _file(name):
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def case(stage, ceilings):
+def case(stage: dict[str, Record], ceilings: dict[str, Record]) -> Case:
     """The tool *your case*: what stacking should bring, for sizes that the reader sets.
 
     It shows the stacked matrix, what each way launches, computes and moves, the estimate
@@ -159,7 +160,7 @@ def _recorded(stage, ceilings):
     return _machine(name, how, kind, at, errors=errors, recorded=recorded)
 
 
-def key(siblings):
+def key(siblings: estimates.Siblings) -> str:
     """What a recorded case is found by."""
     s = siblings
     sizes = ",".join(map(str, s.sizes))
@@ -180,12 +181,12 @@ def _quartiles(case):
     return found
 
 
-def spread(middle, low, high, shown):
+def spread(middle: float, low: float, high: float, shown: Callable[[float], str]) -> str:
     """A median with its quartiles, which stay on one line."""
     return f"{shown(middle)} ({shown(low)}\u00a0to\u00a0{shown(high)})"
 
 
-def number(value):
+def number(value: float) -> str:
     """Three digits, as in 1,234 and 12.3 and 0.123: `number` of `webgpu/chart.js`.
 
     >>> number(1234.5), number(12.04), number(16.25), number(0.12345)
@@ -196,7 +197,7 @@ def number(value):
     return shown.rstrip("0").rstrip(".") if places else shown
 
 
-def ratio(value):
+def ratio(value: float) -> str:
     """Two digits after the point, halves up: `ratio` of `webgpu/chart.js`.
 
     >>> ratio(1.125), ratio(3)
@@ -216,7 +217,7 @@ def _calculation(machine, siblings):
     return siblings.kernels(rule), cost.Ceilings(**machine["ceilings"][siblings.dtype])
 
 
-def rows(machine, siblings, mode):
+def rows(machine: dict, siblings: estimates.Siblings, mode: str) -> list[tuple[str, ...]]:
     """The table: a name, and a text for each of WAYS."""
     kernels, at = _calculation(machine, siblings)
     graph = mode == GRAPH
@@ -243,7 +244,9 @@ def rows(machine, siblings, mode):
     return found
 
 
-def recorded(machine, siblings, mode, way):
+def recorded(
+    machine: dict, siblings: estimates.Siblings, mode: str, way: str
+) -> tuple[str, str] | None:
     """(µs, gain) of this very case, as texts; None where it was not recorded."""
     arms = machine["recorded"].get(key(siblings), {})
     same = siblings.contiguous or set(siblings.copied) == {1, 2}  # as the record copies
@@ -252,7 +255,7 @@ def recorded(machine, siblings, mode, way):
     return arms.get(estimates.GRAPH * (mode == GRAPH) + way)
 
 
-def verdict(machine, siblings, mode):
+def verdict(machine: dict, siblings: estimates.Siblings, mode: str) -> tuple[str, str]:
     """What to expect and what was recorded; and how far off such estimates were."""
     kernels, at = _calculation(machine, siblings)
     parts = len(siblings.copies)
@@ -299,7 +302,7 @@ def _said(machine, siblings, mode):
     )
 
 
-def picture(siblings):
+def picture(siblings: estimates.Siblings) -> str:
     """The stacked matrix to scale, as SVG: a row an output, a column an input."""
     sizes, c_in = siblings.sizes, siblings.c_in
     total = sum(sizes)
