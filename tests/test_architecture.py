@@ -42,13 +42,12 @@ ALLOWED = {
     "runs": {"records"},
     "sharding": {"measure", "torch"},
     "show/__init__": {
-        *("case", "explorer", "judged", "lab", "missing", "player", "text", "walk"),
+        *("case", "judged", "lab", "missing", "player", "text", "walk"),
     },
     "show/case": {
         *("cost", "eager", "estimates", "experiments", "figures", "lab", "models"),
         *("records", "svg"),
     },
-    "show/explorer": set(),
     "show/judged": {"records"},
     "show/lab": {"IPython", "models", "text", "webgpu"},
     "show/missing": {"matplotlib", "myst_nb", "records"},

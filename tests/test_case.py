@@ -523,6 +523,8 @@ def test_a_gpu_measured_in_the_page_can_be_chosen(opened, tool):
     assert seen(page) == before  # until it is chosen
     assert "list of machines has this page's GPU" in page.locator("main").inner_text()
     put(page, machine=OWN)
+    note = page.locator("[data-case]").first.locator(".fs-lab-note").first
+    assert note.inner_text().endswith("by its lab. Estimated by all times added up.")
     offered = page.locator("[data-case]").first.locator("select[name=layout] option")
     assert offered.all_text_contents() == ["NHWC"]
     at = cost.Ceilings(overlaps=False, **CEILINGS)

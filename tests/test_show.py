@@ -8,7 +8,6 @@ These are what the library shows, a page a case, for what no number says.
 import difflib
 import inspect
 import io
-import json
 import re
 import runpy
 import types
@@ -105,12 +104,6 @@ def walk_of_two_programs():
     return show.walk("Two <programs>", {"as written": first, "<one>": second}, colours)
 
 
-def explorer_of_two_cases():
-    one, two = (("one", "5 µs", "1×"), (4, 5, 6, 3)), (("two", "2 µs", "2×"), (1, 2, 3, 2))
-    cases = (((1, "half"), "So <it> is.", [one, two]), ((8, "half"), "So not.", [one]))
-    return show.Explorer('"Times"', ("batch", "dtype"), ("way", "time", "gain"), cases)
-
-
 def two_races():
     samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1600.0)}
     case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
@@ -133,7 +126,6 @@ PAGES = {
     "splitting-2.html": lambda: show.splitting((2, 1), 2, batch=2)._repr_html_(),
     "walk.html": lambda: walk_of_two_programs()._repr_html_(),
     "walk.txt": lambda: repr(walk_of_two_programs()),
-    "explorer.html": lambda: explorer_of_two_cases()._repr_html_(),
     "race.txt": two_races,
     "reference.txt": lambda: show.reference(BANK).data,
     "source.txt": sources,
@@ -327,63 +319,6 @@ def test_a_walk_draws_a_stacked_block_in_all_its_colours():
     assert walk.svg.count('data-step="1"') == 3
     marks = re.findall(r">([\d,.]+)</text>", walk.svg)
     assert marks == ["0", "0.2", "0.4", "0.6", "0.8", "1", "1.2"]
-
-
-# Explorers
-
-CASES = tuple(
-    (
-        (batch,),
-        "So <it> is.",
-        [(("one", f"{batch} µs"), (1, 2, 3, 4)), (("</script>", "<!--"), (1, 2, 3, 4))],
-    )
-    for batch in (1, 8)
-)
-
-
-def test_an_explorer_holds_all_cases_and_shows_the_first():
-    explorer = show.Explorer("Times", ("batch",), ("way", "time"), CASES)
-    html = explorer._repr_html_()
-    data = re.search(r"<script[^>]*>(.*)</script>", html)[1]
-    assert "<" not in data
-    assert json.loads(data)["cases"] == json.loads(json.dumps(CASES))
-    shown = html.partition("</script>")[2]
-    assert '<th scope="row">one</th><td>1 µs</td>' in shown
-    assert "8 µs" not in shown
-    assert "<td>&lt;!--</td>" in shown
-    assert repr(explorer) == "Times: 2 cases, of which the first is batch 1. So <it> is."
-
-
-def test_an_explorer_says_what_was_chosen_and_counts_one_case():
-    case = ((8, "half"), "So it is.", [(("a",), (1, 2, 3, 4))])
-    explorer = show.Explorer("Times", ("batch", "dtype"), ("way",), (case,))
-    said = "Times: 1 case, of which the first is batch 8, dtype half. So it is."
-    assert repr(explorer) == said
-
-
-def test_an_explorer_refuses_numbers_that_json_has_not():
-    case = ((8,), "", [(("a",), (1, 2, 3, float("nan")))])
-    explorer = show.Explorer("t", ("batch",), ("way",), (case,))
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        explorer._repr_html_()
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"cases": ()}, "^cases was empty; at least one fits$"),
-        ({"choices": ("batch", "dtype")}, r"values was \(1,\); 2 entries fit"),
-        ({"columns": ("way",)}, r"cells was \('one', '1 µs'\); 1 entries fit"),
-        (
-            {"cases": (((1,), "", [(("a", "b"), (1, 2))]),)},
-            r"a bar was \(1, 2\); 4 entries",
-        ),
-    ],
-)
-def test_an_explorer_refuses_what_does_not_fit_together(changed, words):
-    fine = {"label": "t", "choices": ("batch",), "columns": ("way", "time"), "cases": CASES}
-    with pytest.raises(ValueError, match=words):
-        show.Explorer(**fine | changed)
 
 
 # Source and photographs

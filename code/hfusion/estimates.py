@@ -1,7 +1,7 @@
 """What stacking should bring, by `cost`, held against a record of the experiment `stage`.
 
 How kernels are counted depends on the kind of machine; how their times combine, on its
-ceilings. Both were settled in chapter 9, which shows the alternatives.
+ceilings. The appendix "What the model misses" tries the alternatives on a CPU.
 """
 
 import dataclasses

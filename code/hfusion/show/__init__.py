@@ -1,14 +1,13 @@
 """What a page shows that is no plot: source, tables, photographs, things to play with.
 
-`stacking`, `splitting`, `walk` and `Explorer` need no kernel and no network. They are
-text, SVG or a table, so they are the same everywhere, and nbval can compare them. In a
-notebook, on paper, or without JavaScript they stand there whole; on the book's pages
-`_static/steps.js` and `_static/explorer.js` give them their controls. A `lab` runs on
-the reader's own GPU, and brings its script along.
+`stacking`, `splitting` and `walk` need no kernel and no network. They are text and SVG, so
+they are the same everywhere, and nbval can compare them. In a notebook, on paper, or
+without JavaScript they stand there whole; on the book's pages `_static/steps.js` gives
+them their controls. A `case` and a `lab` bring their scripts along: the one calculates
+with sizes that the reader sets, the other runs on the reader's own GPU.
 """
 
 from .case import Case, case
-from .explorer import Explorer
 from .judged import predicted
 from .lab import Lab, kernel, lab
 from .missing import recorded
@@ -18,7 +17,6 @@ from .walk import Walk, walk
 
 __all__ = [
     "Case",
-    "Explorer",
     "Lab",
     "Player",
     "Walk",

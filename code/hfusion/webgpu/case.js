@@ -127,7 +127,6 @@ class Case {
     this.begin(presets[0]);
     root.addEventListener("input", ({ target }) => this.changed(target));
     document.addEventListener("fs-ceilings", ({ detail }) => this.found(detail));
-    root.dataset.caseState = "ready";
   }
 
   field(name) {
@@ -254,7 +253,7 @@ class Case {
     this.boxes.dataset.sizes = sizes.join();
     const box = (size, place) => element("label", {},
       element("input", { type: "checkbox", value: place }), `${place + 1}: ${count(size)}`);
-    this.boxes.replaceChildren(element("legend", {}, "copied by a consumer"), ...sizes.map(box));
+    this.boxes.replaceChildren(element("legend", {}, "parts that their consumer copies"), ...sizes.map(box));
     return this.check();
   }
 
@@ -281,7 +280,8 @@ function measured({ device, overlaps, error, ...rest }) {
     && (!error || ["off", "right", "cases"].every((name) => Number.isFinite(error[name])));
   if (!right) return null;
   return {
-    name: `this page's GPU: ${device}`, how: "Ceilings measured in this page, by its lab.",
+    name: `this page's GPU: ${device}`,
+    how: `Ceilings measured in this page, by its lab. Estimated by ${overlaps ? "the roofline" : "all times added up"}.`,
     rule: { reordered: {}, bias_apart: false }, layouts: ["NHWC"], modes: ["eager"],
     ceilings: { float32: { ...rest, overlaps } }, errors: error ? { "float32, eager": error } : {}, recorded: {},
   };
