@@ -86,6 +86,12 @@ def test_each_step_multiplies_all_of_its_tile(made):
         assert by_a_warp * warps == rows * columns * depth, row
 
 
+def test_nothing_is_divided_in_a_step(made):
+    """A division by a number that is not known is some 20 instructions; IABS is one."""
+    assert all(row.step.get("IABS", 0) > 2 for row in OLD.values())
+    assert not any("IABS" in loop for row in made[1].values() for loop in row.loops)
+
+
 def test_only_some_rows_can_be_asked_for():
     wanted = ("_second", "float16", kernels.TILES[1])
     _, rows = compiled.compile_all([wanted])

@@ -132,6 +132,39 @@ def test_one_width_that_is_no_multiple_of_eight(place):
     check(widths, (1, 2, 3))
 
 
+# A window, tap by tap.
+
+
+@triton.jit
+def window_of(at, shifts, side, height, wide, positions):
+    rows, taps = tl.arange(0, 128), tl.arange(0, 512)
+    tl.store(at + rows, kernels._window(rows, side, height, wide, positions))
+    tl.store(shifts + taps, kernels._shifted(taps, side, wide))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 1, 6), (3, 6, 1), (2, 7, 9), (9, 2, 3)])
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_a_window_has_the_taps_that_lie_in_the_image(side, size):
+    n, height, wide = size
+    at = torch.zeros(128, dtype=torch.int32, device=DEVICE)
+    shifts = torch.zeros(512, dtype=torch.int32, device=DEVICE)
+    window_of[(1,)](at, shifts, side, height, wide, n * height * wide)
+    half, found = side // 2, at.tolist()
+    # Also beyond the last tap: a step may go further than the depth.
+    for tap, shift in enumerate(shifts.tolist()):
+        down, across = divmod(tap, side)
+        assert shift == (down - half) * wide + across - half
+    for row, bits in enumerate(found):
+        line, column = row // wide % height, row % wide
+        inside = [
+            0 <= line + tap // side - half < height
+            and 0 <= column + tap % side - half < wide
+            for tap in range(side * side)
+        ]
+        fits = row < n * height * wide
+        assert bits == sum(1 << tap for tap in range(side * side) if inside[tap] and fits)
+
+
 # Numbers beyond the 2**31st; memory that nobody touches costs nothing.
 
 

@@ -63,16 +63,27 @@ def _jit(function):
 
 
 @_jit
-def _shifted(rows, tap, side, height, wide, positions):
-    """Under a tap of a window, how many rows further a pixel's neighbour lies, and whether
-    it is in the image. side: 1, 3 or 5.
+def _window(rows, side, height, wide, positions):
+    """Which taps of a pixel's window are in the image: bit t of an int32 for tap t.
+
+    side: 1, 3 or 5, so that 25 bits are enough. A row beyond the last has none.
     """
-    # tap // side, by constants, which is faster; side 1 has tap 0 only.
-    down = tl.where(side == 5, tap // 5, tap // 3)
-    dy, dx = down - side // 2, tap - down * side - side // 2
-    line, column = rows // wide % height + dy, rows % wide + dx
-    inside = (line >= 0) & (line < height) & (column >= 0) & (column < wide)
-    return dy * wide + dx, inside & (rows < positions)
+    half = side // 2
+    line, column = rows // wide % height, rows % wide
+    left, right = tl.maximum(half - column, 0), tl.minimum(half + wide - column, side)
+    above, below = tl.maximum(half - line, 0), tl.minimum(half + height - line, side)
+    # The taps of one line, from left up to right; and the first tap of each line.
+    across = (1 << right) - (1 << left)
+    firsts = tl.where(side == 5, 0b100001000010000100001, tl.where(side == 3, 0b1001001, 1))
+    firsts &= (1 << below * side) - (1 << above * side)
+    return tl.where(rows < positions, across * firsts, 0)
+
+
+@_jit
+def _shifted(tap, side, wide):
+    """How many rows further the neighbour lies that is under a tap of a window."""
+    down = tap * (65536 // side + 1) >> 16  # tap // side, of fewer than 2**13 taps
+    return down * (wide - side) + tap - side // 2 * (wide + 1)
 
 
 @_jit
@@ -94,20 +105,29 @@ def _conv(
     fits = columns < c_out
     b = tl.load(bias + columns, fits, other=0.0)  # it arrives meanwhile
     acc = tl.zeros((BM, BN), dtype=tl.float32)
+    window = _window(rows, side, height, wide, positions)
     x_rows = x + rows.to(tl.int64) * c_in
+    depth = tl.arange(0, BK)
+    w_rows = weight + (depth[:, None] * weight_stride + columns)
+    ends = tl.where(fits, side * side * c_in, 0)
+    # Dividing takes longer than multiplying matrices: the next step's tap and channel
+    # come from the last one's, by a carry.
+    tap, channel = depth // c_in, depth % c_in
+    taps, channels = BK // c_in, BK % c_in
     for start in range(0, side * side * c_in, BK):
-        depth = start + tl.arange(0, BK)
-        deep = depth < side * side * c_in
-        tap, channel = (depth // c_in)[None, :], (depth % c_in)[None, :]
-        shift, inside = _shifted(rows, tap, side, height, wide, positions)
-        x_at = x_rows + (shift * c_in + channel)
-        w_at = weight + depth[:, None] * weight_stride + columns
-        x_part = tl.load(x_at, inside & deep[None, :], other=0.0)
-        w_part = tl.load(w_at, deep[:, None] & fits, other=0.0)
+        x_at = x_rows + (_shifted(tap, side, wide) * c_in + channel)[None, :]
+        inside = (window >> tl.minimum(tap, 31)[None, :]) & 1
+        x_part = tl.load(x_at, inside != 0, other=0.0)
+        w_at = w_rows + start * weight_stride
+        w_part = tl.load(w_at, start + depth[:, None] < ends, other=0.0)
         if WIDEN:
             x_part, w_part = x_part.to(tl.float32), w_part.to(tl.float32)
         # "ieee": float32 is not rounded for the tensor cores.
         acc = tl.dot(x_part, w_part, acc, input_precision="ieee")
+        channel += channels
+        carry = channel >= c_in
+        channel = tl.where(carry, channel - c_in, channel)
+        tap += tl.where(carry, taps + 1, taps)
     acc = tl.maximum(acc + b, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y_at = y + rows.to(tl.int64) * y_stride + columns
     tl.store(y_at, acc.to(y.dtype.element_ty), (rows < positions) & fits)
@@ -118,19 +138,25 @@ def _pool(
     x, y, tile, channels, height, wide, positions,
     BM: constexpr, BN: constexpr,
 ):  # fmt: skip
-    """One tile of a 3×3 max pool of stride 1: what is outside of the image never wins."""
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)[:, None]
+    """One tile of a 3×3 max pool of stride 1: what is outside of the image never wins.
+
+    A part of the rows at a time, or it would need more registers than a convolution.
+    """
     columns = tile * BN + tl.arange(0, BN)[None, :]
     fits = columns < channels
-    at = rows.to(tl.int64) * channels + columns
     outside = float("-inf")
-    most = tl.full((BM, BN), outside, dtype=tl.float32)
-    for tap in tl.static_range(9):
-        shift, inside = _shifted(rows, tap, 3, height, wide, positions)
-        x_at = x + at + shift * channels
-        part = tl.load(x_at, inside & fits, other=outside).to(tl.float32)
-        most = tl.maximum(most, part, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(y + at, most.to(y.dtype.element_ty), (rows < positions) & fits)
+    PART: constexpr = min(BM, max(16, 1024 // BN))
+    for start in range(0, BM, PART):
+        rows = tl.program_id(0) * BM + start + tl.arange(0, PART)[:, None]
+        window = _window(rows, 3, height, wide, positions)
+        at = rows.to(tl.int64) * channels + columns
+        most = tl.full((PART, BN), outside, dtype=tl.float32)
+        for tap in tl.static_range(9):
+            inside = (window >> tap) & 1
+            x_at = x + at + _shifted(tap, 3, wide) * channels
+            part = tl.load(x_at, (inside != 0) & fits, other=outside).to(tl.float32)
+            most = tl.maximum(most, part, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(y + at, most.to(y.dtype.element_ty), (rows < positions) & fits)
 
 
 @_jit
