@@ -137,9 +137,8 @@ def test_a_row_or_a_value_that_does_not_fit_is_refused():
         generator.digest([0.125])
     with pytest.raises(ValueError, match=r"end: .* a later line, got 'nothing'"):
         labs.kernel("product", "acc +=", "nothing")
-    with pytest.raises(
-        ValueError, match="kind: expected one of ladder, launches, pays, got 'x'"
-    ):
+    kinds = "ladder, launches, pays, two"
+    with pytest.raises(ValueError, match=f"kind: expected one of {kinds}, got 'x'"):
         labs.lab("x")
 
 

@@ -25,7 +25,10 @@ SCRIPTS = (
     "view",
 )
 # What only one kind of lab carries: its (scripts, kernels).
-OWN = {"pays": (("cost", "siblings", "pays", "verdict"), ("copy",))}
+OWN = {
+    "pays": (("cost", "siblings", "pays", "verdict"), ("copy",)),
+    "two": (("two",), ("unordered",)),
+}
 SIDES, BATCHES = (28, 14, 7), (1, 8, 32)  # of "pays"
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
@@ -33,6 +36,7 @@ SAYS = {
     "ladder": "Here the page can run the Inception module on your own GPU, rung by rung",
     "launches": "Here the page can measure what a launch costs on your own GPU",
     "pays": "Here the page can measure when stacking pays on your own GPU",
+    "two": "Here the page can race two launches against one per convolution on your own GPU",
 }
 
 
@@ -53,10 +57,11 @@ class Lab:
 def lab(kind, rows=None, small=False, book=()):
     """A lab as HTML: text, style and script in one, with no request to anywhere.
 
-    kind: "ladder", the module's six rungs, "launches", what one launch costs, or "pays",
-    siblings separate, stacked, and copied, with the estimate of `cost` beside each time.
-    rows: the modules that "ladder" offers or "pays" measures, of models.TABLE or "ragged",
-    for "pays" also "widening"; else all but "ragged".
+    kind: "ladder", the module's six rungs; "launches", what one launch costs; "pays",
+    siblings separate, stacked, and copied, with the estimate of `cost` beside each time; or
+    "two", two launches beside a dispatch per convolution, and the wrong way.
+    rows: the modules that "ladder" and "two" offer or "pays" measures, of models.TABLE or
+    "ragged", for "pays" also "widening"; else all but "ragged".
     small: "launches" with three sizes in place of ten. book: records of `stage`: "pays"
     shows their gains beside the page's. Without JavaScript, or in a notebook that is not
     trusted, a sentence stands there. Raises ValueError for another kind or row.
@@ -67,8 +72,8 @@ def lab(kind, rows=None, small=False, book=()):
     if kind not in SAYS:
         raise ValueError(f"kind: expected one of {', '.join(SAYS)}, got {kind!r}")
     setup = {"sources": sources(kind), "small": small, "modules": {}, "digests": {}}
-    if kind == "ladder":
-        setup |= _ladder(tuple(models.TABLE) if rows is None else tuple(rows))
+    if kind in ("ladder", "two"):
+        setup |= _modules(tuple(models.TABLE) if rows is None else tuple(rows))
     if kind == "pays":
         every = (*models.TABLE, *generator.WIDENING)
         setup |= _pays(every if rows is None else tuple(rows), book)
@@ -82,7 +87,7 @@ def lab(kind, rows=None, small=False, book=()):
     )
 
 
-def _ladder(rows):
+def _modules(rows):
     tables = {row: generator.table(row) for row in rows}
     return {
         "quick": QUICK if QUICK in rows else rows[0],

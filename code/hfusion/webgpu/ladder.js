@@ -6,6 +6,7 @@ const FIELDS = ["kind", "until", "pixels", "height", "width", "side", "c_in", "c
   "w_offset", "w_stride", "scale", "shift", "epilogue", "y_offset", "y_stride", "cut", "z_offset", "z_stride"];
 const PRODUCT = 0, POOL = 1;
 const BIAS = 1, RELU = 2;
+const POOLED = 8; // as in routed.wgsl
 
 // All parameters in one memory, and where each begins in it, in vec4f. Siblings lie side by side:
 // a row of the stacked matrix is a row of each of theirs, so one copy serves alone and stacked.
@@ -122,7 +123,7 @@ function ladder(...given) {
     const route = (name, jobs) => {
       let until = 0;
       for (const job of jobs) {
-        until += job.kind === PRODUCT ? tiles(job.c_out) : each(job.c_out);
+        until += job.kind === PRODUCT ? tiles(job.c_out) : Math.ceil(each(job.c_out) / POOLED);
         job.until = until;
       }
       return { kernel: "routed", jobs, groups: until, x: name, y: "y", z: name === "x" ? "scratch" : "none" };

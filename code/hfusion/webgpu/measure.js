@@ -203,9 +203,14 @@ async function largeProduct(gpu, kernel, quick) {
 // A round: for each rung one call more, which is not timed, and at least one.
 const ROUND = 2;
 
-// By the rate of the large product: so many calls of a module, so many of them in one wait.
-async function affordable(run, flops, { n, samples }, calls, longest) {
-  const [, us] = quartiles(samples.map(({ wall }) => wall)), ms = (us / 1000) * (flops / (2 * n ** 3));
+// ms that so many operations take at the rate of the large product.
+function expectedMs(flops, { n, samples }) {
+  const [, us] = quartiles(samples.map(({ wall }) => wall));
+  return (us / 1000) * (flops / (2 * n ** 3));
+}
+
+// So many calls of `ms` ms each, `longest` of them in one wait.
+async function affordable(run, ms, calls, longest) {
   run.patience = Math.max(PATIENCE_S, (4 * longest * ms) / 1000);
   await run.afford(calls * ms);
 }
@@ -232,7 +237,7 @@ async function ladderLab(run, choice, setup, say) {
     say("Measuring what one large product reaches");
     const large = await largeProduct(gpu, made.kernels.product, choice.pace === "quick");
     // Each rung once for the check, and two rounds.
-    await affordable(run, flopsOf(widths, size, batch), large, RUNGS.length * (1 + 2 * ROUND), ROUND);
+    await affordable(run, expectedMs(flopsOf(widths, size, batch), large), RUNGS.length * (1 + 2 * ROUND), ROUND);
     const expected = await wanted(run, choice, setup, made, say);
     const found = await verified(gpu, made, handing(gpu, encode), expected, say);
     if (found.differ) return { ...found, machine: gpu.machine };

@@ -4,7 +4,7 @@ const SOFTWARE = "This adapter is software: the browser computes on the processo
   + "The results are right, and the dispatches are counted; the times say nothing about GPUs, "
   + "and no gain is shown.";
 const MEANING = "A dispatch of WebGPU is a launch on your GPU. It is not PyTorch's launch on CUDA: "
-  + "the browser checks each one and hands it to another process. So compare rungs with each "
+  + "the browser checks each one and hands it to another process. So compare rows with each "
   + "other, not these times with those of another program.";
 const CLOCKS = {
   device: "Times are by the GPU's own clock.",
