@@ -1588,6 +1588,270 @@ def test_the_sweep_is_accessible_and_fits(sweep_opened, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+# Two launches
+
+TWO = labs.lab("two", ["ragged"])
+HANDED = {  # submits, passes, dispatches
+    "a submit per branch": (4, 4, 7),
+    "a pass per dispatch": (1, 7, 7),
+    "one pass": (1, 1, 7),
+    "two launches": (1, 1, 2),
+}
+# What WebGPU is told, letter by letter: a pass begins, a dispatch, a submit.
+TAPE = """
+window.tape = "";
+for (const [kind, method, letter] of [[GPUCommandEncoder, "beginComputePass", "p"],
+    [GPUComputePassEncoder, "dispatchWorkgroups", "d"], [GPUQueue, "submit", "s"]]) {
+    const real = kind.prototype[method];
+    kind.prototype[method] = function (...given) {
+        tape += letter;
+        return real.apply(this, given);
+    };
+}
+"""
+BRANCHES = ["pdspddspddspdds", 7 * "pd" + "s", "p" + 7 * "d" + "s", "pdds"]
+
+
+@pytest.mark.parametrize("row", SEEN if ALL else ["ragged"])
+def test_two_launches_are_right_and_what_is_handed_over_is_counted(opened, row):
+    page = opened(page_of(labs.lab("two", [row])), TAPE)
+    page.wait_for_timeout(300)
+    assert page.evaluate("seen.asked") == 0
+    lab = ended(page, "two", row)
+    assert lab.get_attribute("data-lab-state") == "done", says(lab)
+    assert lab.get_attribute("data-lab-differ") == "0"
+    assert lab.get_attribute("data-lab-entries") == str(4 * generator.expected(row).size)
+    record = record_in(lab)
+    counted = {
+        arm: tuple(n.values()) for arm, n in record["protocol"]["handed_over"].items()
+    }
+    assert counted == HANDED
+    for case in record["cases"]:
+        assert case["launches"] == {arm: n for arm, (_, _, n) in HANDED.items()}
+        assert case["calls"] % case["parameters"]["in_a_row"] == 0
+    clocks = {case["parameters"]["clock"] for case in record["cases"]}
+    assert clocks == {"wall", "device"}
+    # The same by what the browser is told: the check, with a copy read after each arm; the
+    # wrong way; then in each turn what was checked, and never again the wrong way.
+    tape = page.evaluate("tape")
+    told = {
+        arm: tuple(map(b.count, "spd")) for arm, b in zip(HANDED, BRANCHES, strict=True)
+    }
+    assert told == HANDED
+    begin = tape.index("s".join([*BRANCHES, ""]) + 5 * "pdss")
+    timed = tape[begin + len("".join(BRANCHES)) + 4 + 5 * 4 :]
+    assert re.fullmatch(f"(?:{'|'.join(BRANCHES)}|s)+", timed)
+    assert page.evaluate("[seen.created, seen.destroyed]") == [1, 1]
+    assert page.complaints == []
+    rows = rows_of(lab.locator("table").first)
+    assert rows == {arm: [str(n) for n in counts] for arm, counts in HANDED.items()}
+    assert "as long as" not in lab.inner_text()  # software: no gain
+
+
+TWO_FAULTS = {
+    "a pooling that forgets": (
+        "const POOLED = 8u;",
+        "const POOLED = 6u;",
+        {"two launches"},
+    ),
+    "no ReLU": ("job.epilogue > 1u", "job.epilogue > 9u", set(HANDED)),
+    "a branch in another's place": (
+        "own.b5_reduce, into(w1 + w3))",
+        "own.b5_reduce, into(w1))",
+        set(HANDED) - {"two launches"},
+    ),
+    "a dispatch left out": (
+        "[branches.flat().map((one) => [one])]",
+        "[branches.flat().slice(1).map((one) => [one])]",
+        {"a pass per dispatch"},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", TWO_FAULTS)
+def test_an_arm_that_is_wrong_is_named_and_nothing_is_timed(opened, fault):
+    right, wrong, arms = TWO_FAULTS[fault]
+    html = page_of(TWO)
+    assert html.count(right) == 1
+    page = opened(html.replace(right, wrong), TAPE)
+    lab = ended(page, "two")
+    assert lab.get_attribute("data-lab-state") == "failed"
+    assert int(lab.get_attribute("data-lab-differ")) > 0
+    named = re.search("entries differ, in: (.*)[.] Either", says(lab)).group(1)
+    assert set(named.split("; ")) == arms
+    assert lab.locator("table, a[download]").count() == 0
+    assert page.evaluate("tape").count("pdds") < 5
+
+
+RIGHTLY = (  # one workgroup does all tiles, so its barrier orders all there is
+    ("if (group.x < table[0].until) {\n    product_tile(table[0], group.x,",
+     "for (var t = 0u; t < table[0].until; t++) {\n    product_tile(table[0], t,"),
+    ("if (group.x < table[1].until) {\n    product_tile(table[1], group.x,",
+     "for (var t = 0u; t < table[1].until; t++) {\n    product_tile(table[1], t,"),
+    ("groups: Math.max(tiles(r3), tiles(w3)), ", "groups: 1, "),
+)  # fmt: skip
+WITHOUT = (("if (group.x < table[0].until)", "if (group.x < 0u)"),)  # nothing to read
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"), [((), None), (RIGHTLY, 0), (WITHOUT, 81 * 44)]
+)
+def test_the_wrong_way_is_compared_entry_by_entry(opened, changes, wrong):
+    html = page_of(TWO)
+    for old, new in changes:
+        assert html.count(old) == 1
+        html = html.replace(old, new)
+    lab = ended(opened(html), "two")
+    assert lab.get_attribute("data-lab-state") == "done", says(lab)
+    found = record_in(lab)["protocol"]["unordered"]
+    assert found["entries"] == 81 * 44
+    assert len(found["differ"]) == 5
+    assert all(0 <= n <= 81 * 44 for n in found["differ"])
+    said = lab.locator("[data-lab-unordered]").inner_text()
+    if wrong is not None:
+        assert found["differ"] == [wrong] * 5
+    if any(found["differ"]):
+        counts = ", ".join(f"{n:,}" for n in found["differ"])
+        assert f"entries were wrong: {counts} of 3,564." in said
+    else:
+        assert "In 5 runs all 3,564 entries came out right, by luck." in said
+    assert "unordered" not in {arm for c in record_in(lab)["cases"] for arm in c["samples"]}
+
+
+def test_two_launches_fail_in_sentences(opened):
+    gone = (
+        "GPUQueue.prototype.onSubmittedWorkDone = () =>"
+        " Promise.reject(new DOMException('gone', 'OperationError'));"
+    )
+    assert "The GPU was lost" in fails(opened(page_of(TWO), gone), "two")[1]
+    none = "GPU.prototype.requestAdapter = async () => null;"
+    state, said = fails(opened(page_of(TWO), none), "two")
+    assert state == "unsupported"
+    assert "no GPU that it would use" in said
+    html = page_of(TWO).replace("storageBarrier();", "nothing();")
+    assert "refuses the kernel unordered.wgsl: line" in fails(opened(html), "two")[1]
+    wrong = page_of(TWO).replace('"digests":{"ragged":"', '"digests":{"ragged":"0')
+    assert "the notebook's PyTorch had" in fails(opened(wrong), "two")[1]
+
+
+def test_two_launches_without_timestamps(opened):
+    html = page_of(TWO).replace('has("timestamp-query")', 'has("nothing")')
+    lab = ended(opened(html), "two")
+    assert lab.get_attribute("data-lab-state") == "done", says(lab)
+    assert {case["parameters"]["clock"] for case in record_in(lab)["cases"]} == {"wall"}
+
+
+def test_two_launches_cancelled_keep_whole_rounds(opened):
+    page = opened(page_of(TWO).replace("least: 2, most: 2", "least: 999, most: 999"))
+    lab = page.locator("[data-lab]")
+    for after_ms in (0, 300):
+        page.evaluate(
+            """(ms) => {
+                document.querySelector("[data-lab-run]").click();
+                const cancel = document.querySelector("[data-lab-cancel]");
+                setTimeout(() => cancel.click(), ms);
+            }""",
+            after_ms,
+        )
+        assert over(page, "two").get_attribute("data-lab-state") == "cancelled"
+        assert lab.locator("table").count() == 0
+    lab.locator("[data-lab-run]").click()
+    told = re.compile(r"Measuring, round ([3-9]|\d\d), about \d+ (seconds|minutes) left")
+    lab.get_by_text(told).wait_for(timeout=60_000)
+    lab.locator("[data-lab-cancel]").click()
+    assert over(page, "two").get_attribute("data-lab-state") == "cancelled"
+    record = record_in(lab)
+    jsonschema.validate(record, SCHEMA)
+    assert record["protocol"]["rounds"] >= 2
+    assert lab.locator("table").count() == 3
+    page.wait_for_timeout(100)
+    assert page.evaluate("seen.created === seen.destroyed")
+
+
+def test_a_readers_two_launches_are_added_and_open_again(opened, tmp_path):
+    page = opened(page_of(TWO))
+    lab = ended(page, "two")
+    with page.expect_download() as saving:
+        lab.locator("a[download]").click()
+    path = tmp_path / "two.json"
+    saving.value.save_as(path)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.validate(record, SCHEMA)
+    assert record == signed(record) == record_in(lab)
+    adopted = records.adopt(path, tmp_path)
+    assert adopted.name == "webgpu_two.json"
+    assert {case.parameters["in_a_row"] for case in records.load(adopted).cases} == {1, 20}
+    texts = lab.locator("table").all_inner_texts()
+    fresh = opened(page_of(TWO))
+    fresh.locator("input[type=file]").set_input_files(path)
+    fresh.wait_for_function("document.querySelectorAll('table').length === 3")
+    assert fresh.locator("table").all_inner_texts() == texts
+
+
+def test_a_slow_adapter_hands_fewer_over_in_a_row(racer):
+    rows = racer("[0.05, 49, 100, 340, 4000].map(rowsFor)")
+    assert rows == [[1, 20], [1, 20], [1, 10], [1, 2], [1, 2]]
+
+
+@pytest.fixture
+def racer(browser):
+    page = browser.new_page()
+    names = (*PURE, "chart", "view", *labs.OWN["two"][0])
+    code = "\n".join(labs._text(f"{name}.js") for name in names)
+    yield lambda expression: page.evaluate(
+        f"async () => {{ {code}\nreturn ({expression}); }}"
+    )
+    page.close()
+
+
+def gpus_two(**machine):
+    """Made up, of a GPU: two launches win alone, and in a row win, lose, and neither."""
+    alone = dict(zip(HANDED, ([90] * 4, [60] * 4, [55] * 4, [40] * 4), strict=True))
+    row = dict(zip(HANDED, ([50] * 4, [40, 48, 32, 40], [30] * 4, [40] * 4), strict=True))
+    launches = {arm: n for arm, (_, _, n) in HANDED.items()}
+    parameters = {"module": "ragged", "batch": 1, "clock": "device"}
+    return signed({
+        "schema": 1, "experiment": "webgpu_two", "date": "2026-11-30",
+        "machine": {"kind": "webgpu", "device": "a GPU", "vendor": "v", "software": False}
+        | machine,
+        "protocol": {
+            "rounds": 4, "entries": 32400, "differ": 0,
+            "handed_over": {
+                arm: {"submits": submits, "passes": passes, "dispatches": dispatches}
+                for arm, (submits, passes, dispatches) in HANDED.items()
+            },
+            "unordered": {"entries": 3564, "differ": [0, 0, 7, 0, 0]},
+        },
+        "cases": [
+            {"parameters": parameters | {"in_a_row": n}, "samples": samples,
+             "launches": launches} for n, samples in ((1, alone), (20, row))
+        ],
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_a_gpus_two_launches_show_wins_and_losses_alike(opened, tmp_path, width):
+    page = opened(page_of(TWO), width=width)
+    assert violations(page) == []
+    path = tmp_path / "gpu.json"
+    path.write_text(json.dumps(gpus_two()), encoding="utf-8")
+    page.locator("input[type=file]").set_input_files(path)
+    page.wait_for_function("document.body.innerText.includes('From the file')")
+    text = page.locator("[data-lab]").inner_text()
+    for sentence in (
+        "“a submit per branch” takes 2.25 times as long as two launches (2.25 to 2.25)",
+        "two launches lose to “one pass”: they take 1.33 times as long (1.33 to 1.33)",
+        "between “a pass per dispatch” and two launches the rounds do not decide "
+        "(0.95 to 1.05 times as long)",
+        "In 1 of 5 runs entries were wrong: 0, 0, 7, 0, 0 of 3,564.",
+    ):
+        assert sentence in text
+    rows = rows_of(page.locator("table").nth(1))
+    assert rows["one pass"] == ["55 (55 to 55)", "1.38 (1.38 to 1.38)"]
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 # In Firefox
 
 
@@ -1599,11 +1863,11 @@ def fox(tmp_path_factory):
         yield running
 
 
-def test_both_labs_run_in_firefox_from_a_file(fox, tmp_path):
+def test_labs_run_in_firefox_from_a_file(fox, tmp_path):
     path = tmp_path / "labs.html"
-    path.write_text(page_of(RAGGED, LAUNCHES), encoding="utf-8")
+    path.write_text(page_of(RAGGED, LAUNCHES, TWO), encoding="utf-8")
     fox.go(f"{path.as_uri()}?lab=quick")
-    for kind in ("launches", "ladder"):
+    for kind in ("launches", "ladder", "two"):
         lab = f"document.querySelector('[data-lab={kind}]')"
         fox.run(f"{lab}.querySelector('[data-lab-run]').click()")
         fox.until(f"{lab}.dataset.labState !== 'running'", 90)

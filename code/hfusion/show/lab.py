@@ -36,7 +36,7 @@ SAYS = {
     "ladder": "Here the page can run the Inception module on your own GPU, rung by rung",
     "launches": "Here the page can measure what a launch costs on your own GPU",
     "pays": "Here the page can measure when stacking pays on your own GPU",
-    "two": "Here the page can race two launches against one per convolution on your own GPU",
+    "two": "Here the page can race two launches against one per convolution, on your GPU",
 }
 
 
