@@ -784,6 +784,16 @@ def test_what_records_lack_is_left_out():
     assert [m["name"] for m in show.case(gpu[0], none).machines] == [H200]
 
 
+def test_one_round_has_three_quartiles_alike_and_a_skipped_case_none():
+    shape = {"module": "3a", "batch": 1, "dtype": "float16", "layout": "NCHW"}
+    ran = records.Case(shape, {"separate": [6.0], "stacked": [2.0]})
+    record = gpu_record("stage", [ran, records.Case({**shape, "batch": 2}, {})])
+    machine, _ = show.case({"gpu": record}, {"gpu": gpu_ceilings()}).machines
+    ways = {"separate": ("6 (6\u00a0to\u00a06)", "1.00"),
+            "stacked": ("2 (2\u00a0to\u00a02)", "3.00 (3.00\u00a0to\u00a03.00)")}  # fmt: skip
+    assert machine["recorded"] == {module.key(estimates.siblings(**shape)): ways}
+
+
 def test_two_machines_of_one_name_are_told_apart():
     stage, ceilings = gpu_stage(), gpu_ceilings()
     both = [{"gpu": record, "gpu-2": record} for record in (stage, ceilings)]

@@ -153,7 +153,9 @@ def _recorded(stage, ceilings):
             if error := estimates.error(group):
                 errors[f"{dtype}, {mode}"] = dataclasses.asdict(error)
     recorded = {
-        key(estimates.siblings(**case.parameters)): _quartiles(case) for case in cases
+        key(estimates.siblings(**case.parameters)): _quartiles(case)
+        for case in cases
+        if case.samples
     }
     how = f"{stage.label[0].upper()}{stage.label[1:]}."
     kind, name = stage.machine.kind, stage.machine.device
@@ -173,7 +175,8 @@ def _quartiles(case):
     for way, samples in case.samples.items():
         base = estimates.GRAPH * way.startswith(estimates.GRAPH) + "separate"
         if base in case.samples:
-            low, us, high = statistics.quantiles(samples, method="inclusive")
+            several = samples if len(samples) > 1 else 2 * samples
+            low, us, high = statistics.quantiles(several, method="inclusive")
             times = spread(us, low, high, number)
             low, gain, high = case.gain(way, base)
             gains = spread(gain, low, high, ratio) if way != base else "1.00"
