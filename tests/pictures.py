@@ -262,6 +262,7 @@ CASES = {
     "curves": lambda: figures.curves(CURVES, "step", "loss"),
     "stacked_bars": lambda: figures.stacked_bars(
         PARTS, {"conv": "red", "norm": "blue"}, "operators"),
+    "spread": lambda: figures.spread({"one": {"a": 2, "b": 9}, "two": {"c": 40}}, 20),
     "bars": lambda: figures.bars({"µs": BARS["µs"]}),
     "bars-marks": lambda: figures.bars(BARS, {"MB": ("least", 2)}, "on M"),
     "ranges": lambda: figures.ranges({"a": LOW, "b": HIGH}, "gain"),

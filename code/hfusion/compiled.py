@@ -28,6 +28,9 @@ NOW, BEFORE = FOLDER / "sm_90.json", FOLDER / "sm_90_before.json"
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 LAUNCHES = ("_first", "_second")
 MULTIPLIES = ("HGMMA", "HMMA", "FFMA")  # of a group of four warps, of a warp, of a thread
+# To shared memory and from there, barriers, and waiting for what is under way.
+MOVES = {"LDGSTS", "LDG", "LDS", "LDSM", "STS", "BAR", "DEPBAR", "LDGDEPBAR", "WARPSYNC"}
+MOVES |= {"WARPGROUP", "FENCE", "MEMBAR", "SYNCS", "UTMALDG"}
 # Products of two float16 that one tensor core of an H100 adds up in a cycle: an A100's are
 # 256, and these are twice as fast (NVIDIA, Ampere and Hopper Architecture In-Depth).
 PRODUCTS = {"HGMMA": 4 * 512, "HMMA": 512, "FFMA": 32}
@@ -85,6 +88,17 @@ class Compiled:
         return sum(self.step.values())
 
     @property
+    def kinds(self):
+        """{what for: how many} of a step's instructions: products; moving numbers and
+        waiting for them; and the rest, which finds out where they are, and whether.
+        """
+        found = dict.fromkeys(("multiply", "move and wait", "where and whether"), 0)
+        for name, times in self.step.items():
+            kind = "multiply" if name in MULTIPLIES else "where and whether"
+            found["move and wait" if name in MOVES else kind] += times
+        return found
+
+    @property
     def multiplying(self):
         """Cycles in which the products of a warp's step could be done, at the peak rate."""
         kind = self.multiply.split(".")[0]
@@ -120,7 +134,30 @@ def widths(module, launch):
     return ((k1, c3, c5, c_in), (k3, k5, kp))[launch]
 
 
-def programs(module, batch, launch, tile):
+def depths(module, launch):
+    """How many products each number of a launch's branches adds up; of the pooling, none.
+
+    >>> depths("3a", 0), depths("3a", 1)
+    ((192, 192, 192, 0), (864, 400, 192))
+    """
+    c_in, _, _, c3, _, c5, *_ = models.TABLE[module]
+    return ((c_in, c_in, c_in, 0), (9 * c3, 25 * c5, c_in))[launch]
+
+
+def steps(module, launch, tile, parts=1):
+    """How many steps the longest program of a launch takes.
+
+    parts: so many programs share the depth of a tile.
+
+    >>> steps("3a", 1, (32, 32, 128, 4, 3))  # 864 products of the 3×3, 128 at a time
+    7
+    >>> steps("3a", 1, (32, 32, 128, 4, 3), parts=2)
+    4
+    """
+    return -(-max(depths(module, launch)) // (tile[2] * parts))
+
+
+def programs(module, batch, launch, tile, parts=1):
     """How many programs a launch of a module is.
 
     By hand: 3a has 28² = 784 pixels, 25 tiles of 32; its first launch 64, 96, 16 and 192
@@ -131,9 +168,8 @@ def programs(module, batch, launch, tile):
     """
     rows, columns, *_ = tile
     pixels = batch * models.TABLE[module][1] ** 2
-    return -(-pixels // rows) * sum(
-        -(-width // columns) for width in widths(module, launch)
-    )
+    across = sum(-(-width // columns) for width in widths(module, launch))
+    return -(-pixels // rows) * across * parts
 
 
 def _products(instruction):

@@ -67,10 +67,8 @@ def fitting(registers, shared_bytes, warps, device=H200):
     a_warp = _up(registers * THREADS, device.register_unit)
     in_a_part = device.registers // device.parts // a_warp
     a_program = _up(shared_bytes + device.shared_reserved, device.shared_unit)
-    # A program's warps are spread over the parts, and the fullest part decides.
-    alone = -(-warps // device.parts) <= in_a_part
     return {
-        "registers": in_a_part * device.parts // warps if alone else 0,
+        "registers": in_a_part * device.parts // warps,
         "shared memory": device.shared_bytes // a_program,
         "warps": device.warps // warps,
         "programs": device.programs,

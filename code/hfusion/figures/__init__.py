@@ -30,6 +30,7 @@ from .plots import (
     outcomes,
     predicted,
     ranges,
+    spread,
     stacked_bars,
     tradeoff,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "predicted",
     "ranges",
     "sharded",
+    "spread",
     "stacked_bars",
     "taps",
     "tint",

@@ -5,7 +5,7 @@ import statistics
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from .style import DASHED, FAINT, INK, OTHERS, labelled
+from .style import DASHED, FAINT, INK, OTHERS, labelled, tint
 
 
 def gallery(images, columns=3, width=7.4):
@@ -73,6 +73,38 @@ def stacked_bars(rows, colours, xlabel):
     axis.legend(ncols=len(colours), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     figure.tight_layout()
     return figure
+
+
+def spread(panels, multiprocessors):
+    """How many programs run on each multiprocessor, a strip for each grid: {panel: {row:
+    programs}}. They are dealt out evenly; a multiprocessor without one is left white.
+    """
+    count = [len(rows) for rows in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(5.2, 0.27 * sum(count) + 0.75 * len(count)), sharex=True,
+        gridspec_kw={"height_ratios": count}, squeeze=False,
+    )  # fmt: skip
+    for axis, (title, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        for place, programs in enumerate(rows.values()):
+            each, more = divmod(programs, multiprocessors)
+            for left, width, held in ((0, more, each + 1), (more, multiprocessors, each)):
+                _strip(axis, place, left, width, held)
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.set(title=title, xlim=(0, multiprocessors), ylim=(len(rows) - 0.5, -0.5))
+        axis.tick_params(axis="y", length=0)
+    axes[-1, 0].set(xlabel=f"{multiprocessors} multiprocessors, and programs on each")
+    figure.tight_layout()
+    return figure
+
+
+def _strip(axis, place, left, right, held):
+    """Multiprocessors from left to right that hold so many programs each."""
+    strength = min(1, 0.15 + 0.17 * held) if held else 0
+    colour = tint(OTHERS[1], strength)
+    axis.barh(place, right - left, left=left, height=0.8, color=colour, edgecolor=FAINT)
+    if right - left > 11:
+        axis.text((left + right) / 2, place, held or "idle", ha="center", va="center",
+                  fontsize=9)  # fmt: skip
 
 
 def bars(panels, marks=None, label=""):
