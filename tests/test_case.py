@@ -789,8 +789,10 @@ def test_one_round_has_three_quartiles_alike_and_a_skipped_case_none():
     ran = records.Case(shape, {"separate": [6.0], "stacked": [2.0]})
     record = gpu_record("stage", [ran, records.Case({**shape, "batch": 2}, {})])
     machine, _ = show.case({"gpu": record}, {"gpu": gpu_ceilings()}).machines
-    ways = {"separate": ("6 (6\u00a0to\u00a06)", "1.00"),
-            "stacked": ("2 (2\u00a0to\u00a02)", "3.00 (3.00\u00a0to\u00a03.00)")}  # fmt: skip
+    ways = {
+        "separate": ("6 (6\u00a0to\u00a06)", "1.00"),
+        "stacked": ("2 (2\u00a0to\u00a02)", "3.00 (3.00\u00a0to\u00a03.00)"),
+    }
     assert machine["recorded"] == {module.key(estimates.siblings(**shape)): ways}
 
 
