@@ -58,7 +58,7 @@ class Siblings:
 
     @property
     def contiguous(self) -> bool:
-        """Whether each part of the stacked product is: those of one image in NCHW."""
+        """Whether each part lies in one piece, as those of one image in NCHW do."""
         return self.batch == 1 and self.layout == "NCHW"
 
     @property

@@ -33,7 +33,7 @@ function read(texts, copied) {
   return { given: { ...given, sizes, copied: [...copied].filter((place) => place < sizes.length) } };
 }
 
-// Every part is, of one image in NCHW; then none is copied.
+// One image in NCHW: each part lies in one piece, and none is copied.
 const contiguous = ({ batch, layout }) => batch === 1 && layout === "NCHW";
 
 const keyOf = ({ c_in, sizes, height, width, batch, dtype, layout }) =>
