@@ -26,7 +26,7 @@ import torch
 from playwright.sync_api import sync_playwright
 from torch.nn import functional
 
-from hfusion import cost, models, records
+from hfusion import cost, models, records, show
 from hfusion.__main__ import main
 from hfusion.webgpu import generator
 
@@ -202,7 +202,7 @@ def pure(browser):
 
 
 def page_of(*made):
-    body = "\n".join(lab.html for lab in made)
+    body = "\n".join(lab._repr_html_() for lab in made)
     style = "body { max-width: 46rem; margin: auto; background: #fff }"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Labs</title>'
@@ -1227,6 +1227,27 @@ def score(found):
     )
 
 
+def test_signs_are_counted_by_medians_and_no_side_is_not_right(payer):
+    """By hand: two right, one wrong, one that takes no side; the median gain is 1."""
+    pairs = [(1.2, [0.9, 1.1, 1.2]), (0.9, [0.7, 0.8, 1.1]), (1.1, [0.8, 0.9, 1.3]),
+             (1, [1.1, 1.2, 1.3])]  # fmt: skip
+    ways = [{"said": said, "was": was} for said, was in pairs]
+    rows = [dict(zip(("stacked", "copied"), ways[i : i + 2], strict=True)) for i in (0, 2)]
+    found = payer("score(given)", rows)
+    assert found == pytest.approx({
+        "cases": 4, "called": 3, "middle": 1.0, "right": 2, "middle_right": 2,
+        "off": statistics.median((1.2 / 1.1 - 1, 0.9 / 0.8 - 1, 1.1 / 0.9 - 1, 1 - 1 / 1.2)),
+        "middle_off": statistics.median((1 - 1 / 1.1, 1 / 0.8 - 1, 1 / 0.9 - 1, 1 - 1 / 1.2)),
+    })  # fmt: skip
+    text = payer("waysSaid(given)", rows)
+    assert (
+        "Stacked: clearly faster than separate in 0 of 2 cases, clearly slower in 0" in text
+    )
+    assert (
+        "Copied: clearly faster than separate in 1 of 2 cases, clearly slower in 0" in text
+    )
+
+
 TOLD = """window.told = [];
 document.addEventListener("fs-ceilings", ({ detail }) => told.push(detail));"""
 
@@ -1272,6 +1293,18 @@ def test_the_sweep_is_right_and_counted_and_told(opened, payer):
     assert page.complaints == []
 
 
+def test_your_case_takes_the_ceilings_that_the_sweep_measured(opened):
+    page = opened(page_of(show.case({}, {}), PAYS))
+    machines = page.locator("[data-case] select[name=machine]")
+    before = machines.locator("option").count()
+    assert ended(page, "pays").get_attribute("data-lab-state") == "done"
+    machines.select_option(index=before)
+    text = page.locator("[data-case]").inner_text()
+    assert "this page's GPU: google swiftshader, software" in text
+    assert "in the median of 8" in text
+    assert page.complaints == []
+
+
 SWEEP_FAULTS = {
     "a copy from elsewhere": ("x[job.x_offset + p * job.x_stride + k]);\n  }\n}\n`",
                               "x[p * job.x_stride + k]);\n  }\n}\n`"),
@@ -1304,9 +1337,11 @@ def test_a_case_that_alone_is_wrong_shows_no_time(opened):
     html = page_of(PAYS).replace(
         "begin / 4, x_stride: k / 4", "(k > 48 ? 0 : begin) / 4, x_stride: k / 4"
     )
-    lab = ended(opened(html), "pays")
+    page = opened(html)
+    lab = ended(page, "pays")
     assert lab.get_attribute("data-lab-state") == "failed", says(lab)
     assert "differ, in: widening, 7×7, batch 1, copied." in says(lab)
+    assert page.evaluate("seen.passes.slice(-3)") == [3, 1, 4]  # no turn after the check
     assert lab.locator("table, a[download]").count() == 0
 
 
@@ -1865,9 +1900,9 @@ def fox(tmp_path_factory):
 
 def test_labs_run_in_firefox_from_a_file(fox, tmp_path):
     path = tmp_path / "labs.html"
-    path.write_text(page_of(RAGGED, LAUNCHES, TWO), encoding="utf-8")
+    path.write_text(page_of(RAGGED, LAUNCHES, TWO, PAYS), encoding="utf-8")
     fox.go(f"{path.as_uri()}?lab=quick")
-    for kind in ("launches", "ladder", "two"):
+    for kind in ("launches", "ladder", "two", "pays"):
         lab = f"document.querySelector('[data-lab={kind}]')"
         fox.run(f"{lab}.querySelector('[data-lab-run]').click()")
         fox.until(f"{lab}.dataset.labState !== 'running'", 90)

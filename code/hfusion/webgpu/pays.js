@@ -167,14 +167,16 @@ async function stageRaced(gpu, kernels, one, setup, pace, budget, found, togethe
 
 // The cases that fit, one by one, and those left out, with the reason.
 async function swept(gpu, kernels, cases, setup, pace, result, say) {
-  const { run } = gpu, { found, left, protocol } = result, end = SHARE * run.limit, began = run.elapsed();
+  const { run } = gpu, { found, left, protocol } = result, end = SHARE * run.limit, sweep = run.elapsed();
+  let slower = 1; // than was expected of the cases so far, at most
   for (const [place, one] of cases.entries()) {
-    const widths = setup.siblings[one.row], most = 4 * Math.max(...Object.values(stageBuffers(widths, positionsOf(one))));
-    const needed = caseMs(widths, one, protocol), rest = end - run.elapsed();
-    if (most > roomOf(gpu)) left[named(one)] = `needs a buffer of ${most} bytes, and this GPU has ${roomOf(gpu)}`;
+    const widths = setup.siblings[one.row], began = run.elapsed(), rest = end - began;
+    const expected = caseMs(widths, one, protocol), needed = slower * expected, room = roomOf(gpu);
+    const most = 4 * Math.max(...Object.values(stageBuffers(widths, positionsOf(one))));
+    if (most > room) left[named(one)] = `needs a buffer of ${most} bytes, and this GPU has ${room}`;
     else if (needed > rest) left[named(one)] = `would take ${duration(needed)}, and the time was over`;
     else {
-      const done = result.raced.length, mean = (run.elapsed() - began) / Math.max(done, 1);
+      const done = result.raced.length, mean = (began - sweep) / Math.max(done, 1);
       const about = done ? `, about ${duration(Math.min(mean * (cases.length - place), rest))} left` : "";
       say(`Case ${place + 1} of ${cases.length}: ${named(one)}${about}`, place / cases.length);
       const budget = Math.max((0.6 * rest) / (cases.length - place), 1);
@@ -182,6 +184,7 @@ async function swept(gpu, kernels, cases, setup, pace, result, say) {
       const now = await stageRaced(gpu, kernels, one, setup, pace, budget, found, together, say);
       if (found.differ) return;
       result.raced = now.raced;
+      slower = Math.max(slower, (run.elapsed() - began - budget) / expected);
     }
   }
 }
@@ -231,8 +234,8 @@ async function paysLab(run, choice, setup, say) {
     if (!result.raced.length) throw new Ended("failed", slowest(result.left));
     return stageResult(result, pace);
   } finally {
-    if (result.raced.length && !found.differ) tellCeilings(result, errorOf(stageResult(result, pace)));
     gpu.close();
+    if (result.raced.length && !found.differ) tellCeilings(result, errorOf(stageResult(result, pace)));
   }
 }
 
