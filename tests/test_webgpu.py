@@ -145,18 +145,21 @@ def test_a_row_or_a_value_that_does_not_fit_is_refused():
 # The text of a lab
 
 
-def test_a_lab_is_one_small_text_and_the_same_every_time():
-    text = labs.lab("ladder").html
-    assert text == labs.lab("ladder")._repr_html_()
-    assert len(text.encode()) < 120_000
+@pytest.mark.parametrize(("kind", "most"), [("ladder", 120_000), ("pays", 135_000)])
+def test_a_lab_is_one_small_text_and_the_same_every_time(kind, most):
+    text = labs.lab(kind).html
+    assert text == labs.lab(kind)._repr_html_()
+    assert len(text.encode()) < most
     assert text.count("</script>") == 2  # none ends early
     assert not re.search(
         r"https?://(?!www\.w3\.org/2000/svg)|import\(|fetch\(|XMLHttp", text
     )
-    kernels = [labs._text(f"{name}.wgsl") for name in labs.KERNELS]
+    names = (*labs.KERNELS, *labs.OWN.get(kind, ((), ()))[1])
+    kernels = [labs._text(f"{name}.wgsl") for name in names]
     assert not any("`" in kernel or "${" in kernel for kernel in kernels)
     assert "takes a browser with WebGPU" in text.split("<script")[0]
-    assert re.search("[0-9a-f]{16}", labs.sources("ladder"))
+    assert re.search("[0-9a-f]{16}", labs.sources(kind))
+    assert ("paysLab" in text) == (kind == "pays")  # carried only where it is used
 
 
 # In Chromium

@@ -109,11 +109,11 @@ def _pays(rows, book):
         "digests": {
             f"{row} {side}": _stage_digest(row, side) for row, side in sorted(wanted)
         },
-        "book": [gains_of(record) for record in book],
+        "book": [_gains_of(record) for record in book],
     }
 
 
-def gains_of(record):
+def _gains_of(record):
     """A record of `stage` as "pays" shows it: {label, copies, gains}.
 
     Cases in NHWC and float32, as the page has them, of the batches that it measures; as a

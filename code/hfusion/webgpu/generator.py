@@ -130,7 +130,10 @@ def stage(row, side):
     """What `siblings(row)` make of one image of side × side, one after the other.
 
     By PyTorch in float64: [side, side, sum of widths] as NumPy. The numbers are drawn as
-    for `module`, without norms: a bias is -8 to 8.
+    for `module`, without norms: a bias is -8 to 8. Raises ValueError for another row.
+
+    >>> stage("widening", 7)[0, 0, :4].tolist()
+    [10.0, 10.0, -40.0, -26.0]
     """
     c, *sizes = siblings(row)
     x = torch.from_numpy(draw(0, side * side * c, -INPUT, INPUT)).double()
