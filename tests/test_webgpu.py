@@ -1687,7 +1687,7 @@ def test_two_launches_are_right_and_what_is_handed_over_is_counted(opened, row):
     assert page.complaints == []
     rows = rows_of(lab.locator("table").first)
     assert rows == {arm: [str(n) for n in counts] for arm, counts in HANDED.items()}
-    assert "as long as" not in lab.inner_text()  # software: no gain
+    assert "/ two launches" not in lab.inner_text()  # software: no gain
 
 
 TWO_FAULTS = {
@@ -1846,12 +1846,25 @@ def racer(browser):
     page.close()
 
 
+@pytest.mark.parametrize(
+    ("times", "wanted"),
+    [
+        ([5, 9, 10, 17], 11),
+        ([0, 100, 200, 200], 100),  # a clock with steps
+        ([5, 5, 7, 7], None),
+        ([5, 9, 17, 10], None),
+    ],
+)
+def test_a_coarse_clock_counts_and_a_backward_one_does_not(racer, times, wanted):
+    big = ", ".join(f"{time}n" for time in times)
+    assert racer(f"spent(BigUint64Array.of({big}))") == wanted
+
+
 def gpus_two(**machine):
     """Made up, of a GPU: two launches win alone, and in a row win, lose, and neither."""
     alone = dict(zip(HANDED, ([90] * 4, [60] * 4, [55] * 4, [40] * 4), strict=True))
     row = dict(zip(HANDED, ([50] * 4, [40, 48, 32, 40], [30] * 4, [40] * 4), strict=True))
     launches = {arm: n for arm, (_, _, n) in HANDED.items()}
-    parameters = {"module": "ragged", "batch": 1, "clock": "device"}
     return signed({
         "schema": 1, "experiment": "webgpu_two", "date": "2026-11-30",
         "machine": {"kind": "webgpu", "device": "a GPU", "vendor": "v", "software": False}
@@ -1865,8 +1878,11 @@ def gpus_two(**machine):
             "unordered": {"entries": 3564, "differ": [0, 0, 7, 0, 0]},
         },
         "cases": [
-            {"parameters": parameters | {"in_a_row": n}, "samples": samples,
-             "launches": launches} for n, samples in ((1, alone), (20, row))
+            {"parameters": {"module": "ragged", "batch": 1, "clock": clock, "in_a_row": n},
+             "samples": {arm: [us + late for us in of] for arm, of in samples.items()},
+             "launches": launches}
+            for clock, late in (("device", 0), ("wall", 20))
+            for n, samples in ((1, alone), (20, row))
         ],
     })  # fmt: skip
 
@@ -1882,14 +1898,14 @@ def test_a_gpus_two_launches_show_wins_and_losses_alike(opened, tmp_path, width)
     text = page.locator("[data-lab]").inner_text()
     for sentence in (
         "“a submit per branch” takes 2.25 times as long as two launches (2.25 to 2.25)",
-        "two launches lose to “one pass”: they take 1.33 times as long (1.33 to 1.33)",
-        "between “a pass per dispatch” and two launches the rounds do not decide "
-        "(0.95 to 1.05 times as long)",
+        "Two launches lose to “one pass”: they take 1.33 times as long (1.33 to 1.33).",
+        "Between “a pass per dispatch” and two launches the rounds do not decide "
+        "(0.95 to 1.05).",
         "In 1 of 5 runs entries were wrong: 0, 0, 7, 0, 0 of 3,564.",
     ):
         assert sentence in text
     rows = rows_of(page.locator("table").nth(1))
-    assert rows["one pass"] == ["55 (55 to 55)", "1.38 (1.38 to 1.38)"]
+    assert rows["one pass"] == ["55 (55 to 55)", "75", "1.38 (1.38 to 1.38)"]
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 

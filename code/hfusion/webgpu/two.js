@@ -60,7 +60,14 @@ function handOver(gpu, submits, querySet, [first, last] = []) {
   return { ...counted, dispatches: gpu.launches - before };
 }
 
-// The GPU's clock, read MARKS times: with what it is written, and Σ (end − begin) of the first n, ns.
+// ns, Σ (end − begin); null if the clock stood still or ran backwards. It may move in steps of 100 µs, in
+// which a single module begins and ends; over many the steps cancel.
+function spent(times) {
+  const each = Array.from({ length: times.length / 2 }, (_, i) => Number(times[2 * i + 1] - times[2 * i]));
+  return each.every((ns) => ns >= 0) && each.reduce((sum, ns) => sum + ns, 0) || null;
+}
+
+// The GPU's clock: where its times are noted, and what the first n turns took.
 function stopwatch(gpu) {
   if (!gpu.stamps) return { read: async () => null };
   const querySet = gpu.device.createQuerySet({ type: "timestamp", count: 2 * MARKS });
@@ -69,14 +76,13 @@ function stopwatch(gpu) {
     const commands = gpu.device.createCommandEncoder();
     commands.resolveQuerySet(querySet, 0, 2 * n, resolved, 0);
     gpu.device.queue.submit([commands.finish()]);
-    const times = new BigUint64Array(await gpu.read(resolved, 16 * n));
-    const taken = Array.from({ length: n }, (_, i) => Number(times[2 * i + 1] - times[2 * i]));
-    return taken.every((ns) => ns > 0) ? taken.reduce((sum, ns) => sum + ns, 0) : null;
+    return spent(new BigUint64Array(await gpu.read(resolved, 16 * n)));
   };
   return { querySet, read };
 }
 
-// A turn: one untimed module, then `times` times: n modules in a row are handed over and waited for. µs per module by both clocks: the page's with handing over and waiting, the GPU's from the
+// A turn: one untimed module, then `times` times: n modules in a row are handed over and waited for.
+// µs per module by both clocks: the page's with handing over and waiting, the GPU's from the
 // beginning of the first pass to the end of the last.
 async function handed(gpu, watch, submits, n, times) {
   let begin;
@@ -99,7 +105,8 @@ async function wrongWay(gpu, { kernels, rungs, vectors, buffers, x }, widths, ex
   const pixels = x.length / c, total = expected.length / pixels, differ = [];
   const branch = (y) => Float32Array.from({ length: pixels * w3 },
     (_, i) => y[Math.floor(i / w3) * total + w1 + (i % w3)]);
-  const nan = new Float32Array(4 * Math.max(vectors.y, vectors.both)).fill(NaN), both = nan.slice(0, 4 * vectors.both);
+  const nan = new Float32Array(4 * Math.max(vectors.y, vectors.both)).fill(NaN);
+  const both = nan.slice(0, 4 * vectors.both); // the input's channels of each pixel, then NaN
   for (let p = 0; p < pixels; p++) both.set(x.subarray(p * c, (p + 1) * c), p * (c + r3));
   for (let i = 0; i < WRONG_RUNS; i++) {
     say("Looking at the wrong way, which is not timed");
@@ -168,37 +175,43 @@ const twoCases = ({ module, batch }, { samples, calls, launches, inARow }) => cl
   inARow.map((n) => caseOf({ module, batch, in_a_row: n, clock },
     all(ARMS, (arm) => by(clock, samples[armOf(arm, n)])), calls[n], launches)));
 
-// In words, how a rival did against two launches: quartiles of its time by theirs.
-function verdict(rival, three) {
-  const [low, middle, high] = three;
-  if (low > 1) return `“${rival}” takes ${ratio(middle)} times as long as two launches (${range(three, ratio)})`;
+// A sentence on how a rival did: quartiles of its time by that of two launches.
+function verdict(rival, [low, middle, high]) {
+  const within = (low, high) => `(${range([low, 0, high], ratio)}).`;
+  const times = `${ratio(middle)} times as long as two launches`;
+  if (low > 1) return `“${rival}” takes ${times} ${within(low, high)}`;
   if (high < 1) {
-    return `two launches lose to “${rival}”: they take ${ratio(1 / middle)} times as long `
-      + `(${range([1 / high, 0, 1 / low], ratio)})`;
+    return `Two launches lose to “${rival}”: they take ${ratio(1 / middle)} times as long `
+      + within(1 / high, 1 / low);
   }
-  return `between “${rival}” and two launches the rounds do not decide (${range(three, ratio)} times as long)`;
+  return `Between “${rival}” and two launches the rounds do not decide ${within(low, high)}`;
 }
 
 const often = (n) => (n === 1 ? "One module, then a wait" : `${count(n)} modules in a row, then a wait`);
 
-// One way of calling: a sentence, bars and a table.
-function called({ samples, parameters: { in_a_row: n } }, names, doubt) {
+// One way of calling: sentences, bars and a table. wall: the same by the page's clock, if the GPU has
+// one of its own.
+function called({ samples, parameters: { in_a_row: n } }, wall, names, doubt) {
   const times = all(names, (name) => quartiles(samples[name]));
   const against = all(names, (name) => gains(samples[name], samples[TWO]));
   const rows = names.map((name) => [name, spread(times[name]),
+    ...(wall ? [number(quartiles(wall.samples[name])[1])] : []),
     ...(doubt ? [] : [name === TWO ? "1" : spread(against[name], ratio)])]);
-  const numbers = table(`${often(n)}: µs per module, quartiles in brackets`,
-    ["handed over as", "µs", ...(doubt ? [] : ["as long as two launches"])], rows);
+  const heads = ["handed over as", "µs", ...(wall ? ["page's clock"] : []),
+    ...(doubt ? [] : ["time / two launches"])];
+  const numbers = table(`${often(n)}: µs per module, quartiles in brackets`, heads, rows);
   if (doubt) return [numbers];
-  const said = names.filter((name) => name !== TWO).map((name) => verdict(name, against[name])).join("; ");
-  return [element("p", {}, `${often(n)}: ${said}.`), bars(names.map((name) => [name, times[name]])), numbers];
+  const said = names.filter((name) => name !== TWO).map((name) => verdict(name, against[name])).join(" ");
+  return [element("p", {}, element("strong", {}, `${often(n)}. `), said),
+    bars(names.map((name) => [name, times[name]])), numbers];
 }
 
 // What came of the wrong way.
 function unorderedSaid({ entries, differ }) {
   const wrong = differ.filter((n) => n > 0).length;
-  const found = wrong ? `In ${wrong} of ${differ.length} runs entries were wrong: ${differ.map(count).join(", ")} `
-    + `of ${count(entries)}.` : `In ${differ.length} runs all ${count(entries)} entries came out right, by luck.`;
+  const found = wrong
+    ? `In ${wrong} of ${differ.length} runs entries were wrong: ${differ.map(count).join(", ")} of ${count(entries)}.`
+    : `In ${differ.length} runs all ${count(entries)} entries came out right, by luck.`;
   return element("p", { "data-lab-unordered": differ.join(" ") },
     element("strong", {}, "The wrong way, never timed. "),
     "One dispatch did the 3×3 branch's 1×1 and then its 3×3, which reads what other workgroups write in the "
@@ -207,12 +220,15 @@ function unorderedSaid({ entries, differ }) {
 
 function twoView(record) {
   const cases = counting(record), [{ parameters: { module, batch, clock }, samples }] = cases;
-  const names = Object.keys(samples), doubt = doubtOf(record), { handed_over: handed, unordered } = record.protocol;
+  const { handed_over: handed, unordered } = record.protocol;
+  const names = Object.keys(samples), doubt = doubtOf(record);
   const rows = names.map((name) => [name, ...["submits", "passes", "dispatches"].map((what) =>
     count(handed[name][what]))]);
   const counts = table(`What is handed over for one module ${module}, batch ${batch}`,
     ["handed over as", "submits", "passes", "dispatches"], rows);
-  const parts = cases.flatMap((one) => called(one, names, doubt));
+  const wallOf = ({ parameters }) => (clock === "device" ? record.cases.find((one) =>
+    one.parameters.clock === "wall" && one.parameters.in_a_row === parameters.in_a_row) : undefined);
+  const parts = cases.flatMap((one) => called(one, wallOf(one), names, doubt));
   return { doubt, clock, said: [], parts: [counts, ...parts, unorderedSaid(unordered)] };
 }
 
