@@ -307,6 +307,47 @@ def test_in_two_launches_a_module_computes_the_same(tuned):
     assert len(tuned) == 1
 
 
+@pytest.mark.parametrize(("processors", "split"), [(132, True), (1, False)])
+def test_two_launches_that_are_not_split_are_no_arm_of_their_own(
+    tuned, monkeypatch, processors, split
+):
+    model = models.randomise(models.Inception((6, 5, 16, 5, 3, 5, 5))).eval()
+    x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
+    monkeypatch.setattr(kernels, "TILES", ((16, 16, 16, 1, 1),))
+    monkeypatch.setattr(kernels, "_processors", lambda device: processors)
+    options = rungs.OURS["two launches, split"]
+    with torch.no_grad():
+        if split:
+            call = rungs.in_two(model, x, options)
+            measure.near(call(), rungs.exact(model, x)[0], 1e-5)
+        else:
+            with pytest.raises(Unavailable, match=r"^launch 2 is fastest with a tile that"):
+                rungs.in_two(model, x, options)
+    ((two, _),) = tuned
+    assert two.splits_for(x) == (5 if split else 1)
+
+
+def test_the_variants_of_two_launches_are_told_apart(monkeypatch):
+    told = []
+    monkeypatch.setattr(rungs, "on_cuda", lambda device, make, *args: told.append(args[2]))
+    x = torch.zeros(1)
+    nets = dict.fromkeys(RUNGS, torch.nn.Identity())
+    arms = rungs.arms(nets, x, "cuda", [], 1, rungs.OURS)
+    for name in rungs.OURS:
+        arms[name]()
+        assert f"graph, {name}" in arms
+    assert told == list(rungs.OURS.values())
+    assert (told[0], told[-1]) == ({}, {"splits": "natural", "dependent": True})
+    assert not set(rungs.OURS) - {rungs.TWO} & set(rungs.arms(nets, x, "cuda", []))
+
+
+def test_a_launch_that_cannot_be_dependent_is_unavailable(tuned):
+    model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
+    x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
+    with pytest.raises(Unavailable, match="dependent: expected x on a CUDA device of com"):
+        rungs.in_two(model, x, rungs.OURS["two launches, dependent"])
+
+
 def test_what_cannot_be_in_two_launches_is_unavailable(monkeypatch):
     model, x = models.Digits.trained(), torch.randn(2, 1, 8, 8)
     rows = x.new_empty(2, 3, 8, 8)
@@ -400,7 +441,7 @@ def uncompiled(monkeypatch):
     """Nothing is compiled, by torch or by Triton."""
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(rungs, "compiled", lambda net, x, mode: partial(net, x))
-    monkeypatch.setattr(rungs, "in_two", lambda model, x: partial(model, x))
+    monkeypatch.setattr(rungs, "in_two", lambda model, x, options: partial(model, x))
 
 
 def agreed(race, device="cpu"):
@@ -539,11 +580,11 @@ def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
     assert lies(given_to_layers(race.arms["as written"]())[0], "NHWC")
     assert check(race) == {20}
     assert race.share == 2e-5
-    ways = {*RUNGS, rungs.TWO}
+    ways = {*RUNGS, *rungs.OURS}
     compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
     graphs = {f"graph, {way}" for way in ways}
     assert set(race.arms) == ways | graphs | compiled | {"streams"}
-    assert set(race.opaque) == compiled | graphs | {rungs.TWO}
+    assert set(race.opaque) == compiled | graphs | set(rungs.OURS)
 
 
 @pytest.mark.parametrize(
@@ -893,7 +934,9 @@ def test_the_arms_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
         rungs, "compiled", lambda net, x, mode: partial(net, f"{x}, {mode}")
     )
     monkeypatch.setattr(
-        rungs, "in_two", lambda net, x: two.append(net(x)) or partial(net, f"{x}, in two")
+        rungs,
+        "in_two",
+        lambda net, x, options: two.append(net(x)) or partial(net, f"{x}, in two"),
     )
     nets = {rung: (lambda x, rung=rung: (rung, x)) for rung in RUNGS}
     made = {name: make() for name, make in rungs.arms(nets, "x", "cpu", times=7).items()}

@@ -43,16 +43,17 @@ def image(n, c_in, height, wide, dtype=torch.float32, seed=0):
     return x.to(memory_format=torch.channels_last)
 
 
-def check(widths, shape, dtype=torch.float32, tiles=(TILE, TILE), **more):
+def check(widths, shape, dtype=torch.float32, tiles=(TILE, TILE), splits=1, **more):
     """Against the module itself, in float64 from the same rounded weights."""
     module, x = (
         module_of(widths, dtype, **more),
         image(shape[0], widths[0], *shape[1:], dtype),
     )
     with torch.no_grad():
-        two = kernels.two_launches(module)
+        two = kernels.two_launches(module, splits)
         two.tiles = tiles
         y = two(x)
+        assert not two.arrived.any()
         expected = module.double()(x.double())
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -165,6 +166,166 @@ def test_a_window_has_the_taps_that_lie_in_the_image(side, size):
         assert bits == sum(1 << tap for tap in range(side * side) if inside[tap] and fits)
 
 
+# The depth of launch 2, cut into parts.
+
+
+@pytest.mark.parametrize("splits", [2, 3, 5])
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_in_parts(case, splits):
+    kind = list(SHARE)[(case + splits) % 3]
+    check(*CASES[case], kind, ((16, 16, 16, 1, 1), (16, 16, 16, 1, 1)), splits)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("splits", [1, 2, 3, 5, 16])
+def test_in_parts_of_every_dtype(kind, splits):
+    """The 3×3 has 6 steps of 32, the 5×5 has 4, and the pooled 1×1 only one."""
+    check((17, 9, 19, 18, 5, 33, 6), (2, 3, 5), PLACES[kind], splits=splits)
+
+
+@pytest.mark.parametrize("tile", kernels.TILES)
+def test_every_tile_in_parts(tile):
+    check((20, 9, 18, 7, 25, 17, 11), (2, 5, 7), tiles=(TILE, tile), splits=3)
+
+
+def test_one_call_leaves_nothing_to_the_next():
+    """Calls in a row, with more and fewer tiles and parts in between."""
+    module = module_of((17, 9, 19, 18, 5, 33, 6))
+    two = kernels.two_launches(module, splits=3)
+    two.tiles = TILE, TILE
+    small, large = image(1, 17, 3, 4), image(3, 17, 6, 5, seed=1)
+    first = two(small), two(large)
+    assert torch.equal(two(small), first[0])
+    two.splits = 5
+    measure.near(two(large), module.double()(large.double()), 2e-6)
+    two.splits = 3
+    assert torch.equal(two(large), first[1])
+    assert torch.equal(two(small), first[0])
+    assert not two.arrived.any()
+
+
+@triton.jit
+def conv_in_parts(x, w, bias, y, parts, arrived, BACK: tl.constexpr, SPLITS: tl.constexpr):
+    part = SPLITS - 1 - tl.program_id(2) if BACK else tl.program_id(2)
+    kernels._conv(
+        x, w, bias, y, 0, 1, 48, 16, 16, 16, 1, 16, 16, 16, 16, 16, False, 1,
+        part, parts, arrived, SPLITS,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_parts_are_added_in_one_order_whichever_is_last(back):
+    """10⁸ - 10⁸ + 1 is 1; from the other end 1 - 10⁸ + 10⁸ is 0, in float32."""
+    x = torch.zeros(16, 48, device=DEVICE)
+    x[:, 0], x[:, 16], x[:, 32] = 1e8, -1e8, 1
+    w, bias = torch.ones(48, 16, device=DEVICE), torch.zeros(16, device=DEVICE)
+    y, parts = torch.empty(16, 16, device=DEVICE), torch.empty(3, 256, device=DEVICE)
+    arrived = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    conv_in_parts[(1, 1, 3)](x, w, bias, y, parts, arrived, back, 3)
+    assert (parts[:, 0].tolist(), arrived.item()) == ([1e8, -1e8, 1], 0)
+    assert (y == 1).all()
+
+
+PROCESSORS = 132  # of an H200
+
+
+@pytest.mark.parametrize("tile", kernels.TILES)
+@pytest.mark.parametrize("row", models.TABLE)
+def test_natural_splits_fill_a_gpu_and_no_more(row, tile):
+    c_in, size, _, c3, k3, c5, k5, kp = models.TABLE[row]
+    depths, widths = (9 * c3, 25 * c5, c_in), (k3, k5, kp)
+    steps = -(-max(depths) // tile[2])
+    for pixels in (1, size**2, 8 * size**2, 32 * size**2):
+        tiles = -(-pixels // tile[0]) * sum(-(-width // tile[1]) for width in widths)
+        splits = kernels.natural_splits(depths, widths, pixels, tile, PROCESSORS)
+        assert splits == 1 or splits * tiles <= 2 * PROCESSORS
+        assert 1 <= splits <= kernels.MOST_SPLITS
+        share = -(-steps // splits)
+        assert share >= min(2, steps)
+        assert (splits - 1) * share < steps  # the last part has a step
+        # One step fewer a part would be too many programs, or parts of one step.
+        more = -(-steps // max(share - 1, 1))
+        assert share <= 2 or more > 16 or more * tiles > 2 * PROCESSORS
+
+
+def launches_of(monkeypatch, two, x):
+    """[(grid, what is given by name)] of a call, without computing."""
+    launched = []
+
+    class Noted:
+        def __getitem__(self, grid):
+            return lambda *args, **given: launched.append((grid, given))
+
+    monkeypatch.setattr(kernels, "_first", Noted())
+    monkeypatch.setattr(kernels, "_second", Noted())
+    two(x)
+    return launched
+
+
+def test_natural_splits_are_those_of_the_device(monkeypatch):
+    """5a, as natural_splits works it out by hand."""
+    module, x = models.Inception.from_table("5a").eval().to(DEVICE), image(1, 832, 7, 7)
+    two = kernels.two_launches(module, "natural")
+    assert kernels._processors(x.device) == 1 or DEVICE == "cuda"
+    monkeypatch.setattr(kernels, "_processors", lambda device: PROCESSORS)
+    _, (grid, given) = launches_of(monkeypatch, two, x)
+    assert (grid, given["SPLITS"]) == ((2, 18, 6), 6)
+    assert given["parts"].shape == (36, 6, 32, 32)
+    assert given["parts"].dtype == torch.float32
+    assert given["arrived"] is two.arrived
+
+
+def test_where_nothing_is_split_nothing_is_set_aside(monkeypatch):
+    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    _, (grid, given) = launches_of(monkeypatch, two, image(1, 6, 4, 5))
+    assert grid[2] == given["SPLITS"] == 1
+    assert given["parts"] is given["arrived"] is None
+
+
+@pytest.mark.parametrize(("counters", "splits"), [(6, 3), (5, 1)])
+def test_more_tiles_than_counters_are_not_split(monkeypatch, counters, splits):
+    """20 pixels are 2 tiles of 16, and 5, 5, 5 columns 3."""
+    monkeypatch.setattr(kernels, "COUNTERS", counters)
+    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)), splits=3)
+    two.tiles = TILE, (16, 16, 16, 1, 1)
+    _, (grid, _) = launches_of(monkeypatch, two, image(1, 6, 4, 5))
+    assert grid == (2, 3, splits)
+
+
+@pytest.mark.parametrize("splits", [0, 17, True, 2.0, "none", None])
+def test_splits_that_do_not_fit_are_refused(splits):
+    module = module_of((6, 5, 4, 5, 3, 5, 5))
+    with pytest.raises(FusionError, match="splits: expected an int from 1 to 16 or 'natur"):
+        kernels.two_launches(module, splits)
+    two = kernels.two_launches(module, 2)
+    with pytest.raises(FusionError, match="splits: expected an int"):
+        two.splits = splits
+    assert two.splits == 2
+
+
+# Launch 2 before launch 1 is done.
+
+
+@pytest.mark.parametrize("dependent", [False, True])
+def test_only_launch_2_is_dependent_and_only_if_asked(monkeypatch, dependent):
+    module = module_of((6, 5, 4, 5, 3, 5, 5))
+    two = kernels.two_launches(module, dependent=dependent)
+    monkeypatch.setattr(two, "_refuse_unfit", lambda x: None)
+    launched = launches_of(monkeypatch, two, image(1, 6, 4, 5))
+    assert [given["DEPENDENT"] for _, given in launched] == [dependent] * 2
+    assert [given.get("launch_pdl", False) for _, given in launched] == [False, dependent]
+
+
+@pytest.mark.parametrize("device", [(8, 9), (9, 0), (10, 0)])
+def test_a_device_that_cannot_start_early_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device)
+    assert kernels._starts_early(torch.device("cuda")) is (device >= (9, 0))
+    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)), dependent=True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(FusionError, match="dependent: expected x on a CUDA device of comp"):
+        two(image(1, 6, 4, 5))
+
+
 # Numbers beyond the 2**31st; memory that nobody touches costs nothing.
 
 
@@ -253,7 +414,7 @@ def test_two_launches_and_no_other_operator(monkeypatch):
     two.tiles = (16, 16, 16, 1, 1), (32, 16, 16, 1, 1)
     two(x)
     # 50 pixels are 4 or 2 tiles; 5, 4, 3 channels and 6 pooled are 4; 5, 5, 5 are 3.
-    assert launched == [(4, 4), (2, 3)]
+    assert launched == [(4, 4), (2, 3, 1)]
     torch.use_deterministic_algorithms(False)  # whose poison is an operator
     assert measure.count_launches(lambda: two(x)).count == 0
 
@@ -316,9 +477,9 @@ def test_a_tile_that_does_not_even_become_a_graph_is_left_out(monkeypatch):
 # One compilation for all sizes.
 
 MEMORY = {"x", "y", "weight", "bias", "r3", "w3", "b3", "r5", "w5", "b5"} | {
-    "pooled", "wp", "bp",
+    "pooled", "wp", "bp", "parts", "arrived",
 }  # fmt: skip
-CONSTANTS = {"BM", "BN", "BK", "WIDEN", "UNIT"}
+CONSTANTS = {"BM", "BN", "BK", "WIDEN", "UNIT", "SPLITS", "DEPENDENT"}
 
 
 def test_nothing_is_compiled_anew_for_another_size(monkeypatch):

@@ -259,7 +259,7 @@ def _compiled(launch, dtype, tile):
     }
 
 
-def _by_triton(kernel, dtype, tile):
+def _by_triton(kernel, dtype, tile, SPLITS=1, DEPENDENT=False):
     """What Triton makes of a kernel for a GPU that is not there."""
     from triton import compile
     from triton.backends.compiler import GPUTarget
@@ -267,6 +267,9 @@ def _by_triton(kernel, dtype, tile):
 
     rows, columns, depth, warps, stages = tile
     fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
+    fixed |= {"SPLITS": SPLITS, "DEPENDENT": DEPENDENT}
+    memory = {"parts": "*fp32", "arrived": "*i32"}  # of parts of a sum, where there are any
+    fixed |= dict.fromkeys(memory) if SPLITS == 1 else {}
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in fixed:
@@ -274,10 +277,12 @@ def _by_triton(kernel, dtype, tile):
         elif name in kernel.do_not_specialize:
             signature[name] = "i32"
         else:  # PyTorch's memory begins at a multiple of 16 bytes, and more
-            signature[name] = f"*{DTYPES[dtype]}"
+            signature[name] = memory.get(name, f"*{DTYPES[dtype]}")
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if DEPENDENT:
+        options["launch_pdl"] = True
     return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 

@@ -20,6 +20,7 @@ import copy
 import math
 import os
 import statistics
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -32,6 +33,7 @@ from .layers import FusionError
 try:
     import triton
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
     from triton.runtime.errors import OutOfResources, PTXASError
 except ImportError:
     triton = tl = None
@@ -53,6 +55,9 @@ TILES = (
     (128, 64, 64, 4, 3),  # many pixels: large tiles, so that less is read again
     (128, 128, 32, 8, 3),
 )
+
+MOST_SPLITS = 16  # the last part adds that many without a loop
+COUNTERS = 4096  # a launch of more tiles than these fills any GPU, and is not split
 
 
 def _jit(function):
@@ -87,11 +92,76 @@ def _shifted(tap, side, wide):
 
 
 @_jit
+def _products(
+    x, weight, rows, columns, fits, side, c_in, part, weight_stride, height, wide,
+    positions, BM: constexpr, BN: constexpr, BK: constexpr, WIDEN: constexpr,
+    SPLITS: constexpr, DEPENDENT: constexpr,
+):  # fmt: skip
+    """The sums of a tile's products, in float32: of its whole depth, or of one part."""
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
+    total = side * side * c_in
+    first, last = 0, total
+    if SPLITS > 1:
+        share = tl.cdiv(total, BK * SPLITS) * BK  # whole steps
+        first, last = part * share, tl.minimum((part + 1) * share, total)
+    window = _window(rows, side, height, wide, positions)
+    x_rows = x + rows.to(tl.int64) * c_in
+    steps = tl.arange(0, BK)
+    w_rows = weight + (steps[:, None] * weight_stride + columns)
+    ends = tl.where(fits, total, 0)
+    # Dividing takes longer than multiplying matrices: the next step's tap and channel
+    # come from the last one's, by a carry.
+    tap, channel = (first + steps) // c_in, (first + steps) % c_in
+    taps, channels = BK // c_in, BK % c_in
+    if DEPENDENT:
+        gdc_wait()  # x is another launch's
+    for start in range(first, last, BK):
+        x_at = x_rows + (_shifted(tap, side, wide) * c_in + channel)[None, :]
+        inside = (window >> tl.minimum(tap, 31)[None, :]) & 1
+        x_part = tl.load(x_at, inside != 0, other=0.0)
+        w_at = w_rows + start * weight_stride
+        w_part = tl.load(w_at, start + steps[:, None] < ends, other=0.0)
+        if WIDEN:
+            x_part, w_part = x_part.to(tl.float32), w_part.to(tl.float32)
+        # "ieee": float32 is not rounded for the tensor cores.
+        acc = tl.dot(x_part, w_part, acc, input_precision="ieee")
+        channel += channels
+        carry = channel >= c_in
+        channel = tl.where(carry, channel - c_in, channel)
+        tap += tl.where(carry, taps + 1, taps)
+    return acc
+
+
+@_jit
+def _summed(acc, part, parts, arrived, BM: constexpr, BN: constexpr, SPLITS: constexpr):
+    """(The sum of a tile's parts, whether it is known): the last part to arrive knows it.
+
+    Each part leaves its sums in parts [tiles, SPLITS, BM, BN] and counts itself in
+    arrived [tiles], which is 0 again afterwards. They are added in one order whichever
+    is last, so that the same numbers give the same sum.
+    """
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    rows, columns = tl.arange(0, BM)[:, None], tl.arange(0, BN)[None, :]
+    at = parts + program * (SPLITS * BM * BN) + rows * BN + columns
+    tl.store(at + part * (BM * BN), acc)
+    tl.debug_barrier()  # all threads have written before one of them says so
+    last = tl.atomic_add(arrived + program, 1, sem="acq_rel") == SPLITS - 1
+    acc = tl.zeros_like(acc)
+    wanted = rows < tl.where(last, BM, 0)
+    for each in tl.static_range(SPLITS):
+        # ".cg": what other multiprocessors wrote is in the L2 cache, not in the L1.
+        acc += tl.load(at + each * (BM * BN), wanted, other=0.0, cache_modifier=".cg")
+    tl.store(arrived + program, 0, last)
+    return acc, last
+
+
+@_jit
 def _conv(
     x, weight, bias, y, tile, side, c_in, c_out,
     weight_stride, y_stride, height, wide, positions,
     BM: constexpr, BN: constexpr, BK: constexpr,
     WIDEN: constexpr, UNIT: constexpr,
+    part=0, parts=None, arrived=None, SPLITS: constexpr = 1, DEPENDENT: constexpr = False,
 ):  # fmt: skip
     """One tile of relu(convolution + bias): BM pixels, the tile-th BN output channels.
 
@@ -104,30 +174,13 @@ def _conv(
     columns = tile * BN + tl.arange(0, BN)[None, :]
     fits = columns < c_out
     b = tl.load(bias + columns, fits, other=0.0)  # it arrives meanwhile
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    window = _window(rows, side, height, wide, positions)
-    x_rows = x + rows.to(tl.int64) * c_in
-    depth = tl.arange(0, BK)
-    w_rows = weight + (depth[:, None] * weight_stride + columns)
-    ends = tl.where(fits, side * side * c_in, 0)
-    # Dividing takes longer than multiplying matrices: the next step's tap and channel
-    # come from the last one's, by a carry.
-    tap, channel = depth // c_in, depth % c_in
-    taps, channels = BK // c_in, BK % c_in
-    for start in range(0, side * side * c_in, BK):
-        x_at = x_rows + (_shifted(tap, side, wide) * c_in + channel)[None, :]
-        inside = (window >> tl.minimum(tap, 31)[None, :]) & 1
-        x_part = tl.load(x_at, inside != 0, other=0.0)
-        w_at = w_rows + start * weight_stride
-        w_part = tl.load(w_at, start + depth[:, None] < ends, other=0.0)
-        if WIDEN:
-            x_part, w_part = x_part.to(tl.float32), w_part.to(tl.float32)
-        # "ieee": float32 is not rounded for the tensor cores.
-        acc = tl.dot(x_part, w_part, acc, input_precision="ieee")
-        channel += channels
-        carry = channel >= c_in
-        channel = tl.where(carry, channel - c_in, channel)
-        tap += tl.where(carry, taps + 1, taps)
+    acc = _products(
+        x, weight, rows, columns, fits, side, c_in, part, weight_stride, height, wide,
+        positions, BM, BN, BK, WIDEN, SPLITS, DEPENDENT,
+    )  # fmt: skip
+    if SPLITS > 1:
+        acc, known = _summed(acc, part, parts, arrived, BM, BN, SPLITS)
+        positions = tl.where(known, positions, 0)
     acc = tl.maximum(acc + b, 0.0, propagate_nan=tl.PropagateNan.ALL)
     y_at = y + rows.to(tl.int64) * y_stride + columns
     tl.store(y_at, acc.to(y.dtype.element_ty), (rows < positions) & fits)
@@ -163,13 +216,15 @@ def _pool(
 def _first(
     x, weight, bias, y, r3, r5, pooled, c_in, k1, k3, k5, y_stride,
     height, wide, positions, BM: constexpr, BN: constexpr, BK: constexpr,
-    WIDEN: constexpr, UNIT: constexpr,
+    WIDEN: constexpr, UNIT: constexpr, DEPENDENT: constexpr,
 ):  # fmt: skip
     """Launch 1: a tile of one of the three siblings, or of the pooling.
 
     A tile belongs to one branch, so that all of it goes to one place. Widths count in
-    UNIT channels.
+    UNIT channels. DEPENDENT: launch 2 may start as soon as all of these programs have.
     """
+    if DEPENDENT:
+        gdc_launch_dependents()
     k1, k3, k5, y_stride = k1 * UNIT, k3 * UNIT, k5 * UNIT, y_stride * UNIT
     tiles1, tiles3 = tl.cdiv(k1, BN), tl.cdiv(k3, BN)
     tiles5 = tl.cdiv(k5, BN)
@@ -197,10 +252,15 @@ def _first(
 def _second(
     r3, w3, b3, r5, w5, b5, pooled, wp, bp, y,
     c3, k3, c5, k5, cp, kp, k1, y_stride,
-    height, wide, positions, BM: constexpr, BN: constexpr, BK: constexpr,
-    WIDEN: constexpr, UNIT: constexpr,
+    height, wide, positions, parts, arrived,
+    BM: constexpr, BN: constexpr, BK: constexpr,
+    WIDEN: constexpr, UNIT: constexpr, SPLITS: constexpr, DEPENDENT: constexpr,
 ):  # fmt: skip
-    """Launch 2: a tile of the 3×3, of the 5×5, or of the pooled 1×1."""
+    """Launch 2: a tile of the 3×3, of the 5×5, or of the pooled 1×1.
+
+    SPLITS: each of so many programs does a part of a tile's depth. DEPENDENT: they start
+    before launch 1 is done, and wait before they read.
+    """
     k1, k3, k5, kp = k1 * UNIT, k3 * UNIT, k5 * UNIT, kp * UNIT
     y_stride *= UNIT
     tiles3, tiles5 = tl.cdiv(k3, BN), tl.cdiv(k5, BN)
@@ -219,15 +279,16 @@ def _second(
     _conv(
         x, weight, bias, y + first, tile, side, c_in, size, size, y_stride,
         height, wide, positions, BM, BN, BK, WIDEN, UNIT,
+        tl.program_id(2), parts, arrived, SPLITS, DEPENDENT,
     )  # fmt: skip
 
 
-def two_launches(module):
+def two_launches(module, splits=1, dependent=False):
     """An Inception module as two launches: a TwoLaunches, the module left as it was.
 
     module: a models.Inception in eval mode, its norms folded or not, on any device, in
     one of DTYPES. Its weights are copied. Raises FusionError for anything else, and
-    where Triton is missing.
+    where Triton is missing. splits, dependent: of TwoLaunches.
 
     >>> module = models.Inception.from_table("3a").eval()
     >>> two = two_launches(module)  # doctest: +SKIP
@@ -248,7 +309,42 @@ def two_launches(module):
         raise FusionError(f"module is in {dtype}; one of {DTYPES} fits")
     units = ("b1", "b3_reduce", "b5_reduce", "b3", "b5", "pool_proj")
     folded = [_folded(getattr(module, name)) for name in units]
-    return TwoLaunches(*folded)
+    return TwoLaunches(*folded, splits=splits, dependent=dependent)
+
+
+def natural_splits(
+    depths: Sequence[int],
+    widths: Sequence[int],
+    pixels: int,
+    tile: Sequence[int],
+    processors: int,
+) -> int:
+    """Into how many parts to cut the depth of launch 2, so that no multiprocessor is idle.
+
+    depths, widths: inputs times taps, and output channels, of each branch. tile: a row of
+    TILES. processors: multiprocessors of the GPU. As many parts as make two programs for
+    each multiprocessor, if a part of the deepest branch then has two steps or more. It is
+    a rule of thumb and has not been measured.
+
+    In 5a one image has 49 pixels, 2 tiles of 32, times 10 + 4 + 4 tiles of 32 columns: 36
+    programs for 132 multiprocessors. Its deepest branch has 9 · 160 inputs, 12 steps of
+    128: 6 parts of 2 steps.
+
+    >>> widths, tile = (320, 128, 128), (32, 32, 128, 4, 3)
+    >>> natural_splits((9 * 160, 25 * 32, 832), widths, 49, tile, 132)
+    6
+    >>> natural_splits((9 * 160, 25 * 32, 832), widths, 32 * 49, tile, 132)
+    1
+    """
+    steps = -(-max(depths) // tile[2])
+    most = min(2 * processors // _tiles(pixels, widths, tile), MOST_SPLITS)
+    share = max(-(-steps // max(most, 1)), 2)
+    return -(-steps // share)
+
+
+def _tiles(pixels, widths, tile):
+    rows, columns, *_ = tile
+    return -(-pixels // rows) * sum(-(-width // columns) for width in widths)
 
 
 def _folded(unit):
@@ -271,12 +367,20 @@ class TwoLaunches(nn.Module):
 
     x [N, c_in, H, W] in channels_last, on a CUDA device (on any under
     TRITON_INTERPRET=1) -> y [N, b1 + b3 + b5 + pool_proj, H, W] in channels_last.
+
+    Attributes to set:
     tiles: a pair of rows of TILES, for the first launch and for the second.
+    splits: into how many parts launch 2 cuts the depth of a tile, each a program of its
+    own: 1 to MOST_SPLITS, or "natural" for `natural_splits`. With more than one it counts
+    in memory of its own, so two calls must not run at the same time on two streams.
+    dependent: launch 2 starts while launch 1 still runs, and waits before it reads
+    (programmatic dependent launch): compute capability 9.0 or more.
     """
 
-    def __init__(self, b1, b3_reduce, b5_reduce, b3, b5, proj):
+    def __init__(self, b1, b3_reduce, b5_reduce, b3, b5, proj, splits=1, dependent=False):
         super().__init__()
         self.tiles = TILES[0], TILES[0]
+        self.splits, self.dependent = splits, dependent
         self.c_in = b1[0].shape[1]
         self.reduced = len(b3_reduce[0]), len(b5_reduce[0])
         self.widths = len(b1[0]), len(b3[0]), len(b5[0]), len(proj[0])
@@ -288,6 +392,8 @@ class TwoLaunches(nn.Module):
         ):
             self.register_buffer(f"{name}_weight", _by_taps(weight))
             self.register_buffer(f"{name}_bias", bias.clone())
+        arrived = torch.zeros(COUNTERS, dtype=torch.int32, device=b1[0].device)
+        self.register_buffer("arrived", arrived, persistent=False)
 
     def forward(self, x):
         self._refuse_unfit(x)
@@ -304,11 +410,12 @@ class TwoLaunches(nn.Module):
             *image, **sizes,
         )  # fmt: skip
         grid, sizes = self._sized(1, x, (k3, k5, kp))
+        grid, split = self._split(x, grid)
         _second[grid](
             r3, self.b3_weight, self.b3_bias, r5, self.b5_weight, self.b5_bias,
             pooled, self.proj_weight, self.proj_bias, y,
             *self._units(c3, k3, c5, k5, c_in, kp, k1, sum(self.widths)),
-            *image, **sizes,
+            *image, **split, **sizes,
         )  # fmt: skip
         return y.permute(0, 3, 1, 2)
 
@@ -325,7 +432,43 @@ class TwoLaunches(nn.Module):
         sizes["WIDEN"] = x.dtype == torch.bfloat16 and x.device.type != "cuda"
         # What has been Triton's default, and is no longer to be: a · b + c rounded once.
         sizes["enable_fp_fusion"] = True
+        sizes["DEPENDENT"] = self.dependent
+        if self.dependent and launch == 1:
+            sizes["launch_pdl"] = True
         return grid, sizes | {"num_warps": warps, "num_stages": stages}
+
+    def _split(self, x, grid):
+        """(the grid, what the kernel is given) of launch 2, its depth cut into parts."""
+        splits, tiles = self.splits_for(x), math.prod(grid)
+        parts = arrived = None
+        if splits > 1:
+            rows, columns, *_ = self.tiles[1]
+            parts = x.new_empty((tiles, splits, rows, columns), dtype=torch.float32)
+            arrived = self.arrived
+        return (*grid, splits), {"SPLITS": splits, "parts": parts, "arrived": arrived}
+
+    def splits_for(self, x: torch.Tensor) -> int:
+        """Into how many parts launch 2 cuts the depth of a tile for an input like x."""
+        (c3, c5), (_, *widths) = self.reduced, self.widths
+        pixels, tile = x.numel() // self.c_in, self.tiles[1]
+        if _tiles(pixels, widths, tile) > COUNTERS:
+            return 1
+        if self.splits != "natural":
+            return self.splits
+        depths = 9 * c3, 25 * c5, self.c_in
+        return natural_splits(depths, widths, pixels, tile, _processors(x.device))
+
+    @property
+    def splits(self):
+        return self._parts
+
+    @splits.setter
+    def splits(self, splits):
+        whole = type(splits) is int and 1 <= splits <= MOST_SPLITS
+        if not whole and splits != "natural":
+            expected = f"an int from 1 to {MOST_SPLITS} or 'natural'"
+            raise FusionError(f"splits: expected {expected}, got {splits!r}")
+        self._parts = splits
 
     def _refuse_unfit(self, x):
         weight = self.first_weight
@@ -352,14 +495,32 @@ class TwoLaunches(nn.Module):
                 f"x is on {x.device}; a CUDA device fits, or TRITON_INTERPRET=1 set before "
                 "Python starts"
             )
+        if self.dependent and (interpreted or not _starts_early(x.device)):
+            raise FusionError(
+                "dependent: expected x on a CUDA device of compute capability 9.0 or more, "
+                f"out of Triton's interpreter, got {x.device}"
+            )
+
+
+def _processors(device):
+    """How many multiprocessors a CUDA device has; anything else counts as one."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _starts_early(device):
+    """Whether a device can start a launch before the one before it is done."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def tune(two, x, rounds=20):
     """Choose the tiles of a TwoLaunches for inputs like x, in place: by racing them all.
 
-    First those of launch 1, then those of launch 2, then once more those of launch 1. A
-    tile for which a multiprocessor has not enough memory is left out. Returns [{tile:
-    median µs of a race's arm}, …], a dict a race.
+    First those of launch 1, then those of launch 2, then once more those of launch 1.
+    Where two.splits is "natural", each tile is split as suits it. A tile for which a
+    multiprocessor has not enough memory is left out. Returns [{tile: median µs of a
+    race's arm}, …], a dict a race.
     """
     tables = []
     for launch in (0, 1, 0):

@@ -1,8 +1,8 @@
 """What is each step of fusion worth, in a whole Inception module?
 
 Rung by rung, from the module as written to convolution, bias and ReLU in one call, and
-to two launches of Triton's; beside CUDA graphs, branches on streams of their own, and
-torch.compile.
+to two launches of Triton's and their variants; beside CUDA graphs, branches on streams of
+their own, and torch.compile.
 """
 
 from .. import models
@@ -33,7 +33,7 @@ def race(device, module, batch, dtype, layout):
     # Where max-autotune may take its time: the cases that the book compares with it.
     thorough = device == "cpu" or (dtype, layout) == ("float16", "NHWC")
     modes = rungs.MODES if thorough else ["default"]
-    arms = rungs.arms(nets, x, device, modes, rungs.TIMES)
+    arms = rungs.arms(nets, x, device, modes, rungs.TIMES, rungs.OURS)
     arms["streams"] = lambda: rungs.on_cuda(device, rungs.on_streams, nets[rungs.FOLDED], x)
     return Race(
         arms,

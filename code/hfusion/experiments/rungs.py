@@ -31,6 +31,13 @@ WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
 ONE_CALL = "folded, stacked, one call"
 TWO = "two launches"
+# In two launches, and what `kernels.two_launches` is told besides the module.
+OURS = {
+    TWO: {},
+    "two launches, split": {"splits": "natural"},
+    "two launches, dependent": {"dependent": True},
+    "two launches, split, dependent": {"splits": "natural", "dependent": True},
+}
 # How often in a row a stage or a module is in a graph: one alone is over before the host
 # has begun the next replay.
 TIMES = 20
@@ -174,14 +181,16 @@ def one_call(network):
     return network
 
 
-def arms(nets, x, device, modes=MODES, times=1):
+def arms(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
     """The arms of a ladder: each rung eager and as a CUDA graph, and compiled.
 
-    times: how often in a row a graph has what it is made of.
+    times: how often in a row a graph has what it is made of. ours: of OURS.
     """
     torch.compiler.reset()  # after some compilations of one `forward` it gives up on it
     calls = {rung: partial(tried, partial(net, x)) for rung, net in nets.items()}
-    calls[TWO] = cache(partial(on_cuda, device, in_two, nets[FOLDED], x))
+    for name in ours:
+        call = partial(on_cuda, device, in_two, nets[FOLDED], x, OURS[name])
+        calls[name] = cache(call)
     made = dict(calls)
     for rung, call in calls.items():
         made[f"graph, {rung}"] = partial(on_cuda, device, in_graph, call, times)
@@ -206,7 +215,10 @@ def repeats(names):
 
 
 class Tuned(nn.Module):
-    """Two launches whose tiles are chosen for the first input."""
+    """Two launches whose tiles are chosen for the first input.
+
+    Unavailable where splits are asked for and the fastest tile has none.
+    """
 
     def __init__(self, two):
         super().__init__()
@@ -215,12 +227,17 @@ class Tuned(nn.Module):
     def forward(self, x):
         if not self.chosen:
             kernels.tune(self.two, x)
+            if self.two.splits != 1 and self.two.splits_for(x) == 1:
+                raise Unavailable("launch 2 is fastest with a tile that is not split")
             self.chosen = True
         return self.two(x)
 
 
-def in_two(model, x):
-    """A model with each of its Inception modules in two launches, on x."""
+def in_two(model, x, options=OURS[TWO]):
+    """A model with each of its Inception modules in two launches, on x.
+
+    options: of `kernels.two_launches`.
+    """
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise Unavailable("the kernels want channels_last")
     whole = nn.Sequential(copy.deepcopy(model))  # may be such a module itself
@@ -230,7 +247,7 @@ def in_two(model, x):
     call = partial(whole, x)
     with what_it_lacks():
         for name in found:
-            two = kernels.two_launches(whole.get_submodule(name))
+            two = kernels.two_launches(whole.get_submodule(name), **options)
             whole.set_submodule(name, Tuned(two))
         call()
     return call
@@ -266,7 +283,7 @@ def what_it_lacks():
     """Whatever a compiler raises, as Unavailable: no C++, no memory on the chip, …"""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, Unavailable):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
