@@ -23,12 +23,14 @@ def made():
     return compiled.compile_all()
 
 
-def test_the_table_has_every_tile_in_every_dtype():
+def test_the_table_has_every_tile_in_every_dtype_and_each_variant():
     launches = {
         (launch, dtype) for launch in compiled.LAUNCHES for dtype in compiled.DTYPES
     }
     wanted = {(*each, tile) for each in launches for tile in kernels.TILES}
-    assert set(ROWS) == wanted, AGAIN
+    more = set(compiled.VARIANTS) - set(compiled.LAUNCHES)
+    few = kernels.TILES[: compiled.FEW]
+    assert set(ROWS) == wanted | {(name, "float16", tile) for name in more for tile in few}
 
 
 def test_the_table_is_of_the_kernels_as_they_are():
@@ -36,7 +38,8 @@ def test_the_table_is_of_the_kernels_as_they_are():
 
 
 def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
-    text = (compiled.FOLDER / "kernels.py").read_text(encoding="utf-8")
+    paths = [compiled.FOLDER / "kernels.py", compiled.FOLDER / "cooperative.py"]
+    text = paths[0].read_text(encoding="utf-8")
     copy = tmp_path / "kernels.py"
     for old, new, same in (
         ("(16, 64, 128, 4, 3)", "(16, 64, 128, 4, 2)", True),  # a row of its own
@@ -44,7 +47,8 @@ def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
     ):
         assert text.count(old) == 1
         copy.write_text(text.replace(old, new), encoding="utf-8")
-        assert (compiled.sources(copy) == ABOUT["kernels"]) is same
+        assert (compiled.sources(copy, paths[1]) == ABOUT["kernels"]) is same
+    assert compiled.sources(paths[0]) != ABOUT["kernels"]
 
 
 def test_compiled_again_it_is_the_same(made):
@@ -63,7 +67,8 @@ def test_numbers_arrive_sixteen_bytes_at_a_time_and_without_waiting(made):
         rows, columns, depth, warps, stages = tile
         item_bytes = getattr(torch, dtype).itemsize
         step = (rows + columns) * depth * item_bytes // (32 * warps)  # bytes of a thread
-        assert row.copies == {16: stages * step // 16}, row
+        loops = len(row.loops)  # one of each launch
+        assert row.copies == {16: loops * stages * step // 16}, row
 
 
 def test_tensor_cores_multiply_halves_and_buffers_are_as_chapter_10_says(made):
@@ -92,6 +97,32 @@ def test_nothing_is_divided_in_a_step(made):
     assert not any("IABS" in loop for row in made[1].values() for loop in row.loops)
 
 
+def test_a_dependent_launch_signals_and_waits_and_no_other_does(made):
+    for (name, _, _), row in made[1].items():
+        assert bool(row.signals) is name.endswith("dependent"), row
+
+
+def test_one_cooperative_launch_needs_what_the_hungrier_launch_does_or_more(made):
+    """So the places of the two launches bound how many of its programs could reside."""
+    for name, dtype, tile in made[1]:
+        if name == "both, cooperative":
+            two = [made[1][launch, dtype, tile] for launch in compiled.LAUNCHES]
+            one = made[1][name, dtype, tile]
+            assert one.shared_bytes >= max(row.shared_bytes for row in two)
+            assert one.registers >= max(row.registers for row in two) - 8, tile
+            assert len(one.loops) == 2
+
+
+def test_a_part_of_a_sum_has_steps_hardly_longer_than_the_whole(made):
+    """Splitting adds what comes after the loop, and at most a fifth to a step."""
+    for name, dtype, tile in made[1]:
+        if name == "_second, in 4 parts":
+            part, whole = (made[1][each, dtype, tile] for each in (name, "_second"))
+            assert part.issued <= 1.2 * whole.issued, tile
+            assert part.instructions > whole.instructions
+            assert (part.spills, part.stack_bytes) == (0, 0)
+
+
 def test_only_some_rows_can_be_asked_for():
     wanted = ("_second", "float16", kernels.TILES[1])
     _, rows = compiled.compile_all([wanted])
@@ -116,7 +147,8 @@ def test_the_table_before_is_never_edited():
 
 @pytest.mark.parametrize("module", models.TABLE)
 @pytest.mark.parametrize("tile", [kernels.TILES[0], kernels.TILES[-1]])
-def test_programs_are_as_many_as_are_launched(module, tile, monkeypatch):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_programs_are_as_many_as_are_launched(module, tile, parts, monkeypatch):
     launched = []
 
     class Spy:
@@ -127,11 +159,16 @@ def test_programs_are_as_many_as_are_launched(module, tile, monkeypatch):
         monkeypatch.setattr(kernels, name, Spy())
     monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
     c_in, size, *_ = models.TABLE[module]
-    two = kernels.two_launches(models.Inception.from_table(module).eval())
+    inception = models.Inception.from_table(module).eval()
+    two = kernels.two_launches(inception, splits=parts)
     two.tiles = tile, tile
     x = torch.zeros(2, c_in, size, size).to(memory_format=torch.channels_last)
     two(x)
-    assert launched == [compiled.programs(module, 2, launch, tile) for launch in (0, 1)]
+    found = [
+        compiled.programs(module, 2, 0, tile),
+        compiled.programs(module, 2, 1, tile, parts),
+    ]
+    assert launched == found
 
 
 # What is read in NVIDIA's listings.
@@ -161,6 +198,7 @@ def test_a_listing_is_read():
         "copies": {16: 1},
         "loads": {2: 1, 4: 1, 16: 1},
         "instructions": 11,
+        "signals": 0,
         "loops": [{"BRA": 2, "LDGSTS": 1, "HMMA": 1, "STL": 1}],
     }
 

@@ -27,6 +27,14 @@ FOLDER = Path(__file__).parent
 NOW, BEFORE = FOLDER / "sm_90.json", FOLDER / "sm_90_before.json"
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 LAUNCHES = ("_first", "_second")
+# Launches as they can be asked for; those with a comma are for few pixels and in float16.
+VARIANTS = {launch: {} for launch in LAUNCHES} | {
+    "_first, dependent": {"DEPENDENT": True},
+    "_second, dependent": {"DEPENDENT": True},
+    "_second, in 4 parts": {"SPLITS": 4},
+    "both, cooperative": {"COOPERATIVE": True},  # of cooperative.py, which nothing launches
+}
+FEW = 4  # so many rows of kernels.TILES are for few pixels
 MULTIPLIES = ("HGMMA", "HMMA", "FFMA")  # of a group of four warps, of a warp, of a thread
 # To shared memory and from there, barriers, and waiting for what is under way.
 MOVES = {"LDGSTS", "LDG", "LDS", "LDSM", "STS", "BAR", "DEPBAR", "LDGDEPBAR", "WARPSYNC"}
@@ -45,10 +53,11 @@ class Compiled:
     multiply: the instruction that multiplies. copies, loads: {bytes that one thread's
     instruction carries: instructions}, to shared memory and to registers. buffers: steps
     that the shared memory holds. loops: of each loop that multiplies, {instruction:
-    how many} of one step; instructions: in the whole kernel.
+    how many} of one step; instructions: in the whole kernel. signals: instructions that
+    let the next launch begin, or wait for the one before.
     """
 
-    kernel: str
+    kernel: str  # of VARIANTS
     dtype: str
     tile: tuple  # a row of kernels.TILES
     registers: int
@@ -61,6 +70,7 @@ class Compiled:
     buffers: int
     instructions: int
     loops: list
+    signals: int = 0
 
     @property
     def warps(self):
@@ -213,11 +223,13 @@ def compile_all(wanted=None):
         return read(path)
 
 
-def sources(path=FOLDER / "kernels.py"):
-    """A hash of the functions that Triton compiles, whatever else is in their file."""
-    text = Path(path).read_text(encoding="utf-8")
+def sources(*paths):
+    """A hash of the functions that Triton compiles, whatever else is in their files."""
+    paths = paths or [FOLDER / "kernels.py", FOLDER / "cooperative.py"]
+    texts = [Path(path).read_text(encoding="utf-8") for path in paths]
     functions = [
         ast.get_source_segment(text, node)
+        for text in texts
         for node in ast.parse(text).body
         if isinstance(node, ast.FunctionDef) and node.decorator_list
     ]
@@ -227,19 +239,23 @@ def sources(path=FOLDER / "kernels.py"):
 def _rows():
     from . import kernels
 
-    return [
+    rows = [
         (launch, dtype, tile)
         for launch in LAUNCHES
         for dtype in DTYPES
         for tile in kernels.TILES
     ]
+    more = [name for name in VARIANTS if name not in LAUNCHES]
+    return rows + [(name, "float16", tile) for name in more for tile in kernels.TILES[:FEW]]
 
 
-def _compiled(launch, dtype, tile):
+def _compiled(variant, dtype, tile):
     """One row, as the file has it."""
-    from . import kernels
+    from . import cooperative, kernels
 
-    done = _by_triton(getattr(kernels, launch), dtype, tile)
+    name = variant.partition(",")[0]
+    kernel = getattr(kernels, name, None) or getattr(cooperative, name)
+    done = _by_triton(kernel, dtype, tile, **VARIANTS[variant])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(done.asm["cubin"])
@@ -248,7 +264,7 @@ def _compiled(launch, dtype, tile):
     buffers = re.findall(r"local_alloc.*?memdesc<(\d+)x\d+x\d+x", done.asm["ttgir"])
     (buffers,) = set(map(int, buffers)) or {0}
     return {
-        "kernel": launch,
+        "kernel": variant,
         "dtype": dtype,
         "tile": tile,
         "registers": resources["REG"],
@@ -259,7 +275,9 @@ def _compiled(launch, dtype, tile):
     }
 
 
-def _by_triton(kernel, dtype, tile, SPLITS=1, DEPENDENT=False):
+def _by_triton(
+    kernel, dtype, tile, SPLITS=1, DEPENDENT=False, COOPERATIVE=False
+):  # fmt: skip
     """What Triton makes of a kernel for a GPU that is not there."""
     from triton import compile
     from triton.backends.compiler import GPUTarget
@@ -268,8 +286,9 @@ def _by_triton(kernel, dtype, tile, SPLITS=1, DEPENDENT=False):
     rows, columns, depth, warps, stages = tile
     fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
     fixed |= {"SPLITS": SPLITS, "DEPENDENT": DEPENDENT}
-    memory = {"parts": "*fp32", "arrived": "*i32"}  # of parts of a sum, where there are any
-    fixed |= dict.fromkeys(memory) if SPLITS == 1 else {}
+    memory = {"parts": "*fp32", "arrived": "*i32", "reached": "*i32"}
+    if SPLITS == 1:
+        fixed |= {"parts": None, "arrived": None}
     signature, constants, aligned = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in fixed:
@@ -281,8 +300,7 @@ def _by_triton(kernel, dtype, tile, SPLITS=1, DEPENDENT=False):
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
-    if DEPENDENT:
-        options["launch_pdl"] = True
+    options |= {"launch_pdl": DEPENDENT, "launch_cooperative_grid": COOPERATIVE}
     return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
@@ -306,6 +324,7 @@ def _counted(instructions):
         "copies": _by_bytes(names, "LDGSTS"),
         "loads": _by_bytes(names, "LDG"),
         "instructions": len(instructions),
+        "signals": bases["PREEXIT"] + bases["ACQBULK"],
         "loops": [dict(_bases(loop).most_common()) for loop in _loops(instructions, kind)],
     }
 
