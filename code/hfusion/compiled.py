@@ -115,14 +115,18 @@ class Compiled:
         return self.step[kind] * _products(self.multiply) // PRODUCTS[kind]
 
 
-def read(path=NOW):
+def read(path=None):
     """(What the table says about itself, {(kernel, dtype, tile): Compiled}).
 
+    path: of a table; without it, that of the kernels as they are. BEFORE has them as they
+    first were.
+
     >>> about, rows = read()
-    >>> about["target"], rows["_first", "float16", (32, 32, 128, 4, 3)].warps
-    ('sm_90', 4)
+    >>> row = rows["_first", "float16", (32, 32, 128, 4, 3)]
+    >>> about["target"], row.warps, row.resident
+    ('sm_90', 4, 6)
     """
-    table = json.loads(Path(path).read_text(encoding="utf-8"))
+    table = json.loads(Path(path or NOW).read_text(encoding="utf-8"))
     rows = [_row(row) for row in table.pop("rows")]
     return table, {(row.kernel, row.dtype, row.tile): row for row in rows}
 
@@ -159,7 +163,7 @@ def steps(module, launch, tile, parts=1):
 
     parts: so many programs share the depth of a tile.
 
-    >>> steps("3a", 1, (32, 32, 128, 4, 3))  # 864 products of the 3×3, 128 at a time
+    >>> steps("3a", 1, (32, 32, 128, 4, 3))  # 864 products, 128 at a time
     7
     >>> steps("3a", 1, (32, 32, 128, 4, 3), parts=2)
     4

@@ -69,7 +69,9 @@ def reference(module):
     members = [
         thing
         for name, thing in vars(module).items()
-        if not name.startswith("_") and getattr(thing, "__module__", "") == module.__name__
+        if not name.startswith("_")
+        and getattr(thing, "__module__", "") == module.__name__
+        and hasattr(thing, "__name__")  # a constant has the module of its class
     ]
     entries = [_documented(inspect.getdoc(module))]
     for thing in sorted(members, key=lambda thing: inspect.getsourcelines(thing)[1]):
