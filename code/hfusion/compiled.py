@@ -1,6 +1,6 @@
 """What can be known of the kernels without running them: what a GPU's code consists of.
 
-    python -m hfusion.compiled        compile them all for sm_90, and write the table anew
+    python -m hfusion.compiled    compile all for sm_90, and write the table
 
 Triton brings along NVIDIA's assembler, ptxas, and its disassembler, so no device is needed.
 A row of the table is one launch of `kernels` with one tile in one dtype: the registers of a
