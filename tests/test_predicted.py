@@ -99,7 +99,7 @@ def test_without_a_record_the_numbers_are_called_predicted(root):
     lines = ladder(root, module="3a").splitlines()
     assert lines[0] == f"predicted on 2001-02-03 for an {MADE_UP}, not recorded yet:"
     assert "  100 µs (80 to 120)             slow" in lines
-    assert "  10 gain (9 to 11)              fast / slow" in lines
+    assert "  10 times (9 to 11)             fast / slow" in lines
     assert "was" not in " ".join(lines)
 
 
@@ -122,7 +122,7 @@ def test_misses_come_first_the_farthest_before_the_others(recorded):
     # 90 / 24 = 3.75 is a factor of 2.4 below 9; 24 is twice 12; 25 is little above 24.
     assert said == [
         "  3b, batch 1: fast / slow",
-        "      predicted 10 (9 to 11), was 3.75 gain",
+        "      predicted 10 (9 to 11), was 3.75 times",
         "  3b, batch 1: fast",
         "      predicted 10 (8 to 12), was 24 µs",
         "  3a, batch 1: slow",
@@ -141,15 +141,15 @@ def test_the_score_by_hand(recorded):
     assert times.off == pytest.approx((0 + 1 / 9) / 2)
     assert times.constant == pytest.approx((0.43 + 1.375) / 2)
     said = ladder(recorded)
-    assert "µs: 3 of 4 in their range; off by 6%, always the median by" in said
+    assert "times: 3 of 4 in their range; off by 6%, always the median by" in said
     assert "kernels: 3 of 4" in said
-    assert "gain: 1 of 2" in said
+    assert "gains: 1 of 2" in said
 
 
 def test_the_scores_of_all_experiments(recorded):
     lines = judge.scored(recorded).splitlines()
     assert lines[0] == f"module_ladder, recorded on {MADE_UP}, 2001-02-04"
-    assert "    gain: 1 of 2" in lines[3]
+    assert "    gains: 1 of 2" in lines[3]
     assert lines[-2:] == [
         "launch_overhead: 1 cases predicted, not recorded yet",
         "stage: 4 cases predicted, not recorded yet",
@@ -186,7 +186,7 @@ def test_an_arm_that_did_not_run_is_counted(root):
     records.save(dataclasses.replace(RECORD, cases=(short,)), root / "records")
     said = ladder(root)
     assert said.splitlines()[-1] == "predicted, and not in the record: 9"
-    assert "µs: 1 of 1" in said
+    assert "times: 1 of 1" in said
 
 
 def test_it_runs_on_whatever_record_is_there(root):

@@ -31,7 +31,11 @@ def _fixed(value, unit, what, source):
 
 SHEET = "https://www.nvidia.com/en-us/data-center/h200/"
 H100 = "https://chipsandcheese.com/p/nvidias-h100-funny-l2-and-tons-of-bandwidth"
-CLOCK = f"{H100}, 1755 for a PCIe card; SXM allows 1980; judgement"
+CLOCK = (
+    f"{H100}, 1755 at most on a PCIe card; "
+    "https://hmc-tech.com/gpu/nvidia-h100-vs-nvidia-h200-sxm-vs-nvidia-gb200, 1980 at most; "
+    "judgement"
+)
 GRAPH = (
     "https://cuda.juliagpu.org/dev/usage/graphs/, 0.88 for small broadcasts; "
     "https://github.com/ahrefs/ocannl/issues/488, 0.58 for empty kernels on a laptop; "

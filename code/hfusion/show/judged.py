@@ -13,7 +13,9 @@ from pathlib import Path
 from ..records import load_all
 
 FILE = Path("predictions", "h200-sxm.json")
-KINDS = {"kernels": "kernels", "us": "µs", "gains": "gain"}
+# What is predicted of an arm: what it is counted in, and what it is called.
+KINDS = {"kernels": "kernels", "us": "µs", "gains": "times"}
+CALLED = {"kernels": "kernels", "us": "times", "gains": "gains"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +156,12 @@ def _recorded_on(device, experiment, root):
 def _scores(rows):
     """A line for each kind."""
     lines = []
-    for kind, unit in KINDS.items():
+    for kind, called in CALLED.items():
         of_kind = [row for row in rows if row.kind == kind]
         if of_kind:
             s = score(of_kind)
             lines.append(
-                f"    {unit}: {s.inside} of {s.count} in their range; off by {s.off:.0%}, "
+                f"    {called}: {s.inside} of {s.count} in their range; off by {s.off:.0%}, "
                 f"always the median by {s.constant:.0%}"
             )
     return lines
@@ -236,6 +238,6 @@ def _losses(cases):
         least = min(gains, key=lambda label: gains[label][1])
         lines += [
             f"{name}: {below} of {len(gains)} cases lose, {sure} of them surely",
-            f"  the least: {_range(gains[least], 'times')}, {least}",
+            f"  the least: {_range(gains[least], KINDS['gains'])}, {least}",
         ]
     return lines
