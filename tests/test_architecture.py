@@ -14,7 +14,7 @@ ALLOWED = {
     "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
     "__main__": {"hfusion", "torch", "tqdm"},
     "algebra": {"numpy"},
-    "arithmetic": {"compiled", "kernels"},
+    "arithmetic": {"compiled", "cost", "kernels"},
     "compiled": {"cooperative", "kernels", "models", "occupancy", "triton"},
     "cooperative": {"kernels"},
     "cost": {"eager"},

@@ -65,9 +65,6 @@ def test_every_input_matters_and_more_of_it_goes_one_way(small, name):
         ends = [end * given.middle for end in ends]
     low, high = (times(small, at(**{name: end})) for end in ends)
     changed = {key for key in low if low[key] != high[key]}
-    unused = {"dependent", "reduce"} - set().union(*predictions.OURS.values())
-    if name in unused or (name == "reduce" and "parts" not in str(predictions.OURS)):
-        pytest.skip("no variant of the two launches uses it")
     assert changed
     if given.low < given.high:
         assert len({low[key] < high[key] for key in changed}) == 1
@@ -128,10 +125,20 @@ def test_a_launch_of_ours_by_hand():
 def test_a_split_and_a_dependent_launch():
     widths = (832, 384, 192, 384, 48, 128, 128)
     plain = arithmetic.two_us(widths, 49, MIDDLE)
-    split = arithmetic.two_us(widths, 49, at(reduce=0), parts=4)
+    split = arithmetic.two_us(widths, 49, at(reduce=0), splits="natural")
     assert split < plain
     dependent = arithmetic.two_us(widths, 49, MIDDLE, dependent=True)
-    assert dependent == pytest.approx(plain - 2 * MIDDLE.dependent)
+    assert dependent == pytest.approx(plain - MIDDLE.dependent)
+
+
+def test_what_a_split_saves_by_hand():
+    """5a's deepest sum has 12 steps of 128; in 6 parts, two."""
+    tile, widths = (32, 32, 128, 4, 3), (832, 256, 160, 320, 32, 128, 128)
+    own = at(node=0, fill=0, start=0, reduce=0)
+    plain, split = (
+        arithmetic.launch_us(1, tile, widths, 49, own, splits) for splits in (1, "natural")
+    )
+    assert split == pytest.approx(plain / 6)
 
 
 def test_the_hinge():
@@ -250,9 +257,28 @@ def test_the_arms_of_a_ladder_are_those_that_are_raced(small):
     _, parameters, works = small[0]
     found = predictions.predicted("module_ladder", parameters, works)
     model, x = rungs.inception("3a", 1, "float32", "cpu")
-    raced = rungs.arms(rungs.eager(model), x, "cuda", rungs.MODES, rungs.TIMES)
+    raced = rungs.arms(rungs.eager(model), x, "cuda", rungs.MODES, rungs.TIMES, rungs.OURS)
     assert set(found["us"]) == set(raced) | {"streams"}
     assert set(found["kernels"]) == set(raced)
+
+
+def test_a_gain_is_how_much_faster_an_arm_is(small):
+    _, parameters, works = small[0]
+    found = predictions.predicted("module_ladder", parameters, works)
+    us = found["us"]
+    for name, (_, middle, _) in found["gains"].items():
+        arm, base = name.split(" / ")
+        assert middle == pytest.approx(us[base][1] / us[arm][1], rel=0.01)
+    assert found["gains"][f"{predictions.LAST} / graph, as written"][1] > 1
+
+
+def test_the_device_decides_where_the_host_is_faster(small):
+    """128 images in float32: eager is as long as a graph, and a replay comes on top."""
+    _, parameters, works = small[3]
+    us = predictions.siblings_us(parameters, works, MIDDLE)
+    assert us["separate"] == us["graph, separate"] > 100
+    single = predictions._rungs(works, "float32", MIDDLE, between=7)
+    assert single["graph, separate"] == single["separate"] + 7
 
 
 def test_the_arms_of_a_stage_are_those_that_are_raced(small):

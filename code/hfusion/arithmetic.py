@@ -10,7 +10,7 @@ import dataclasses
 import math
 from types import SimpleNamespace
 
-from . import compiled, kernels
+from . import compiled, cost, kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ def _fixed(value, unit, what, source):
 SHEET = "https://www.nvidia.com/en-us/data-center/h200/"
 H100 = "https://chipsandcheese.com/p/nvidias-h100-funny-l2-and-tons-of-bandwidth"
 CLOCK = (
-    f"{H100}, 1755 at most on a PCIe card; "
-    "https://hmc-tech.com/gpu/nvidia-h100-vs-nvidia-h200-sxm-vs-nvidia-gb200, 1980 at most; "
+    f"{H100}, a PCIe card's 1755; "
+    "https://hmc-tech.com/gpu/nvidia-h100-vs-nvidia-h200-sxm-vs-nvidia-gb200, 1980 on SXM; "
     "judgement"
 )
 GRAPH = (
@@ -70,7 +70,7 @@ INPUTS = {
     "issue": Input(1.1, 1.5, 2.8, "cycles", "the same where other warps fill in"),
     "arrive": Input(0.2, 0.35, 0.6, "µs", "until the numbers of a step are there"),
     "dependent": Input(0.2, 0.8, 1.3, "µs", "what a dependent launch hides"),
-    "reduce": Input(0.5, 1.0, 2.0, "µs", "adding up the parts of a sum that was split"),
+    "reduce": Input(0.8, 1.5, 2.5, "µs", "adding up the parts of a sum that was split"),
     # The host.
     "replay": Input(4, 6, 10, "µs", "handing over a graph: a of the hinge"),
     "between": Input(1, 3, 6, "µs", "from one replay to the next: c of the hinge"),
@@ -187,47 +187,58 @@ def host_us(work, at):
     )
 
 
-def two_us(widths, positions, at, parts=1, dependent=False):
+def two_us(widths, positions, at, splits=1, dependent=False):
     """An Inception module in our two launches, in float16, each with the tile that is the
     fastest by this arithmetic: µs.
 
-    widths: as of a models.Inception. positions: pixels of all images. parts: into how many
-    launch 2 cuts its sums. dependent: whether each launch begins before the last one ends.
+    widths: as of a models.Inception. positions: pixels of all images. splits, dependent: as
+    of kernels.TwoLaunches.
     """
     times = (
         min(
-            launch_us(launch, tile, widths, positions, at, parts if launch else 1)
+            launch_us(launch, tile, widths, positions, at, splits if launch else 1)
             for tile in kernels.TILES
         )
         for launch in (0, 1)
     )
-    return sum(times) - 2 * at.dependent * dependent
+    return sum(times) - at.dependent * dependent
 
 
-def launch_us(launch, tile, widths, positions, at, parts=1):
+def launch_us(launch, tile, widths, positions, at, splits=1):
     """One of our launches with one row of kernels.TILES, by what it was compiled to, in µs.
 
     A program by itself waits for its instructions one by one, and for its numbers where
     its buffers do not reach far enough ahead. A busy multiprocessor issues instructions of
     four warps at a time, or multiplies, whichever takes longer.
     """
-    c_in, k1, c3, k3, c5, k5, kp = widths
-    first = [(positions, k, c_in) for k in (k1, c3, c5)]
-    second = [(positions, k3, 9 * c3), (positions, k5, 25 * c5), (positions, kp, c_in)]
-    products = second if launch else first
+    products, pooled = _parts(launch, widths, positions)
     rows, columns, _, warps, _ = tile
+    if splits == "natural":
+        _, sizes, depths = zip(*products, strict=True)
+        splits = kernels.natural_splits(
+            depths, sizes, positions, tile, int(at.multiprocessors)
+        )
     code = CODE["_second" if launch else "_first", "float16", tile]
-    pools = 0 if launch else math.ceil(positions / rows) * math.ceil(c_in / columns)
-    chain, steps = tiled(products, tile[:3], code.resident, at, pools, parts)
+    pools = math.ceil(positions / rows) * math.ceil(pooled / columns)
+    chain, steps = tiled(products, tile[:3], code.resident, at, pools, splits)
     alone_us = code.issued * at.stall / at.clock
     waits_us = max(0, at.arrive - (code.buffers - 1) * alone_us)
     cycles = max(code.issued * at.issue, code.multiplying) * warps / 4
-    numbers = sum(p * k + k * d for p, k, d in products) + positions * c_in * (3 - launch)
+    moved = cost.in_two(widths, positions, item_bytes=2)[launch].bytes
     longest_us = max(
-        chain * (alone_us + waits_us), steps * cycles / at.clock, bytes_us(2 * numbers, at)
+        chain * (alone_us + waits_us), steps * cycles / at.clock, bytes_us(moved, at)
     )
-    summed_us = at.reduce if parts > 1 else 0
+    summed_us = at.reduce if splits > 1 else 0
     return at.node + at.fill + at.start + summed_us + longest_us
+
+
+def _parts(launch, widths, positions):
+    """([(positions, c_out, depth), …] of a launch, how many channels it pools)."""
+    c_in, k1, c3, k3, c5, k5, kp = widths
+    if launch == 0:
+        return [(positions, k, c_in) for k in (k1, c3, c5)], c_in
+    sizes = (k3, 9 * c3), (k5, 25 * c5), (kp, c_in)
+    return [(positions, k, depth) for k, depth in sizes], 0
 
 
 def hinge_us(n, at):

@@ -35,8 +35,6 @@ TURNED = 3
 # max-autotune: bias and ReLU go into the products that it generates, where these are the
 # fastest. The pooling and the concatenation are left, and one for what does not fit.
 TUNED = {rungs.FOLDED: 3, rungs.HOISTED: 3}
-# Our two launches and their variants: {arm: what arithmetic.two_us is told}.
-OURS = {rungs.TWO: {}}
 
 
 # A program as numbers, in dicts that go into the file.
@@ -135,15 +133,17 @@ def ladder(parameters):
 
 def ladder_us(parameters, works, at):
     """{arm: µs} of a case of `module_ladder`."""
-    dtype = parameters["dtype"]
+    dtype, batch = parameters["dtype"], parameters["batch"]
     times = _rungs(works, dtype, at)
     folded = works[rungs.FOLDED]
     on_streams = host_us(folded, at) + at.streams
     times["streams"] = max(on_streams, device_us(folded, dtype, at))
-    widths, positions = _sizes(parameters["module"], parameters["batch"])
+    widths, positions = _sizes(parameters["module"], batch)
     times |= _compiled(works, widths[0] * positions, dtype, at)
     if dtype == "float16":
-        times |= _two([(widths, positions)], at)
+        # With many images no sum is cut: there are tiles enough.
+        ours = [name for name, given in rungs.OURS.items() if "splits" not in given]
+        times |= _two([(widths, positions)], at, rungs.OURS if batch == 1 else ours)
     return times
 
 
@@ -186,12 +186,15 @@ def _compiled(works, pooled, dtype, at):
     return times
 
 
-def _two(modules, at, host=0, device=0, between=0):
-    """Modules in two launches each, and what else there is for host and device, in µs."""
+def _two(modules, at, ours=(rungs.TWO,), host=0, device=0, between=0):
+    """Modules in two launches each, and what else there is for host and device, in µs.
+
+    ours: which of rungs.OURS.
+    """
     times = {}
     host += len(modules) * (at.two + 2 * at.triton)
-    for name, options in OURS.items():
-        each = (arithmetic.two_us(*module, at, **options) for module in modules)
+    for name in ours:
+        each = (arithmetic.two_us(*each, at, **rungs.OURS[name]) for each in modules)
         on_device = device + sum(each)
         times[name] = max(host, on_device)
         times[f"graph, {name}"] = on_device + between
@@ -256,7 +259,7 @@ def whole_us(parameters, works, at):
     if dtype == "float16":
         rest = host_us(works["outside"], at), device_us(works["outside"], dtype, at)
         modules = [_sizes(row, batch) for row in models.TABLE]
-        times |= _two(modules, at, *rest, at.between)
+        times |= _two(modules, at, (rungs.TWO,), *rest, at.between)
     return times
 
 
@@ -276,7 +279,7 @@ GAINS = [
     (f"graph, {rungs.HOISTED}", f"graph, {rungs.FOLDED}"),
     *((LAST, f"graph, {rung}") for rung in (rungs.WRITTEN, rungs.ONE_CALL)),
     *((LAST, f"graph, max-autotune, {rung}") for rung in TUNED),
-    *((f"graph, {name}", LAST) for name in OURS if name != rungs.TWO),
+    *((f"graph, {name}", LAST) for name in rungs.OURS if name != rungs.TWO),
     *(
         (f"{g}{way}", f"{g}separate")
         for g in ("", "graph, ")
@@ -349,7 +352,7 @@ def counts(works, experiment, parameters):
             n = table[rung] if way == "max-autotune" else n
             n += convolutions + TURNED * (parameters["dtype"] == "float32")
             note(f"{way}, {rung}", n - 1, n, n + convolutions)
-    for name in OURS if experiment == "module_ladder" else ():
+    for name in rungs.OURS if experiment == "module_ladder" else ():
         note(name, 2, 2, 2)
     return found
 

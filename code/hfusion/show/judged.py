@@ -161,8 +161,8 @@ def _scores(rows):
         if of_kind:
             s = score(of_kind)
             lines.append(
-                f"    {called}: {s.inside} of {s.count} in their range; off by {s.off:.0%}, "
-                f"always the median by {s.constant:.0%}"
+                f"    {called}: {s.inside} of {s.count} in their range; "
+                f"off by {s.off:.0%}, always the median by {s.constant:.0%}"
             )
     return lines
 
