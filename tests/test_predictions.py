@@ -1,7 +1,10 @@
 """arithmetic.py and predictions.py: by hand, against other counts, and the frozen file."""
 
+import hashlib
 import json
 import math
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -324,3 +327,77 @@ def test_what_is_written_comes_back():
     text = predictions.text(content)
     assert json.loads(text) == json.loads(json.dumps(content))
     assert max(map(len, text.splitlines())) < 2000
+
+
+# The file that was written once.
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "predictions" / "h200-sxm.json"
+FROZEN = json.loads(FILE.read_text(encoding="utf-8"))
+DIGEST = "a8707c984e88d96eb1e676e23a9f97e3379fb43989e4422e4318fd6aa827b683"
+
+
+def test_the_predictions_have_not_been_edited():
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == DIGEST
+
+
+def git(*arguments):
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).returncode
+
+
+@pytest.mark.skipif(git("rev-parse", "HEAD") != 0, reason="there is no git history here")
+def test_they_name_a_commit_of_this_history():
+    commit = FROZEN["commit"]
+    if git("cat-file", "-e", f"{commit}^{{commit}}"):
+        pytest.skip("the history here is cut short")
+    assert git("merge-base", "--is-ancestor", commit, "HEAD") == 0
+
+
+def test_they_were_made_of_the_inputs_that_are_shown():
+    given = {name: Input(**one) for name, one in FROZEN["inputs"].items()}
+    assert given == INPUTS
+    assert FROZEN["left_out"] == LEFT_OUT
+
+
+@pytest.fixture
+def as_compiled(monkeypatch):
+    """Our kernels as they were when the predictions were made."""
+    code = {
+        (launch, "float16", tuple(tile)): SimpleNamespace(
+            **dict(zip(FIELDS, row, strict=True))
+        )
+        for launch, tile, *row in FROZEN["code"]
+    }
+    monkeypatch.setattr(arithmetic, "CODE", code)
+    tiles = tuple(dict.fromkeys(tile for *_, tile in code))
+    monkeypatch.setattr(arithmetic.kernels, "TILES", tiles)
+
+
+FIELDS = ("issued", "multiplying", "buffers", "resident")
+SAMPLED = [
+    (experiment, case)
+    for experiment, listed in FROZEN["experiments"].items()
+    for case in listed[:: 48 if experiment == "stage" else 3]
+]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "case"),
+    SAMPLED,
+    ids=[" ".join(map(str, c["parameters"].values())) for _, c in SAMPLED],
+)
+def test_the_arithmetic_gives_these_numbers(experiment, case, as_compiled):
+    """From programs and compiled code as the file has them, whatever they are today."""
+    for kind, numbers in predictions.predicted(
+        experiment, case["parameters"], case["works"]
+    ).items():
+        assert case[kind] == numbers
+
+
+def test_a_changed_input_would_be_noticed():
+    case = FROZEN["experiments"]["module_ladder"][0]
+    more = INPUTS | {"node": Input(0.8, 1.3, 1.7, "µs", "")}
+    found = predictions.predicted("module_ladder", case["parameters"], case["works"], more)
+    same = {name for name in case["us"] if found["us"][name] == case["us"][name]}
+    assert not any(name.startswith("graph") for name in same)

@@ -68,6 +68,7 @@ INPUTS = {
     # Ours, of which the compiled code is known.
     "stall": Input(1.2, 1.8, 3.0, "cycles", "for an instruction of a warp by itself"),
     "issue": Input(1.1, 1.5, 2.8, "cycles", "the same where other warps fill in"),
+    "tensor": Input(0.35, 0.5, 0.7, "", "of the tensor cores' peak, in a busy one"),
     "arrive": Input(0.2, 0.35, 0.6, "µs", "until the numbers of a step are there"),
     "dependent": Input(0.2, 0.8, 1.3, "µs", "what a dependent launch hides"),
     "reduce": Input(0.8, 1.5, 2.5, "µs", "adding up the parts of a sum that was split"),
@@ -209,7 +210,7 @@ def launch_us(launch, tile, widths, positions, at, splits=1):
 
     A program by itself waits for its instructions one by one, and for its numbers where
     its buffers do not reach far enough ahead. A busy multiprocessor issues instructions of
-    four warps at a time, or multiplies, whichever takes longer.
+    four warps at a time, or multiplies at a share of the peak, whichever takes longer.
     """
     products, pooled = _parts(launch, widths, positions)
     rows, columns, _, warps, _ = tile
@@ -223,7 +224,7 @@ def launch_us(launch, tile, widths, positions, at, splits=1):
     chain, steps = tiled(products, tile[:3], code.resident, at, pools, splits)
     alone_us = code.issued * at.stall / at.clock
     waits_us = max(0, at.arrive - (code.buffers - 1) * alone_us)
-    cycles = max(code.issued * at.issue, code.multiplying) * warps / 4
+    cycles = max(code.issued * at.issue, code.multiplying / at.tensor) * warps / 4
     moved = cost.in_two(widths, positions, item_bytes=2)[launch].bytes
     longest_us = max(
         chain * (alone_us + waits_us), steps * cycles / at.clock, bytes_us(moved, at)

@@ -366,6 +366,11 @@ def made(commit, listed=None):
     commit: of the kernels that they are about. listed: in place of `cases`.
     """
     about, _ = compiled.read()
+    code = [
+        [launch, tile, row.issued, row.multiplying, row.buffers, row.resident]
+        for (launch, dtype, tile), row in arithmetic.CODE.items()
+        if dtype == "float16" and tile in kernels.TILES
+    ]
     found = {
         experiment: [
             {"parameters": case, "works": works} | predicted(experiment, case, works)
@@ -381,6 +386,7 @@ def made(commit, listed=None):
         "date": datetime.date.today().isoformat(),
         "commit": commit,
         "compiled": about,
+        "code": code,
         "inputs": given,
         "left_out": arithmetic.LEFT_OUT,
         "experiments": found,
