@@ -171,6 +171,17 @@ def test_programs_are_as_many_as_are_launched(module, tile, parts, monkeypatch):
     assert launched == found
 
 
+@pytest.mark.parametrize("module", models.TABLE)
+def test_a_sum_is_as_deep_as_the_weights_that_the_kernels_read(module):
+    two = kernels.two_launches(models.Inception.from_table(module).eval())
+    first = [len(two.first_weight)] * 3 + [0]
+    second = [len(two.b3_weight), len(two.b5_weight), len(two.proj_weight)]
+    assert [list(compiled.depths(module, launch)) for launch in (0, 1)] == [first, second]
+    for parts in (1, 3):
+        whole = len(range(0, max(second), 128 * parts))
+        assert compiled.steps(module, 1, kernels.TILES[0], parts) == whole
+
+
 # What is read in NVIDIA's listings.
 
 LISTING = """
@@ -213,6 +224,8 @@ def test_two_loops_are_both_read_and_the_longer_one_is_the_step():
     row = dataclasses.replace(next(iter(ROWS.values())), loops=loops[::-1])
     assert row.step == loops[0]
     assert (row.issued, row.multiplying) == (5, 4)
+    kinds = {"multiply": 1, "move and wait": 1, "where and whether": 3}
+    assert row.kinds == kinds  # the store of a spilled register counts as neither
 
 
 def test_worked_by_hand():
@@ -220,4 +233,8 @@ def test_worked_by_hand():
     row = ROWS["_first", "float16", (32, 32, 128, 4, 3)]
     assert row.multiplying == 32 * 32 * 128 // (4 * 512)
     assert row.warps == 4
+    # HGMMA keeps four tensor cores busy at once; without them, 128 lanes multiply.
+    assert ROWS["_first", "float16", (64, 64, 64, 4, 4)].multiplying == 64**3 // (4 * 512)
+    plain = ROWS["_first", "float32", (32, 32, 128, 4, 3)]
+    assert plain.multiplying == 32 * 32 * 128 // 128
     assert row.resident == min(row.fitting.values()) == row.fitting["shared memory"] == 6
