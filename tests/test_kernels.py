@@ -213,17 +213,30 @@ def conv_in_parts(x, w, bias, y, parts, arrived, BACK: tl.constexpr, SPLITS: tl.
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_parts_are_added_in_one_order_whichever_is_last(back):
-    """10⁸ - 10⁸ + 1 is 1; from the other end 1 - 10⁸ + 10⁸ is 0, in float32."""
+def three_parts(run, back=False):
+    """(y, parts, arrived), after so many programs of three, the last part first if back."""
     x = torch.zeros(16, 48, device=DEVICE)
     x[:, 0], x[:, 16], x[:, 32] = 1e8, -1e8, 1
     w, bias = torch.ones(48, 16, device=DEVICE), torch.zeros(16, device=DEVICE)
     y, parts = torch.empty(16, 16, device=DEVICE), torch.empty(3, 256, device=DEVICE)
     arrived = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    conv_in_parts[(1, 1, 3)](x, w, bias, y, parts, arrived, back, 3)
-    assert (parts[:, 0].tolist(), arrived.item()) == ([1e8, -1e8, 1], 0)
+    conv_in_parts[(1, 1, run)](x, w, bias, y, parts, arrived, back, 3)
+    return y, parts[:, 0].tolist(), arrived.item()
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_parts_are_added_in_one_order_whichever_is_last(back):
+    """10⁸ - 10⁸ + 1 is 1; from the other end 1 - 10⁸ + 10⁸ is 0, in float32."""
+    y, parts, arrived = three_parts(3, back)
+    assert (parts, arrived) == ([1e8, -1e8, 1], 0)
     assert (y == 1).all()
+
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_nothing_is_written_before_the_last_part(run):
+    y, parts, arrived = three_parts(run)
+    assert (parts[:run], arrived) == ([1e8, -1e8][:run], run)
+    assert y.isnan().all()
 
 
 PROCESSORS = 132  # of an H200
