@@ -4,6 +4,9 @@ conftest.py switches the interpreter on where there is no CUDA device.
 """
 
 import itertools
+import os
+import subprocess
+import sys
 import types
 
 import pytest
@@ -138,7 +141,7 @@ def test_one_width_that_is_no_multiple_of_eight(place):
 
 @triton.jit
 def window_of(at, shifts, side, height, wide, positions):
-    rows, taps = tl.arange(0, 128), tl.arange(0, 512)
+    rows, taps = tl.arange(0, 128), tl.arange(0, 2**13)
     tl.store(at + rows, kernels._window(rows, side, height, wide, positions))
     tl.store(shifts + taps, kernels._shifted(taps, side, wide))
 
@@ -148,7 +151,7 @@ def window_of(at, shifts, side, height, wide, positions):
 def test_a_window_has_the_taps_that_lie_in_the_image(side, size):
     n, height, wide = size
     at = torch.zeros(128, dtype=torch.int32, device=DEVICE)
-    shifts = torch.zeros(512, dtype=torch.int32, device=DEVICE)
+    shifts = torch.zeros(2**13, dtype=torch.int32, device=DEVICE)
     window_of[(1,)](at, shifts, side, height, wide, n * height * wide)
     half, found = side // 2, at.tolist()
     # Also beyond the last tap: a step may go further than the depth.
@@ -205,37 +208,42 @@ def test_one_call_leaves_nothing_to_the_next():
 
 
 @triton.jit
-def conv_in_parts(x, w, bias, y, parts, arrived, BACK: tl.constexpr, SPLITS: tl.constexpr):
-    part = SPLITS - 1 - tl.program_id(2) if BACK else tl.program_id(2)
+def one_part(x, w, bias, y, part, parts, arrived, SPLITS: tl.constexpr):
     kernels._conv(
-        x, w, bias, y, 0, 1, 48, 16, 16, 16, 1, 16, 16, 16, 16, 16, False, 1,
-        part, parts, arrived, SPLITS,
+        x, w, bias, y, tl.program_id(1), 1, 48, 32, 32, 32, 1, 32, 32, 16, 16, 16,
+        False, 1, part, parts, arrived, SPLITS,
     )  # fmt: skip
 
 
-def three_parts(run, back=False):
-    """(y, parts, arrived), after so many programs of three, the last part first if back."""
-    x = torch.zeros(16, 48, device=DEVICE)
-    x[:, 0], x[:, 16], x[:, 32] = 1e8, -1e8, 1
-    w, bias = torch.ones(48, 16, device=DEVICE), torch.zeros(16, device=DEVICE)
-    y, parts = torch.empty(16, 16, device=DEVICE), torch.empty(3, 256, device=DEVICE)
-    arrived = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-    conv_in_parts[(1, 1, run)](x, w, bias, y, parts, arrived, back, 3)
-    return y, parts[:, 0].tolist(), arrived.item()
+def parts_run(order):
+    """(y, parts, arrived) of 2 · 2 tiles, after some of their three parts, one after the
+    other for all tiles: the sums of a row are ±10⁸ and then a number of its own.
+    """
+    x = torch.zeros(32, 48, device=DEVICE)
+    x[:, 0], x[:, 16], x[:, 32] = 1e8, -1e8, torch.arange(32.0)
+    w, bias = torch.ones(48, 32, device=DEVICE), torch.arange(32.0, device=DEVICE)
+    y, parts = torch.empty(32, 32, device=DEVICE), torch.empty(4, 3, 256, device=DEVICE)
+    arrived = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    for part in order:
+        one_part[(2, 2)](x, w, bias, y, part, parts, arrived, 3)
+    return y, parts, arrived.tolist()
 
 
-@pytest.mark.parametrize("back", [False, True])
-def test_parts_are_added_in_one_order_whichever_is_last(back):
+@pytest.mark.parametrize("order", [*itertools.permutations(range(3))])
+def test_parts_are_added_in_one_order_whichever_is_last(order):
     """10⁸ - 10⁸ + 1 is 1; from the other end 1 - 10⁸ + 10⁸ is 0, in float32."""
-    y, parts, arrived = three_parts(3, back)
-    assert (parts, arrived) == ([1e8, -1e8, 1], 0)
-    assert (y == 1).all()
+    y, _, arrived = parts_run(order)
+    number = torch.arange(32.0, device=DEVICE)
+    assert torch.equal(y, number[:, None] + number)
+    assert arrived == [0] * 4
 
 
-@pytest.mark.parametrize("run", [1, 2])
-def test_nothing_is_written_before_the_last_part(run):
-    y, parts, arrived = three_parts(run)
-    assert (parts[:run], arrived) == ([1e8, -1e8][:run], run)
+@pytest.mark.parametrize("order", [(0,), (2,), (0, 1), (2, 1)])
+def test_nothing_is_written_before_the_last_part(order):
+    y, parts, arrived = parts_run(order)
+    for part in range(3):
+        assert parts[:, part].isnan().all().item() is (part not in order)
+    assert arrived == [len(order)] * 4
     assert y.isnan().all()
 
 
@@ -487,6 +495,22 @@ def test_a_tile_that_does_not_even_become_a_graph_is_left_out(monkeypatch):
     assert list(arms) == [tile for tile in kernels.TILES if tile[0] != 128]
 
 
+def test_each_tile_is_raced_with_the_splits_that_suit_it(monkeypatch):
+    """Of a device that is only said to be one: graphs are made, and never launched."""
+    monkeypatch.setattr(measure, "graphed", lambda call, times: call)
+    monkeypatch.setattr(kernels.TwoLaunches, "forward", lambda self, x: x)
+    monkeypatch.setattr(kernels, "_processors", lambda device: PROCESSORS)
+    two = kernels.two_launches(models.Inception.from_table("5a").eval(), "natural")
+    x = types.SimpleNamespace(is_cuda=True, device="cuda", numel=lambda: 832 * 49)
+    arms = kernels._choices(two, x, 1)
+    splits = {tile: arm.func.splits_for(x) for tile, arm in arms.items()}
+    depths, widths = (9 * 160, 25 * 32, 832), (320, 128, 128)
+    for tile in kernels.TILES:
+        natural = kernels.natural_splits(depths, widths, 49, tile, PROCESSORS)
+        assert splits[tile] == natural
+    assert len(set(splits.values())) > 2
+
+
 # One compilation for all sizes.
 
 MEMORY = {"x", "y", "weight", "bias", "r3", "w3", "b3", "r5", "w5", "b5"} | {
@@ -571,6 +595,34 @@ def test_without_triton_it_says_so(monkeypatch):
 
 
 # On a GPU.
+
+
+ORDERS = """
+import re
+from hfusion import compiled, kernels
+for kernel in (kernels._first, kernels._second):
+    done = compiled._by_triton(kernel, "float16", kernels.TILES[0], 2, True)
+    names = r"griddepcontrol[.a-z_]+|cp.async.cg|st.global|bar.sync|atom[.a-z_0-9]+"
+    print(*re.findall(names, done.asm["ptx"]))
+"""
+
+
+def test_what_must_come_first_comes_first():
+    """In code for sm_90: nothing of launch 1 is read before it is done; and a part of a
+    sum is written, by all threads, before it is counted."""
+    outside = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-W", "ignore", "-c", ORDERS]
+    done = subprocess.run(command, env=outside, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert first[0] == "griddepcontrol.launch_dependents"
+    assert second[0] == "griddepcontrol.wait"
+    assert sum("griddep" in name for name in first + second) == 2
+    at = second.index("atom.global.gpu.acq_rel.add.u32")
+    assert second[at - 1] == "bar.sync"
+    written = [i for i, name in enumerate(second) if name == "st.global"]
+    assert "bar.sync" in second[max(i for i in written if i < at) : at]
+    assert max(written) > at  # y
 
 
 def test_triton_has_what_chapter_10_names():
