@@ -108,7 +108,8 @@ def bytes_us(moved, at):
 
     at: one value of each input, as attributes.
 
-    >>> at = SimpleNamespace(cache=50e6, cache_speed=5e12, memory=4e12, memory_share=0.5)
+    >>> at = SimpleNamespace(cache=50e6, cache_speed=5e12)
+    >>> at.memory, at.memory_share = 4e12, 0.5
     >>> bytes_us(10e6, at), bytes_us(100e6, at)
     (2.0, 50.0)
     """
@@ -127,7 +128,8 @@ def tiled(products, tile, resident, at, idle=0, parts=1):
     By hand: 784 pixels are 25 tiles of 32, and 128 channels 4, so 100 programs, of which
     each multiprocessor has one at most. A sum of 864 has 7 steps of 128.
 
-    >>> tiled([(784, 128, 864)], (32, 32, 128), 6, SimpleNamespace(multiprocessors=132))
+    >>> at = SimpleNamespace(multiprocessors=132)
+    >>> tiled([(784, 128, 864)], (32, 32, 128), 6, at)
     (7, 7.0)
     """
     rows, columns, deep = tile

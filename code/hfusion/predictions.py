@@ -3,7 +3,7 @@
 Four experiments, each case with the time of its arms, with gains, and with kernels. The
 kernels are counted by `eager`, ours are as `compiled` knows them, the rest is `arithmetic`.
 
-    python -m hfusion.predictions FILE    writes them all, once; a file is never replaced
+    python -m hfusion.predictions FILE    writes them all; replaces no file
 """
 
 import argparse
@@ -49,7 +49,8 @@ def work(operators, item_bytes, turned=False):
     whether cuDNN turns input and output round inside, as in NCHW where the tensor cores
     want NHWC.
 
-    >>> found = work(eager.operators(nn.Conv2d(3, 4, 1), "float32", "NCHW", 1), 4)
+    >>> conv = eager.operators(nn.Conv2d(3, 4, 1), "float32", "NCHW", 1)
+    >>> found = work(conv, item_bytes=4)
     >>> found["kernels"], found["more"], found["small"], found["products"]
     (2, 1, 1, [[784, 4, 3, 22016]])
     """
