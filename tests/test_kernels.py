@@ -110,9 +110,11 @@ side = st.integers(1, 7)
     shape=st.tuples(st.integers(1, 3), side, side),
     dtype=st.sampled_from(list(SHARE)),
     batch_norm=st.booleans(),
+    splits=st.sampled_from((1, 2, 3, 5)),
 )
-def test_any_shape(widths, times, shape, dtype, batch_norm):
-    check([times * width for width in widths], shape, dtype, batch_norm=batch_norm)
+def test_any_shape(widths, times, shape, dtype, batch_norm, splits):
+    widths = [times * width for width in widths]
+    check(widths, shape, dtype, batch_norm=batch_norm, splits=splits)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # numpy, of the interpreter
