@@ -8,9 +8,12 @@ the squares, of logarithms. `predictions` applies all this to the experiments.
 
 import dataclasses
 import math
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace as At
 
 from . import compiled, cost, kernels
+
+Work = dict  # of predictions.work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +106,12 @@ RESIDENT = 2  # of cuDNN's programs on a multiprocessor
 _, CODE = compiled.read()
 
 
-def bytes_us(moved, at):
+def bytes_us(moved: float, at: At) -> float:
     """How long so many bytes take; what fits into the L2 cache comes from there.
 
     at: one value of each input, as attributes.
 
-    >>> at = SimpleNamespace(cache=50e6, cache_speed=5e12)
+    >>> at = At(cache=50e6, cache_speed=5e12)
     >>> at.memory, at.memory_share = 4e12, 0.5
     >>> bytes_us(10e6, at), bytes_us(100e6, at)
     (2.0, 50.0)
@@ -117,7 +120,14 @@ def bytes_us(moved, at):
     return 1e6 * moved / speed
 
 
-def tiled(products, tile, resident, at, idle=0, parts=1):
+def tiled(
+    products: Sequence[Sequence[int]],
+    tile: Sequence[int],
+    resident: int,
+    at: At,
+    idle: int = 0,
+    parts: int = 1,
+) -> tuple[int, float]:
     """Products that run side by side, cut into tiles of one size: (how many steps follow
     each other in the longest chain, how many the busiest multiprocessor does in all).
 
@@ -128,7 +138,7 @@ def tiled(products, tile, resident, at, idle=0, parts=1):
     By hand: 784 pixels are 25 tiles of 32, and 128 channels 4, so 100 programs, of which
     each multiprocessor has one at most. A sum of 864 has 7 steps of 128.
 
-    >>> at = SimpleNamespace(multiprocessors=132)
+    >>> at = At(multiprocessors=132)
     >>> tiled([(784, 128, 864)], (32, 32, 128), 6, at)
     (7, 7.0)
     """
@@ -144,7 +154,9 @@ def tiled(products, tile, resident, at, idle=0, parts=1):
     return longest, math.ceil(programs / at.multiprocessors) * each
 
 
-def product_us(product, dtype, at, start=None):
+def product_us(
+    product: Sequence[float], dtype: str, at: At, start: float | None = None
+) -> float:
     """A convolution of cuDNN's in a kernel of its own, in µs.
 
     product: (positions, c_out, depth, bytes). start: in place of cuDNN's own. Of a step by
@@ -165,7 +177,7 @@ def product_us(product, dtype, at, start=None):
     return at.node + at.fill + start_us + longest_us
 
 
-def device_us(work, dtype, at, start=None):
+def device_us(work: Work, dtype: str, at: At, start: float | None = None) -> float:
     """A program as the device runs it, kernel after kernel, in µs.
 
     work: {"small": kernels without a product, "moved": their bytes, "pools": how many of
@@ -177,7 +189,7 @@ def device_us(work, dtype, at, start=None):
     return products + small * (at.node + at.fill + each) + work["pools"] * at.pool
 
 
-def host_us(work, at):
+def host_us(work: Work, at: At) -> float:
     """What the host needs to launch a program eagerly, in µs.
 
     work: {"convolutions": how many, "norms": …, "others": …, "more": further kernels}.
@@ -190,7 +202,13 @@ def host_us(work, at):
     )
 
 
-def two_us(widths, positions, at, splits=1, dependent=False):
+def two_us(
+    widths: Sequence[int],
+    positions: int,
+    at: At,
+    splits: int | str = 1,
+    dependent: bool = False,
+) -> float:
     """An Inception module in our two launches, in float16, each with the tile that is the
     fastest by this arithmetic: µs.
 
@@ -207,7 +225,14 @@ def two_us(widths, positions, at, splits=1, dependent=False):
     return sum(times) - at.dependent * dependent
 
 
-def launch_us(launch, tile, widths, positions, at, splits=1):
+def launch_us(
+    launch: int,
+    tile: Sequence[int],
+    widths: Sequence[int],
+    positions: int,
+    at: At,
+    splits: int | str = 1,
+) -> float:
     """One of our launches with one row of kernels.TILES, by what it was compiled to, in µs.
 
     A program by itself waits for its instructions one by one, and for its numbers where
@@ -244,16 +269,18 @@ def _parts(launch, widths, positions):
     return [(positions, k, depth) for k, depth in sizes], 0
 
 
-def hinge_us(n, at):
+def hinge_us(n: int, at: At) -> float:
     """A graph of n kernels that do next to nothing: max(a, c + b n), in µs.
 
-    >>> hinge_us(2, SimpleNamespace(replay=6, between=3, node=1))
+    >>> hinge_us(2, At(replay=6, between=3, node=1))
     6
     """
     return max(at.replay, at.between + at.node * n)
 
 
-def ranges(evaluate, inputs=None):
+def ranges(
+    evaluate: Callable[[At], dict], inputs: dict[str, Input] | None = None
+) -> dict[tuple, tuple[float, float, float]]:
     """{key: (low, middle, high)} of a function of the inputs that gives {key: number}.
 
     Each input is moved to its low and its high value, the others in the middle. What that
@@ -262,11 +289,11 @@ def ranges(evaluate, inputs=None):
     """
     inputs = INPUTS if inputs is None else inputs
     middles = {name: given.middle for name, given in inputs.items()}
-    middle = evaluate(SimpleNamespace(**middles))
+    middle = evaluate(At(**middles))
     squares = {key: [math.log(LEFT_OUT[key[0]]) ** 2] * 2 for key in middle}
     for name, given in inputs.items():
         ends = {given.low, given.high} - {given.middle}
-        moved = [evaluate(SimpleNamespace(**middles | {name: end})) for end in ends]
+        moved = [evaluate(At(**middles | {name: end})) for end in ends]
         for key, number in middle.items():
             logs = [math.log(each[key] / number) for each in moved]
             squares[key][0] += min(0.0, 0.0, *logs) ** 2

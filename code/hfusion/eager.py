@@ -218,7 +218,9 @@ def launches(module, dtype, layout, batch, image=None):
     return Launches("kernels", tuple(names))
 
 
-def operators(module, dtype, layout, batch, image=None):
+def operators(
+    module: nn.Module, dtype: str, layout: str, batch: int, image: tuple | None = None
+) -> list[Operator]:
     """The operators of one call in eval mode, in order, with their kernels: [Operator, …].
 
     The arguments are those of `launches`.

@@ -17,9 +17,10 @@ from pathlib import Path
 from torch import nn
 
 from . import arithmetic, compiled, eager, kernels, models
-from .arithmetic import device_us, host_us
+from .arithmetic import At, Work, device_us, host_us
 from .experiments import launch_overhead, network, rungs, stage
 
+Case = dict  # {parameter: value}, as in a record
 DEVICE = "NVIDIA H200"  # what the SXM part calls itself
 FORMAT = 1
 COUNTS = ["kernels", "convolutions", "norms", "others", "more", "small", "pools", "moved"]
@@ -40,7 +41,7 @@ TUNED = {rungs.FOLDED: 3, rungs.HOISTED: 3}
 # A program as numbers, in dicts that go into the file.
 
 
-def work(operators, item_bytes, turned=False):
+def work(operators: list[eager.Operator], item_bytes: int, turned: bool = False) -> Work:
     """Operators of `eager.operators` as numbers: a dict.
 
     kernels: how many. convolutions, norms, others: operators of each kind; more: further
@@ -125,14 +126,14 @@ def _without(whole, parts):
 # Each experiment: the programs of a case, and the times of its arms.
 
 
-def ladder(parameters):
+def ladder(parameters: Case) -> dict[str, Work]:
     """A case of `module_ladder` as programs: {rung: work}."""
     model = models.randomise(models.Inception.from_table(parameters["module"])).eval()
     c_in, size, *_ = models.TABLE[parameters["module"]]
     return _works(rungs.eager(model), parameters, (c_in, size, size), splits=1)
 
 
-def ladder_us(parameters, works, at):
+def ladder_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, float]:
     """{arm: µs} of a case of `module_ladder`."""
     dtype, batch = parameters["dtype"], parameters["batch"]
     times = _rungs(works, dtype, at)
@@ -202,7 +203,7 @@ def _two(modules, at, ours=(rungs.TWO,), host=0, device=0, between=0):
     return times
 
 
-def siblings(parameters):
+def siblings(parameters: Case) -> dict[str, Work]:
     """A case of `stage` as programs: {way: work}."""
     c_in, size, w1, r3, _, r5, *_ = models.TABLE[parameters["module"]]
     sizes = {"first": w1, "second": r3, "third": r5, "stacked": w1 + r3 + r5}
@@ -217,17 +218,17 @@ def siblings(parameters):
     return {"separate": _sum(single.values()), "stacked": stacked, "copied": copied}
 
 
-def siblings_us(parameters, works, at):
+def siblings_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, float]:
     """{arm: µs} of a case of `stage`."""
     return _rungs(works, parameters["dtype"], at)
 
 
-def chains(parameters):
+def chains(parameters: Case) -> dict[str, int]:
     """A case of `launch_overhead`: {n: n}."""
     return {str(n): n for n in launch_overhead.CHAINS}
 
 
-def chains_us(parameters, works, at):
+def chains_us(parameters: Case, works: dict[str, int], at: At) -> dict[str, float]:
     """{n: µs} of a case of `launch_overhead`: a hinge, or a line."""
     if parameters["way"] == "graph":
         return {name: arithmetic.hinge_us(n, at) for name, n in works.items()}
@@ -235,7 +236,7 @@ def chains_us(parameters, works, at):
     return {name: wait + at.abs * n for name, n in works.items()}
 
 
-def whole(parameters):
+def whole(parameters: Case) -> dict[str, Work]:
     """A case of `network` as programs: {rung: work}, and what is outside of the modules."""
     model = models.randomise(models.GoogLeNet()).eval()
     model.head = nn.Identity()  # a mean and a small product, added here
@@ -252,7 +253,7 @@ def whole(parameters):
     return works | {"outside": _without(works[rungs.FOLDED], modules)}
 
 
-def whole_us(parameters, works, at):
+def whole_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, float]:
     """{arm: µs} of a case of `network`; torch.compile's arms are not predicted."""
     dtype, batch = parameters["dtype"], parameters["batch"]
     steps = {rung: program for rung, program in works.items() if rung != "outside"}
@@ -289,7 +290,7 @@ GAINS = [
 ]
 
 
-def cases():
+def cases() -> dict[str, list[Case]]:
     """{experiment: the parameters of each case that is predicted}.
 
     Of `module_ladder` not float16 in NCHW and float32 in NHWC; of `stage` not bfloat16,
@@ -308,7 +309,12 @@ def cases():
     }
 
 
-def predicted(experiment, parameters, works, inputs=None):
+def predicted(
+    experiment: str,
+    parameters: Case,
+    works: dict,
+    inputs: dict[str, arithmetic.Input] | None = None,
+) -> dict[str, dict[str, list[float]]]:
     """What is predicted of a case: {"us": {arm: (low, middle, high)}, "gains": {"arm /
     base": …}, "kernels": {arm: …}}.
 
@@ -333,7 +339,7 @@ def predicted(experiment, parameters, works, inputs=None):
     return found
 
 
-def counts(works, experiment, parameters):
+def counts(works: dict, experiment: str, parameters: Case) -> dict[str, list[int]]:
     """{arm: (least, expected, most)}: how many kernels. cuDNN may need one more for each
     convolution; Inductor one less, or one more for each.
     """
@@ -361,7 +367,7 @@ def counts(works, experiment, parameters):
 # The file.
 
 
-def made(commit, listed=None):
+def made(commit: str, listed: dict[str, list[Case]] | None = None) -> dict:
     """All predictions, as the file has them.
 
     commit: of the kernels that they are about. listed: in place of `cases`.
@@ -394,7 +400,7 @@ def made(commit, listed=None):
     }
 
 
-def text(content):
+def text(content: dict) -> str:
     """The file: JSON with one line for an input and for a case."""
     short = {"ensure_ascii": False, "separators": (",", ":")}
 
@@ -417,14 +423,14 @@ def text(content):
     )
 
 
-def last_change(path):
+def last_change(path: str) -> str:
     """The commit that changed a file last."""
     command = ["git", "log", "-1", "--format=%H", "--", path]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Write the file; 2 if it is there already."""
     parser = argparse.ArgumentParser(prog="python -m hfusion.predictions")
     parser.add_argument("file", type=Path)

@@ -8,9 +8,10 @@ import dataclasses
 import json
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..records import load_all
+from ..records import Record, load_all
 
 FILE = Path("predictions", "h200-sxm.json")
 # What is predicted of an arm: what it is counted in, and what it is called.
@@ -49,12 +50,17 @@ class Score:
     constant: float
 
 
-def read(root=".."):
+def read(root: str | Path = "..") -> dict:
     """The predictions, as their file has them. root: of the book."""
     return json.loads((Path(root) / FILE).read_text(encoding="utf-8"))
 
 
-def chosen(content, experiment, arms=None, **parameters):
+def chosen(
+    content: dict,
+    experiment: str,
+    arms: Sequence[str] | None = None,
+    **parameters: int | str,
+) -> list[dict]:
     """The predicted cases with these parameters, with only these arms if any are named."""
     cases = [
         case
@@ -73,7 +79,7 @@ def chosen(content, experiment, arms=None, **parameters):
     return [case | {kind: kept(case[kind]) for kind in KINDS} for case in cases]
 
 
-def judged(cases, record):
+def judged(cases: list[dict], record: Record) -> tuple[list[Judged], int]:
     """What a record says of predicted cases: ([Judged, …], how many it does not say)."""
     found, lacking = [], 0
     for predicted in cases:
@@ -102,7 +108,7 @@ def _recorded(matching, kind, name):
     return None
 
 
-def score(rows):
+def score(rows: list[Judged]) -> Score:
     """The Score of Judged of one kind."""
     middle = statistics.median(row.was for row in rows)
     return Score(
@@ -113,7 +119,13 @@ def score(rows):
     )
 
 
-def predicted(experiment, root="..", arms=None, most=12, **parameters):
+def predicted(
+    experiment: str,
+    root: str | Path = "..",
+    arms: Sequence[str] | None = None,
+    most: int = 12,
+    **parameters: int | str,
+) -> str:
     """What was predicted of an experiment's cases, beside the record: text.
 
     root: of the book, with predictions and records. arms: only these, and gains between
@@ -131,7 +143,7 @@ def predicted(experiment, root="..", arms=None, most=12, **parameters):
     return "\n".join([when, record.label, *_beside(cases, record, most)])
 
 
-def scored(root=".."):
+def scored(root: str | Path = "..") -> str:
     """For each predicted experiment, how good the predictions were, or that there is no
     record: text."""
     content = read(root)
