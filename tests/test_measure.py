@@ -1299,6 +1299,57 @@ def test_a_model_may_have_several_inputs(raced):
     assert sizes(raced.races[0], "stacked") == [(4, 4), (4, 5)]
 
 
+# As a CUDA graph, with a device that is made up.
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Tensors say that they lie on a CUDA device; `graphs` holds what became a graph."""
+    graphs = []
+
+    def graphed(fn):
+        graphs.append(lambda: fn())
+        return graphs[-1]
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(measure, "graphed", graphed)
+    return graphs
+
+
+def test_what_is_deployed_as_a_graph_is_raced_as_one(raced, graphs):
+    (group,) = judged(Convs(), torch.zeros(2, 3, 4, 4), graph=True).groups
+    assert group.fused
+    assert list(raced.races[0].arms.values()) == graphs
+    assert len(graphs) == 2
+    raced.samples = {"separate": [1.0], "stacked": [2.0]}
+    (group,) = judged(Convs(), torch.zeros(2, 3, 4, 4), graph=True).groups
+    assert group.reason.startswith("stacked and copied, as a graph, it is 0.50 times")
+
+
+def test_nothing_becomes_a_graph_unless_asked(raced, graphs):
+    judged(Convs(), torch.zeros(2, 3, 4, 4))
+    assert graphs == []
+    assert len(raced.races) == 1
+
+
+def test_a_graph_that_replays_something_else_is_never_timed(raced, graphs, monkeypatch):
+    def broken(fn):
+        graphs.append(fn)
+        return fn if len(graphs) == 1 else lambda: [0 * y for y in fn()]
+
+    monkeypatch.setattr(measure, "graphed", broken)
+    with pytest.raises(Disagreement):
+        judged(Convs(), torch.zeros(2, 3, 4, 4), graph=True)
+    assert raced.races == []
+
+
+def test_elsewhere_than_on_cuda_there_is_no_graph(raced):
+    wanted = "graph: expected False for layers on cpu, got True"
+    with pytest.raises(ValueError, match=wanted):
+        judged(Convs(), torch.zeros(1, 3, 2, 2), graph=True)
+    assert CALLED == raced.races == []
+
+
 # A wrong result stops.
 
 

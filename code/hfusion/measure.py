@@ -438,7 +438,7 @@ def timeline(fn, device="cpu"):
     ]
 
 
-def faster(example_inputs, margin=0.02, rounds=20, calls=10):
+def faster(example_inputs, margin=0.02, rounds=20, calls=10, graph=False):
     """A judge for `hfusion.plan(…, accept=…)`: is the stacked layer faster here?
 
     example_inputs: a tuple, what the model is called with. For each group it races, on
@@ -446,7 +446,9 @@ def faster(example_inputs, margin=0.02, rounds=20, calls=10):
     members one by one, each with the activation that all have, against the stacked
     layer and a copy of each branch that is not contiguous, as consumers may need it.
     It accepts a median gain above 1 + margin whose lower quartile is above 1, and
-    otherwise says what the gain was.
+    otherwise says what the gain was. graph: True races both as CUDA graphs, as a model
+    that is deployed as one runs; a group that is not on a CUDA device is then a
+    ValueError.
 
     >>> from hfusion import models, plan
     >>> x = torch.zeros(1, 192, 28, 28)
@@ -463,6 +465,11 @@ def faster(example_inputs, margin=0.02, rounds=20, calls=10):
 
     def accept(group):
         weight = next(iter(group.layers.values())).weight
+        if graph and not weight.is_cuda:
+            raise ValueError(
+                f"graph: expected False for layers on {weight.device}, got {graph!r}; "
+                "only a CUDA device replays graphs"
+            )
         key = id(group.model), weight.dtype, weight.device  # as model.half() changes them
         if key not in seen:
             seen[key] = group.model, _inputs(group.model, example_inputs)
@@ -471,12 +478,13 @@ def faster(example_inputs, margin=0.02, rounds=20, calls=10):
             return f"{group.members[0]} gets no number from example_inputs"
         x = torch.empty_like(like, device=device)
         x.normal_(generator=torch.Generator(device).manual_seed(0))
-        samples = _race(group, x, rounds, calls)
+        samples = _race(group, x, rounds, calls, graph)
         low, gain, high = gains(samples, "separate")["stacked"]
         if gain > 1 + margin and low > 1:
             return True
+        how = "stacked and copied" + ", as a graph," * graph
         return (
-            f"stacked and copied it is {gain:.2f} times as fast (quartiles {low:.2f} to "
+            f"{how} it is {gain:.2f} times as fast (quartiles {low:.2f} to "
             f"{high:.2f}); a median above {1 + margin:g} and quartiles above 1 fit"
         )
 
@@ -505,7 +513,7 @@ def _inputs(model, example_inputs):
     return seen
 
 
-def _race(group, x, rounds, calls):
+def _race(group, x, rounds, calls, graph=False):
     """Samples of a group's members against their stacked layer, agreed before."""
     dense = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
     if dense is None or x.is_contiguous() or not x.is_contiguous(memory_format=dense):
@@ -515,6 +523,8 @@ def _race(group, x, rounds, calls):
         "separate": lambda: [activation(layer(x)) for layer in group.layers.values()],
         "stacked": lambda: [part.contiguous(memory_format=dense) for part in stacked(x)],
     }
+    if graph:
+        arms = {name: graphed(arm) for name, arm in arms.items()}
     with torch.no_grad():
         # Rounding is a share of the terms that are added, and they may cancel.
         terms = max(m.weight.abs().flatten(1).sum(1).max() for m in group.layers.values())
