@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfusion import kernels, measure, models
+from hfusion import cost, kernels, measure, models
 from hfusion.layers import FusionError
 
 triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
@@ -146,6 +146,35 @@ def window_of(at, shifts, side, height, wide, positions):
     rows, taps = tl.arange(0, 128), tl.arange(0, 2**13)
     tl.store(at + rows, kernels._window(rows, side, height, wide, positions))
     tl.store(shifts + taps, kernels._shifted(taps, side, wide))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="only the interpreter can be asked")
+@pytest.mark.parametrize(("widths", "shape"), CASES)
+def test_the_bytes_asked_for_are_those_that_the_programs_ask_for(
+    widths, shape, monkeypatch
+):
+    """Every load and store of the interpreter, less what a mask keeps out."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    asked = []
+
+    def watch(name, at):
+        original = getattr(InterpreterBuilder, name)
+
+        def watched(self, *arguments):
+            asked.append(arguments[at].data.sum())
+            return original(self, *arguments)
+
+        monkeypatch.setattr(InterpreterBuilder, name, watched)
+
+    watch("create_masked_load", 1)
+    watch("create_masked_store", 2)
+    two = kernels.two_launches(module_of(widths))
+    two.tiles = TILE, TILE
+    n, *sides = shape
+    with torch.no_grad():
+        two(image(n, widths[0], *sides))
+    assert 4 * sum(asked) == cost.asked(widths, sides, 4, TILE, batch=n)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 1, 6), (3, 6, 1), (2, 7, 9), (9, 2, 3)])

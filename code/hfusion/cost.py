@@ -9,6 +9,7 @@ record.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from . import eager
 
@@ -161,6 +162,47 @@ def in_two(widths, positions, item_bytes):
         product(kp, c_in, positions, item_bytes),
     )
     return merged(stacked, pooled), merged(*parts)
+
+
+def asked(
+    widths: Sequence[int],
+    image: tuple[int, int],
+    item_bytes: int,
+    tile: Sequence[int],
+    batch: int = 1,
+) -> int:
+    """Bytes that the programs of an Inception module in two launches load and store.
+
+    A number counts each time a program asks for it, wherever it then comes from; what is
+    outside of the image is not asked for. `in_two` counts it once for each launch.
+
+    widths: as for `in_two`. image: (height, width). tile: the rows (pixels) and columns
+    (channels) of a program come first, as in kernels.TILES.
+
+    >>> widths = (192, 64, 96, 128, 16, 32, 32)
+    >>> asked(widths, (28, 28), item_bytes=4, tile=(32, 32))
+    38981824
+    """
+    c_in, k1, c3, k3, c5, k5, kp = widths
+    rows, columns, *_ = tile
+    pixels = batch * math.prod(image)
+
+    def looks(side):  # of all windows, at pixels of the image
+        return batch * math.prod(_inside(length, side) for length in image)
+
+    numbers = c_in * (looks(3) + pixels)  # the pooling
+    siblings = [(c_in, width, 1) for width in (k1, c3, c5)]
+    for depth, width, side in (*siblings, (c3, k3, 3), (c5, k5, 5), (c_in, kp, 1)):
+        numbers += -(-width // columns) * depth * looks(side)
+        numbers += -(-pixels // rows) * (side * side * depth + 1) * width  # and the bias
+        numbers += width * pixels
+    return numbers * item_bytes
+
+
+def _inside(length, side):
+    """How many taps of a line's windows lie on the line, window by window."""
+    half = side // 2
+    return sum(max(length - abs(shift), 0) for shift in range(-half, half + 1))
 
 
 def inflation(sizes, windows):
