@@ -1,6 +1,7 @@
 """Who may import whom, and what must not exist."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -100,6 +101,13 @@ def test_a_forbidden_import_would_be_seen(tmp_path):
     stray = tmp_path / "algebra.py"
     stray.write_text("import numpy\nfrom . import layers\nfrom .measure import agree\n")
     assert imports(stray) - ALLOWED["algebra"] == {"layers", "measure"}
+
+
+@pytest.mark.parametrize("module", ["show", "experiments.rungs"])
+def test_triton_is_not_imported_before_a_kernel_is_wanted(module):
+    """Else a page could not ask for Triton's interpreter after importing what it shows."""
+    code = f"import sys, hfusion.{module}; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_code_is_no_package():

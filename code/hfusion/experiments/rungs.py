@@ -1,7 +1,9 @@
 """What the experiments race: a model on its way down, rung by rung, and its rivals.
 
 No experiment itself. Every function here makes something that computes the same as the
-model it is given, within rounding; `recording` checks that before it times it.
+model it is given, within rounding; `recording` checks that before it times it. `kernels` is
+imported where two launches are made: it imports Triton, whose interpreter can only be
+chosen before.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from .. import kernels, measure, models
+from .. import measure, models
 from ..eager import FORMATS
 from ..folding import fold_batchnorm
 from ..recording import Unavailable
@@ -226,6 +228,8 @@ class Tuned(nn.Module):
 
     def forward(self, x):
         if not self.chosen:
+            from .. import kernels
+
             kernels.tune(self.two, x)
             if self.two.splits != 1 and self.two.splits_for(x) == 1:
                 raise Unavailable("launch 2 is fastest with a tile that is not split")
@@ -238,6 +242,8 @@ def in_two(model, x, options=OURS[TWO]):
 
     options: of `kernels.two_launches`.
     """
+    from .. import kernels
+
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise Unavailable("the kernels want channels_last")
     whole = nn.Sequential(copy.deepcopy(model))  # may be such a module itself
