@@ -66,6 +66,11 @@ READERS = {
         ("module_ladder", {"batch": 1} | FULL, ("folded", HOISTED)),
         ("network", {"network": "GoogLeNet", "batch": 1} | FULL, ("folded", HOISTED)),
     ],
+    "chapter 11": [
+        ("ceilings", {"what": "empty", "operator": "abs", "way": "graph"}, ()),
+        ("module_ladder", {"module": "3a", "batch": 1} | HALF, (TWO,)),
+        ("network", {"batch": 1} | HALF, (TWO,)),
+    ],
     "chapter 12": [("embedding", FULL, ("separate", "embedded")), *LIMITS],
     "chapter 13": [("projections", FULL, ("separate", "stacked", "copied"))],
     "The field": [("leftover", {}, ())],
