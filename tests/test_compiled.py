@@ -123,6 +123,26 @@ def test_a_part_of_a_sum_has_steps_hardly_longer_than_the_whole(made):
             assert (part.spills, part.stack_bytes) == (0, 0)
 
 
+def test_operands_come_from_shared_memory_as_often_as_the_warps_are_laid_out(made):
+    """By hand: a warp multiplies 16 rows by some columns at a time, so n warps beside each
+    other read the rows n times, and n below each other the columns.
+    """
+    for (_, dtype, tile), row in made[1].items():
+        if dtype == "float32":
+            assert row.shared_read == 0
+        elif row.multiply.startswith("HMMA"):
+            rows, columns, depth, *_ = tile
+            below = min(rows // 16, 2)
+            beside = 4 // below
+            assert row.shared_read == (rows * beside + columns * below) * depth * 2, row
+
+
+def test_the_kernels_as_they_first_were_read_as_much_from_shared_memory():
+    """Their listings are gone; their tiles and their LDSM are those of the kernels now."""
+    for key, row in OLD.items():
+        assert row.shared_read == ROWS[key].shared_read, key
+
+
 def test_only_some_rows_can_be_asked_for():
     wanted = ("_second", "float16", kernels.TILES[1])
     _, rows = compiled.compile_all([wanted])
@@ -226,6 +246,26 @@ def test_two_loops_are_both_read_and_the_longer_one_is_the_step():
     assert (row.issued, row.multiplying) == (5, 4)
     kinds = {"multiply": 1, "move and wait": 1, "where and whether": 3}
     assert row.kinds == kinds  # the store of a spilled register counts as neither
+
+
+@pytest.mark.parametrize("name", ["LDSM.16.M88.2", "LDSM.16.MT88"])
+def test_a_load_of_fewer_matrices_is_not_counted_as_one_of_four(name):
+    listing = LISTING.replace("LDG.E.U16 R4, [R2.64]", f"{name} R4, [R2]")
+    with pytest.raises(ValueError, match=f"four matrices only, got {name}$"):
+        compiled._counted(compiled._instructions(listing))
+    four = listing.replace(name, "LDSM.16.MT88.4")
+    assert compiled._counted(compiled._instructions(four))["loops"][0]["HMMA"] == 1
+
+
+def test_bounds_worked_by_hand():
+    row = ROWS["_second", "float16", (32, 32, 128, 4, 3)]
+    assert row.shared_read == 16 * 512 * 4
+    assert row.bounds == {"issue": 130, "shared memory": 256, "product": 64}
+    assert row.cycles == 256
+    # HGMMA reads 64 · 16 and 16 · 128 halves, for each of two groups of four warps.
+    large = ROWS["_second", "float16", (128, 128, 32, 8, 3)]
+    assert large.shared_read == 2 * (2 * (64 + 128) * 16 * 2)
+    assert large.bounds == {"issue": 2 * 88, "shared memory": 192, "product": 256}
 
 
 def test_worked_by_hand():

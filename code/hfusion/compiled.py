@@ -14,6 +14,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -42,6 +43,7 @@ MOVES |= {"WARPGROUP", "FENCE", "MEMBAR", "SYNCS", "UTMALDG"}
 # Products of two float16 that one tensor core of an H100 adds up in a cycle: an A100's are
 # 256, and these are twice as fast (NVIDIA, Ampere and Hopper Architecture In-Depth).
 PRODUCTS = {"HGMMA": 4 * 512, "HMMA": 512, "FFMA": 32}
+LDSM_BYTES = 4 * 8 * 8 * 2  # to a warp: four matrices of 8 by 8 halves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,35 @@ class Compiled:
         """Cycles in which the products of a warp's step could be done, at the peak rate."""
         kind = self.multiply.split(".")[0]
         return self.step[kind] * _products(self.multiply) // PRODUCTS[kind]
+
+    @property
+    def shared_read(self):
+        """Bytes that the tensor cores get from a program's shared memory in one step, at
+        least: by LDSM; or by HGMMA itself, if it reads each of its operands once. Not
+        counted: what the copies write, and what float32 reads.
+        """
+        by_ldsm = self.step.get("LDSM", 0) * LDSM_BYTES * self.warps
+        if "HGMMA" not in self.multiply:
+            return by_ldsm
+        m, n, k = _shape(self.multiply)
+        return by_ldsm + self.step["HGMMA"] * (m + n) * k * 2 * (self.warps // 4)
+
+    @property
+    def bounds(self):
+        """{what: cycles}, the least in which a multiprocessor can issue a program's step,
+        hand over its operands, and multiply them.
+        """
+        in_a_part = -(-self.warps // occupancy.H200.parts)  # warps
+        return {
+            "issue": self.issued * in_a_part,
+            "shared memory": -(-self.shared_read // occupancy.H200.shared_rate),
+            "product": self.multiplying * in_a_part,
+        }
+
+    @property
+    def cycles(self):
+        """The least that a program's step takes on a multiprocessor: the largest bound."""
+        return max(self.bounds.values())
 
 
 def read(path=None):
@@ -192,12 +223,19 @@ def _products(instruction):
     >>> _products("HMMA.16816.F32"), _products("HGMMA.64x32x16.F32"), _products("FFMA")
     (2048, 32768, 32)
     """
-    kind, *rest = instruction.split(".")
-    if kind == "FFMA":
+    if instruction == "FFMA":
         return 32  # one of each thread
-    shape = (16, 8, 16) if kind == "HMMA" else map(int, rest[0].split("x"))
-    m, n, k = shape
-    return m * n * k
+    return math.prod(_shape(instruction))
+
+
+def _shape(instruction):
+    """Rows, columns and depth of a tensor core's instruction.
+
+    >>> _shape("HMMA.16816.F32"), _shape("HGMMA.64x32x16.F32")
+    ((16, 8, 16), (64, 32, 16))
+    """
+    kind, shape, *_ = instruction.split(".")
+    return (16, 8, 16) if kind == "HMMA" else tuple(map(int, shape.split("x")))
 
 
 # From here on with Triton, out of its interpreter.
@@ -322,6 +360,8 @@ def _counted(instructions):
     multiply = max((n for n in names if n.split(".")[0] == kind), key=names.get)
     if kind == "FFMA":
         multiply = kind
+    if other := [n for n in names if n.startswith("LDSM") and not n.endswith("88.4")]:
+        raise ValueError(f"expected LDSM of four matrices only, got {', '.join(other)}")
     return {
         "spills": bases["STL"] + bases["LDL"],
         "multiply": multiply,

@@ -19,6 +19,7 @@ class Device:
     programs. A multiprocessor has four parts; a warp lives in one of them, with its
     registers. register_unit: a warp gets a multiple of it; shared_unit: a program gets a
     multiple of it, in bytes; shared_reserved: what CUDA takes of each program, in bytes.
+    shared_rate: bytes that a multiprocessor's shared memory hands out in a cycle.
     """
 
     name: str
@@ -33,11 +34,13 @@ class Device:
     register_unit: int = 256
     shared_unit: int = 128
     shared_reserved: int = 1024
+    shared_rate: int = 128
 
 
-# Compute capability 9.0 in NVIDIA's CUDA C++ Programming Guide, table "Technical
-# specifications per compute capability", and the Hopper Tuning Guide; the units in which it
-# is handed out, in cuda_occupancy.h. An H100 SXM has as many multiprocessors as an H200.
+# Compute capability 9.0. In cuda_occupancy.h: programs, shared memory, parts, and the units
+# in which all is handed out. Registers and warps it asks of the device; they are as many as
+# in its predecessors. An H100 SXM has as many multiprocessors as an H200. Shared memory has
+# 32 banks of 4 bytes.
 H200 = Device("H200", multiprocessors=132)
 
 
