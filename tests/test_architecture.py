@@ -35,7 +35,8 @@ ALLOWED = {
     "modes": {"layers", "torch"},
     "occupancy": set(),
     "predictions": {
-        *("arithmetic", "compiled", "eager", "experiments", "kernels", "models", "torch"),
+        *("arithmetic", "compiled", "eager", "estimates", "experiments", "kernels"),
+        *("models", "torch"),
     },
     "outcomes": {"records"},
     "records": set(),

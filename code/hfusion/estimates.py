@@ -103,6 +103,15 @@ def siblings(module: str, **others: int | str) -> Siblings:
     return Siblings(c_in, (w1, r3, r5), size, size, copied=(1, 2), **others)
 
 
+def base(way: str) -> str:
+    """The arm of `stage` that a way is compared with.
+
+    >>> base("stacked"), base("graph, copied")
+    ('separate', 'graph, separate')
+    """
+    return GRAPH * way.startswith(GRAPH) + "separate"
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """One estimated gain over separate, and the recorded one.
@@ -144,10 +153,9 @@ def made(stage: Record, ceilings: Record, rule: Rule | None = None) -> list[Esti
             at = dataclasses.replace(at, overlaps=rule.overlaps)
         for way in case.samples:
             graph, plain = way.startswith(GRAPH), way.removeprefix(GRAPH)
-            base = GRAPH * graph + "separate"
-            if plain != "separate" and base in case.samples:
+            if way != base(way) and base(way) in case.samples:
                 said = cost.gain(kernels["separate"], kernels[plain], at, graph)
-                found.append(Estimate(case, way, said, case.gain(way, base)))
+                found.append(Estimate(case, way, said, case.gain(way, base(way))))
     return found
 
 

@@ -44,7 +44,9 @@ class Device:
 H200 = Device("H200", multiprocessors=132)
 
 
-def fitting(registers, shared_bytes, warps, device=H200):
+def fitting(
+    registers: int, shared_bytes: int, warps: int, device: Device = H200
+) -> dict[str, int]:
     """How many programs of a kernel fit on one multiprocessor, by each of what it has:
     {resource: programs}. The least of them is how many reside there.
 
@@ -78,8 +80,9 @@ def fitting(registers, shared_bytes, warps, device=H200):
     }
 
 
-def resident(registers, shared_bytes, warps, device=H200):
-    """How many programs of a kernel reside on one multiprocessor: the least of `fitting`.
+def resident(registers: int, shared_bytes: int, warps: int, device: Device = H200) -> int:
+    """How many programs of a kernel reside on one multiprocessor: the least of `fitting`,
+    whose arguments and errors it has.
 
     >>> resident(80, 32 * 1024, 4)
     6
@@ -104,12 +107,12 @@ class Spread:
     share: float
 
 
-def spread(programs, resident, device=H200):
+def spread(programs: int, resident: int, device: Device = H200) -> Spread:
     """How a grid of so many programs spreads over a device: a Spread.
 
     resident: how many of them a multiprocessor holds. By hand, 150 programs on 132
     multiprocessors, six fitting on each: one wave, in which 18 have two and the others one.
-    That is 150 of 2 · 132 places.
+    That is 150 of 2 · 132 places. Raises ValueError for a number that is no int above 0.
 
     >>> spread(150, 6)
     Spread(programs=150, waves=1, busiest=2, idle=0, share=0.5681818181818182)
@@ -131,4 +134,5 @@ def spread(programs, resident, device=H200):
 
 
 def _up(number, unit):
+    """The next multiple of `unit`."""
     return -(-number // unit) * unit

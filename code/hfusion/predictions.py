@@ -14,9 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from . import arithmetic, compiled, eager, kernels, models
+from . import arithmetic, compiled, eager, estimates, kernels, models
 from .arithmetic import At, Work, device_us, host_us
 from .experiments import launch_overhead, network, rungs, stage
 
@@ -97,7 +98,7 @@ def _works(nets, parameters, image, splits=0):
 
 
 def _item_bytes(dtype):
-    return 4 if dtype == "float32" else 2
+    return getattr(torch, dtype).itemsize
 
 
 def _more(program, **numbers):
@@ -205,16 +206,14 @@ def _two(modules, at, ours=(rungs.TWO,), host=0, device=0, between=0):
 
 def siblings(parameters: Case) -> dict[str, Work]:
     """A case of `stage` as programs: {way: work}."""
-    c_in, size, w1, r3, _, r5, *_ = models.TABLE[parameters["module"]]
-    sizes = {"first": w1, "second": r3, "third": r5, "stacked": w1 + r3 + r5}
-    convs = {name: nn.Conv2d(c_in, width, 1) for name, width in sizes.items()}
-    single = _works(convs, parameters, (c_in, size, size))
+    given = estimates.siblings(**parameters)
+    sizes = dict(enumerate(given.sizes)) | {"stacked": sum(given.sizes)}
+    convs = {name: nn.Conv2d(given.c_in, width, 1) for name, width in sizes.items()}
+    single = _works(convs, parameters, (given.c_in, given.height, given.width))
     stacked = _more(single.pop("stacked"), others=1)  # the split
-    copied = stacked
-    if (parameters["batch"], parameters["layout"]) != (1, "NCHW"):
-        numbers = 2 * (r3 + r5) * parameters["batch"] * size * size
-        moved = numbers * _item_bytes(parameters["dtype"])
-        copied = _more(stacked, kernels=2, others=2, small=2, moved=moved)
+    numbers = 2 * sum(given.copies) * given.batch * given.height * given.width
+    moved, copies = numbers * _item_bytes(given.dtype), len(given.copies)
+    copied = _more(stacked, kernels=copies, others=copies, small=copies, moved=moved)
     return {"separate": _sum(single.values()), "stacked": stacked, "copied": copied}
 
 

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
@@ -198,10 +199,18 @@ def gains(samples, base):
     result = {}
     for name, times in samples.items():
         ratios = [b / t for b, t in zip(samples[base], times, strict=True)]
-        if len(ratios) == 1:
-            ratios *= 2
-        result[name] = tuple(statistics.quantiles(ratios, n=4, method="inclusive"))
+        result[name] = quartiles(ratios)
     return result
+
+
+def quartiles(numbers: Sequence[float]) -> tuple[float, float, float]:
+    """(lower quartile, median, upper quartile), all of them the number where it is one.
+
+    >>> quartiles([1.0, 2.0, 4.0]), quartiles([3.0])
+    ((1.5, 2.0, 3.0), (3.0, 3.0, 3.0))
+    """
+    several = numbers if len(numbers) > 1 else 2 * numbers
+    return tuple(statistics.quantiles(several, n=4, method="inclusive"))
 
 
 def digest(content):

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import statistics
 from collections.abc import Callable
 from decimal import ROUND_HALF_UP, Decimal
 from html import escape
@@ -17,7 +16,7 @@ from ..eager import DTYPES
 from ..experiments.ceilings import limits
 from ..experiments.projections import PROJECTIONS
 from ..figures import BRANCHES
-from ..records import NotRecorded, Record
+from ..records import NotRecorded, Record, quartiles
 from .lab import FOLDER
 from .svg import drawing, text
 
@@ -26,7 +25,8 @@ EAGER, GRAPH = "eager", "as a graph"
 COLOURS = (*BRANCHES, "#E69F00", "#8B4513")  # there may be six siblings
 SIDE, TOP, LABEL, LINE = 116, 26, 140, 18  # of the drawing: its matrix, and the labels
 TOKENS = 64  # of the projections that are offered
-RULES = {
+# estimates.RULES in words, and how times combine on such a machine.
+RULES_SAID = {
     "cpu": "all times added up, with the copies that oneDNN makes inside a convolution",
     "cuda": "the roofline, with each bias in a kernel of its own",
 }
@@ -122,7 +122,7 @@ def _machine(name, how, kind, at, **more):
     rule = estimates.RULES[kind]
     return {
         "name": name,
-        "how": f"{how} Estimated by {RULES[kind]}.",
+        "how": f"{how} Estimated by {RULES_SAID[kind]}.",
         "rule": {"reordered": rule.reordered, "bias_apart": rule.bias_apart},
         "layouts": ("NCHW", "NHWC"),
         "modes": (EAGER, GRAPH) if kind == "cuda" else (EAGER,),
@@ -173,10 +173,9 @@ def _quartiles(case):
     """{way: (µs, gain)} of a recorded case, as texts: the median, and the quartiles."""
     found = {}
     for way, samples in case.samples.items():
-        base = estimates.GRAPH * way.startswith(estimates.GRAPH) + "separate"
+        base = estimates.base(way)
         if base in case.samples:
-            several = samples if len(samples) > 1 else 2 * samples
-            low, us, high = statistics.quantiles(several, method="inclusive")
+            low, us, high = quartiles(samples)
             times = spread(us, low, high, number)
             low, gain, high = case.gain(way, base)
             gains = spread(gain, low, high, ratio) if way != base else "1.00"
