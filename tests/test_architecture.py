@@ -52,7 +52,7 @@ ALLOWED = {
         *("records", "svg"),
     },
     "show/judged": {"records"},
-    "show/lab": {"IPython", "models", "text", "webgpu"},
+    "show/lab": {"IPython", "models", "records", "text", "webgpu"},
     "show/missing": {"matplotlib", "myst_nb", "records"},
     "show/player": {"figures", "svg"},
     "show/svg": set(),

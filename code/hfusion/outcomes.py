@@ -3,8 +3,9 @@
 import dataclasses
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 
-from .records import NotRecorded
+from .records import NotRecorded, Record
 
 # What an arm's name ends in, after its mode: (the way, what it is compared with).
 ENDINGS = {
@@ -38,22 +39,22 @@ class Outcome:
     gains: dict
 
     @property
-    def middle(self):
+    def middle(self) -> float:
         """The median of the medians."""
         return statistics.median(median for _, median, _ in self.gains.values())
 
     @property
-    def faster(self):
+    def faster(self) -> int:
         """How many are clearly faster: in three rounds of four, at least."""
         return sum(low > 1 for low, _, _ in self.gains.values())
 
     @property
-    def slower(self):
+    def slower(self) -> int:
         """How many are clearly slower: in three rounds of four, at least."""
         return sum(high < 1 for _, _, high in self.gains.values())
 
 
-def brought(*records):
+def brought(*records: Record) -> list[Outcome]:
     """The Outcomes of records of `stage`, `module_ladder` and `network`, in their order.
 
     Stacked siblings are compared with separate ones, and a module or a network with
@@ -90,7 +91,7 @@ def _compared(arm):
     return None, None, None
 
 
-def table(outcomes):
+def table(outcomes: Sequence[Outcome]) -> str:
     """Outcomes as text: a line for each way, a column for each batch.
 
     An entry is the median of all modules, and how many are clearly faster : slower, with
@@ -118,7 +119,7 @@ def table(outcomes):
     return "\n".join(lines)
 
 
-def panels(outcomes):
+def panels(outcomes: Sequence[Outcome]) -> dict[str, dict]:
     """Outcomes without a compiler, as `figures.outcomes` draws them.
 
     >>> gains = {"3a": (0.7, 0.8, 0.9)}

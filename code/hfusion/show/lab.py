@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from IPython.display import Markdown
 
 from .. import models
+from ..records import Record
 from ..webgpu import generator
 from .text import excerpt
 
@@ -54,7 +56,12 @@ class Lab:
         return f"{SAYS[self.kind]}."
 
 
-def lab(kind, rows=None, small=False, book=()):
+def lab(
+    kind: str,
+    rows: Iterable[str] | None = None,
+    small: bool = False,
+    book: Iterable[Record] = (),
+) -> Lab:
     """A lab as HTML: text, style and script in one, with no request to anywhere.
 
     kind: "ladder", the module's six rungs; "launches", what one launch costs; "pays",
@@ -126,12 +133,8 @@ def _gains_of(record):
     for case in record.cases:
         p = case.parameters
         there = all(mode + way in case.samples for way in ways)
-        if (
-            there
-            and p["layout"] == "NHWC"
-            and p["dtype"] == "float32"
-            and p["batch"] in BATCHES
-        ):
+        same = (p["layout"], p["dtype"]) == ("NHWC", "float32")
+        if there and same and p["batch"] in BATCHES:
             side = models.TABLE[p["module"]][1]
             name = f"{p['module']}, {side}×{side}, batch {p['batch']}"
             found[name] = {
@@ -142,7 +145,7 @@ def _gains_of(record):
     return {"label": f"PyTorch{as_a}, {record.label}", "copies": copies, "gains": found}
 
 
-def kernel(name, begin="", end=None):
+def kernel(name: str, begin: str = "", end: str | None = None) -> Markdown:
     """A kernel's WGSL as a code block, or a part of it, as `excerpt` cuts it.
 
     name: of its file, as "product". Raises ValueError where there is no such line.
@@ -153,7 +156,7 @@ def kernel(name, begin="", end=None):
     return Markdown(f"```wgsl\n{excerpt(_text(f'{name}.wgsl'), begin, end)}\n```")
 
 
-def script(kind):
+def script(kind: str) -> str:
     """The scripts of a lab as one, in a block of its own: run twice, nothing clashes."""
     scripts, own = OWN.get(kind, ((), ()))
     kernels = {name: _text(f"{name}.wgsl") for name in (*KERNELS, *own)}
@@ -161,7 +164,7 @@ def script(kind):
     return f'(() => {{\n"use strict";\nconst WGSL = {_literals(kernels)};\n{parts}}})();\n'
 
 
-def sources(kind):
+def sources(kind: str) -> str:
     """A hash of the lab's files, for its records: 16 hexadecimal digits."""
     return hashlib.sha256((script(kind) + _text("lab.css")).encode()).hexdigest()[:16]
 
