@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import models, occupancy
@@ -75,32 +76,32 @@ class Compiled:
     signals: int = 0
 
     @property
-    def warps(self):
+    def warps(self) -> int:
         """Of a program."""
         return self.tile[3]
 
     @property
-    def fitting(self):
+    def fitting(self) -> dict[str, int]:
         """How many programs a multiprocessor holds, by each resource."""
         return occupancy.fitting(self.registers, self.shared_bytes, self.warps)
 
     @property
-    def resident(self):
+    def resident(self) -> int:
         """How many programs a multiprocessor holds."""
         return min(self.fitting.values())
 
     @property
-    def step(self):
+    def step(self) -> dict[str, int]:
         """{instruction: how many} of one step of the loop that takes longest."""
         return max(self.loops, key=lambda loop: sum(loop.values()))
 
     @property
-    def issued(self):
+    def issued(self) -> int:
         """Instructions of a warp in one step, each of which takes a cycle to issue."""
         return sum(self.step.values())
 
     @property
-    def kinds(self):
+    def kinds(self) -> dict[str, int]:
         """{what for: how many} of a step's instructions: products; moving numbers and
         waiting for them; and the rest, which finds out where they are, and whether.
         """
@@ -111,13 +112,13 @@ class Compiled:
         return found
 
     @property
-    def multiplying(self):
+    def multiplying(self) -> int:
         """Cycles in which the products of a warp's step could be done, at the peak rate."""
         kind = self.multiply.split(".")[0]
         return self.step[kind] * _products(self.multiply) // PRODUCTS[kind]
 
     @property
-    def shared_read(self):
+    def shared_read(self) -> int:
         """Bytes that the tensor cores get from a program's shared memory in one step, at
         least: by LDSM; or by HGMMA itself, if it reads each of its operands once. Not
         counted: what the copies write, and what float32 reads.
@@ -129,7 +130,7 @@ class Compiled:
         return by_ldsm + self.step["HGMMA"] * (m + n) * k * 2 * (self.warps // 4)
 
     @property
-    def bounds(self):
+    def bounds(self) -> dict[str, int]:
         """{what: cycles}, the least in which a multiprocessor can issue a program's step,
         hand over its operands, and multiply them.
         """
@@ -141,12 +142,12 @@ class Compiled:
         }
 
     @property
-    def cycles(self):
+    def cycles(self) -> int:
         """The least that a program's step takes on a multiprocessor: the largest bound."""
         return max(self.bounds.values())
 
 
-def read(path=None):
+def read(path: str | Path | None = None) -> tuple[dict, dict[tuple, Compiled]]:
     """(What the table says about itself, {(kernel, dtype, tile): Compiled}).
 
     path: of a table; without it, that of the kernels as they are. BEFORE has them as they
@@ -169,7 +170,7 @@ def _row(row):
     return Compiled(**row | widths | {"tile": tuple(row["tile"])})
 
 
-def widths(module, launch):
+def widths(module: str, launch: int) -> tuple[int, ...]:
     """Of a row of models.TABLE, what a launch's branches are wide: its tiles' columns.
 
     >>> widths("3a", 0), widths("3a", 1)
@@ -179,7 +180,7 @@ def widths(module, launch):
     return ((k1, c3, c5, c_in), (k3, k5, kp))[launch]
 
 
-def depths(module, launch):
+def depths(module: str, launch: int) -> tuple[int, ...]:
     """How many products each number of a launch's branches adds up; of the pooling, none.
 
     >>> depths("3a", 0), depths("3a", 1)
@@ -189,7 +190,7 @@ def depths(module, launch):
     return ((c_in, c_in, c_in, 0), (9 * c3, 25 * c5, c_in))[launch]
 
 
-def steps(module, launch, tile, parts=1):
+def steps(module: str, launch: int, tile: Sequence[int], parts: int = 1) -> int:
     """How many steps the longest program of a launch takes.
 
     parts: so many programs share the depth of a tile.
@@ -202,7 +203,9 @@ def steps(module, launch, tile, parts=1):
     return -(-max(depths(module, launch)) // (tile[2] * parts))
 
 
-def programs(module, batch, launch, tile, parts=1):
+def programs(
+    module: str, batch: int, launch: int, tile: Sequence[int], parts: int = 1
+) -> int:
     """How many programs a launch of a module is.
 
     By hand: 3a has 28² = 784 pixels, 25 tiles of 32; its first launch 64, 96, 16 and 192
@@ -241,7 +244,9 @@ def _shape(instruction):
 # From here on with Triton, out of its interpreter.
 
 
-def compile_all(wanted=None):
+def compile_all(
+    wanted: Iterable[tuple] | None = None,
+) -> tuple[dict, dict[tuple, Compiled]]:
     """The table, compiled now, as `read` returns it.
 
     wanted: (kernel, dtype, tile) of the rows to compile; without it all of them. Needs
@@ -265,7 +270,7 @@ def compile_all(wanted=None):
         return read(path)
 
 
-def sources(*paths):
+def sources(*paths: str | Path) -> str:
     """A hash of the functions that Triton compiles, whatever else is in their files."""
     paths = paths or [FOLDER / "kernels.py", FOLDER / "cooperative.py"]
     texts = [Path(path).read_text(encoding="utf-8") for path in paths]
@@ -420,7 +425,7 @@ def _tool(name, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def main(path=None, wanted=""):
+def main(path: str | Path | None = None, wanted: str = "") -> None:
     """Compile, and write the table; `wanted` as JSON for some of its rows only."""
     rows = json.loads(wanted) if wanted else _rows()
     from triton import __version__
