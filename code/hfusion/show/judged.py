@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..records import Record, load_all
+from ..records import NotRecorded, Record, load_all
 
 FILE = Path("predictions", "h200-sxm.json")
 # What is predicted of an arm: what it is counted in, and what it is called.
@@ -51,8 +51,14 @@ class Score:
 
 
 def read(root: str | Path = "..") -> dict:
-    """The predictions, as their file has them. root: of the book."""
-    return json.loads((Path(root) / FILE).read_text(encoding="utf-8"))
+    """The predictions, as their file has them. root: of the book.
+
+    Raises NotRecorded where there is no such file.
+    """
+    path = Path(root) / FILE
+    if not path.exists():
+        raise NotRecorded("predicted: nothing yet")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def chosen(
