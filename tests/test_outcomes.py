@@ -2,6 +2,7 @@
 
 import doctest
 import itertools
+import re
 
 import pytest
 
@@ -120,14 +121,38 @@ def test_the_table_has_every_outcome_and_marks_losses():
     ]
     found = outcomes.brought(*records)
     text = outcomes.table(found)
-    assert text.count(":") - text.count(": ") == len(found)
+    assert len(re.findall(r"\d:\d", text)) == len(found)
     assert text.count("▾") == sum(o.slower > 0 for o in found) > 0
+    blocks = re.split(r"\n(?! )", text)[1:]
+    wide = text.index("1.") - text.rindex("\n", 0, text.index("1.")) - 1
     for one in found:
-        row = text.split(f"{one.what}, {one.layout}, {one.dtype}\n")[1]
-        (line, *_) = (
-            r for r in row.split("\n") if r.startswith(f"  {one.mode}: {one.way} ")
+        said = f"{one.what}, {one.layout}, {one.dtype}"
+        (block,) = (block for block in blocks if block.startswith(said))
+        head, *rows = block.split("\n")
+        shared = {head.removeprefix(said).removeprefix(", ")} - {""}
+        (row,) = (
+            row
+            for row in rows
+            if {one.mode, one.way} == shared | set(row[:wide].strip().split(": "))
         )
-        assert f"{one.middle:.2f} {one.faster}:{one.slower}" in line
+        assert f"{one.middle:.2f} {one.faster}:{one.slower}" in row[wide:]
+
+
+def test_a_line_of_the_table_names_what_its_block_does_not():
+    gains = {"3a": (1.1, 1.2, 1.3)}
+
+    def made(*rows):
+        given = ((mode, way, "NHWC", "float16", 8, gains) for mode, way in rows)
+        return outcomes.table([outcomes.Outcome("module", *one) for one in given])
+
+    for rows, lines in (
+        ((("eager", "a"), ("eager", "b")), [", eager", "a", "b"]),
+        ((("eager", "a"), ("graph", "a")), [", a", "eager", "graph"]),
+        ((("eager", "a"), ("graph", "b")), ["", "eager: a", "graph: b"]),
+    ):
+        head, *found = made(*rows).split("\n")[1:]
+        assert head == "module, NHWC, float16" + lines[0]
+        assert [row.removesuffix("1.20 1:0").strip() for row in found] == lines[1:]
 
 
 def test_nothing_recorded_is_no_table():

@@ -92,31 +92,49 @@ def _compared(arm):
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Outcomes as text: a line for each way, a column for each batch.
+    """Outcomes as text: a line for each mode and way, a column for each batch.
 
     An entry is the median of all modules, and how many are clearly faster : slower, with
-    a mark where any is slower.
+    a mark where any is slower. What all lines of a block share stands in its head.
 
     >>> gains = {"3a": (0.7, 0.8, 0.9), "3b": (1.0, 1.1, 1.2)}
     >>> one = Outcome("module", "eager", "stacked", "NHWC", "float16", 8, gains)
     >>> print(table([one]))
-    batch                                     8
-    module, NHWC, float16
-      eager: stacked                   0.95 0:1▾
+    batch           8
+    module, NHWC, float16, stacked
+      eager 0.95 0:1▾
     """
     batches = sorted({outcome.batch for outcome in outcomes})
-    lines = [f"{'batch':33}" + " ".join(f"{batch:>10}" for batch in batches)]
-    blocks = defaultdict(lambda: defaultdict(dict))
+    blocks = defaultdict(list)
     for o in outcomes:
+        blocks[o.what, o.layout, o.dtype].append(o)
+    lines = [("batch", [str(batch) for batch in batches])]
+    for block, found in blocks.items():
+        shared, rows = _rows(found)
+        lines.append((", ".join([*block, *shared]), []))
+        lines += [(f"  {row}", [cells.get(b, "") for b in batches]) for row, cells in rows]
+    wide = max(len(row) for row, cells in lines if cells)
+    return "\n".join(
+        f"{row:{wide}}{''.join(f'{cell:>10}' for cell in cells)}".rstrip()
+        for row, cells in lines
+    )
+
+
+def _rows(block):
+    """(what all lines of a block share, [(line, {batch: entry})])."""
+    ways = {o.way for o in block}
+    modes = {o.mode for o in block}
+    rows = defaultdict(dict)
+    for o in block:
         entry = f"{o.middle:.2f} {o.faster}:{o.slower}{'▾' if o.slower else ' '}"
-        block = f"{o.what}, {o.layout}, {o.dtype}"
-        blocks[block][f"  {o.mode}: {o.way}"][o.batch] = entry
-    for block, rows in blocks.items():
-        lines.append(block)
-        for row, entries in rows.items():
-            cells = (f"{entries.get(batch, ''):>11}" for batch in batches)
-            lines.append(f"{row:33}{''.join(cells)}".rstrip())
-    return "\n".join(lines)
+        names = [o.mode, o.way]
+        if len(ways) == 1:
+            names = [o.mode]
+        elif len(modes) == 1:
+            names = [o.way]
+        rows[": ".join(names)][o.batch] = entry
+    shared = ways if len(ways) == 1 else modes if len(modes) == 1 else ()
+    return shared, rows.items()
 
 
 def panels(outcomes: Sequence[Outcome]) -> dict[str, dict]:
