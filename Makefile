@@ -26,8 +26,9 @@ help:
 
 # One stamp for each set of packages; pip sees the exact versions of all of them.
 .venv/pip:
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 15)' \
-		&& $(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python 3.11 to 3.14 with its venv module is needed (Debian: apt install python3-venv)."; exit 1; }
+	@$(PYTHON) -c 'import sys, ensurepip, venv; assert (3, 11) <= sys.version_info < (3, 15)' || \
+		{ echo "$(PYTHON): expected Python 3.11 to 3.14 with its venv module (Debian: apt install python3-venv); or make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(CURDIR): .venv could not be made there; the folder has to be writable"; exit 1; }
 	touch $@
 
 .venv/%.stamp: .venv/pip pyproject.toml constraints.txt

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hfusion import __main__ as command
 from hfusion import experiments, models, recording, records, runs
 from hfusion.experiments import launch_overhead
 
+ROOT = Path(__file__).resolve().parent.parent
 FACTORIES = """
 import torch
 from torch import nn
@@ -157,6 +159,9 @@ WRONG = {
         ["plan", "somebodys"],
         "model was 'somebodys'; package.module:factory fits",
     ),
+    "a file": (["plan", "./somebodys.py"], "; for a file: somebodys:factory, from the"),
+    "a file's factory": (["plan", "somebodys.py:Pair"], "; for a file: somebodys:Pair, "),
+    "a file below": (["plan", "nets/mine.py:Pair"], "; for a file: nets.mine:Pair, "),
     "no module": (["plan", ":Pair"], "model was ':Pair'; package.module:factory fits"),
     "no factory": (
         ["plan", "somebodys:"],
@@ -277,6 +282,37 @@ def test_the_commands_and_their_options_are_these():
         actions = commands.choices[listed.dest]._actions
         lines += [described(action) for action in actions if action.dest != "help"]
     assert lines == OPTIONS.strip().splitlines()
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--version"])
+    assert (stop.value.code, capsys.readouterr().out) == (0, "hfusion 0.1.0\n")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == hfusion.__version__
+
+
+def test_a_torchvision_of_another_torch_is_called_so(capsys, here):
+    (here / "old.py").write_text(
+        "def f():\n    raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
+    status, _, err = run(capsys, "plan", "old:f")
+    assert status == 2
+    assert err.endswith("does not exist; this torchvision was built for another torch\n")
+
+
+def test_who_reads_may_stop_reading(here):
+    """As in `python -m hfusion plan … | head -1`."""
+    source = str(Path(hfusion.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": source, "PYTHONSAFEPATH": ""}
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(
+        [sys.executable, "-m", "hfusion", "plan", "somebodys:Pair"],
+        stdout=writes, stderr=subprocess.PIPE, text=True, env=environment, cwd=here,
+    )  # fmt: skip
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_as_a_program(here):

@@ -3,6 +3,8 @@
 import ast
 import importlib.metadata
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -209,3 +211,31 @@ def test_the_citation_is_complete_and_of_this_version():
     )
     assert citation["version"] == PROJECT["project"]["version"]
     assert f"## {citation['version']} " in read(ROOT / "CHANGELOG.md")
+
+
+# What `make` says where it cannot begin.
+
+PYTHONS = {
+    "exit 1": "expected Python 3.11 to 3.14 with its venv module",
+    '[ "$1" = -c ]': ".venv could not be made there; the folder has to be writable",
+}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("script", PYTHONS)
+def test_make_says_why_it_has_no_environment(tmp_path, script):
+    """With a python that does not fit, and with one that cannot write here."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", ".venv/pip", f"PYTHON={python}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    said = [line for line in PYTHONS.values() if line in done.stdout]
+    assert said == [PYTHONS[script]]
+    assert not (tmp_path / ".venv").exists()

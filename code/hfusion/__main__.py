@@ -6,11 +6,13 @@
 
 Exit status 2: the arguments do not fit; 1: it could not be done, or something was wrong
 or failed in an experiment; 3: all went well, but there was not time for everything; 130:
-interrupted; 143: terminated. Each says why in one line.
+interrupted; 141: whoever read the output closed it; 143: terminated. Each but 141 says
+why in one line.
 """
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 import time
@@ -46,6 +48,8 @@ def _above_zero(text):
 
 def _parser():
     parser = _Parser(prog="python -m hfusion", description="Horizontal fusion of layers.")
+    version = f"hfusion {hfusion.__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="plan|record")
     plan = commands.add_parser(
         "plan", allow_abbrev=False, help="print what can be fused in a model, and why not"
@@ -87,25 +91,43 @@ def load(name):
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        raise ValueError(f"model was {name!r}; package.module:factory fits")
+        raise ValueError(f"model was {name!r}; package.module:factory fits{_as_file(name)}")
     try:
         found = importlib.import_module(module_name)
         for step in attribute.split("."):
             found = getattr(found, step)
         model = found if isinstance(found, nn.Module) else found()
     except Exception as error:  # whatever somebody else's code raises
+        hint = _as_file(name)
+        if "operator torchvision::" in str(error):
+            hint = "; this torchvision was built for another torch"
         raise ValueError(
-            f"{name} cannot be made: {type(error).__name__}: {error}"
+            f"{name} cannot be made: {type(error).__name__}: {error}{hint}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name} makes a {type(model).__name__}; an nn.Module fits")
     return model
 
 
+def _as_file(name):
+    """What to write instead, where a model's name begins with that of a file."""
+    path, _, attribute = name.partition(":")
+    if not path.endswith(".py"):
+        return ""
+    module = ".".join(part for part in Path(path).with_suffix("").parts if part != "..")
+    return f"; for a file: {module}:{attribute or 'factory'}, from the folder it is in"
+
+
 def main(arguments=None):
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
-    return {"plan": _plan, "record": _record}[options.command](options)
+    try:
+        status = {"plan": _plan, "record": _record}[options.command](options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as `| head` does; Python would say so once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # of SIGPIPE, as a shell has it
+    return status
 
 
 def _plan(options):
