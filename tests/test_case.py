@@ -6,15 +6,13 @@ import itertools
 import json
 import math
 import re
-import shutil
 import statistics
-from importlib.resources import files
 from pathlib import Path
 
+import chromium
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 
 from hfusion import cost, estimates, layers, records, show
 
@@ -24,11 +22,8 @@ labs = importlib.import_module("hfusion.show.lab")  # `show.lab` is the function
 
 @pytest.fixture(scope="module")
 def browser():
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("no Chromium is installed")
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with chromium.launching() as launch:
+        running = launch()
         yield running
         running.close()
 
@@ -692,17 +687,6 @@ def test_without_scripts_one_case_stands_there(opened, tool):
     assert root.locator("select").count() == 0
 
 
-AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-
-
-def violations(page):
-    page.evaluate(AXE)
-    return page.evaluate("""async () => {
-        const { violations } = await axe.run(document);
-        return violations.map((v) => [v.id, v.nodes[0].html]);
-    }""")
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1000, 390])
 def test_it_is_accessible_and_fits(opened, tool, theme, width):
@@ -720,7 +704,7 @@ def test_it_is_accessible_and_fits(opened, tool, theme, width):
         {"sizes": "8192, 8192, 8192, 8192, 8192, 65536", "batch": 2048, "c_in": 4096},
     ):
         put(page, **changed)
-        assert violations(page) == []
+        assert chromium.violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(small) >= 9
 

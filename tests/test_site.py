@@ -1,19 +1,16 @@
 """The built pages: complete, quiet, self-contained; seen in a browser if there is one."""
 
-import functools
-import http.server
 import importlib
 import itertools
 import re
 import subprocess
 import sys
 import sysconfig
-import threading
 import types
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import chromium
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
@@ -266,16 +263,8 @@ def browser():
 @pytest.fixture(scope="session")
 def server(site):
     """The address of the site, served on this machine."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=site)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
+    with chromium.served(site) as address:
+        yield address
 
 
 @pytest.fixture
@@ -305,7 +294,6 @@ def visit(browser):
         context.close()
 
 
-AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 # Contrast is what takes the time, and code has thousands of spans of a few kinds. Blocks of
 # code with no kind that is new are left out of it, and of nothing else.
 MARK_THE_SAME = """() => {
@@ -340,7 +328,7 @@ def violations(page, wanted="all"):
 
     wanted: "all" rules, those on "colours" alone, or the "others".
     """
-    page.evaluate(AXE)
+    page.evaluate(chromium.AXE)
     page.evaluate(MARK_THE_SAME)
     return page.evaluate(RUN_AXE, wanted)
 

@@ -5,25 +5,20 @@ runs all nine modules and plants all faults; else 5a and a small one, and four f
 """
 
 import dataclasses
-import functools
-import http.server
 import importlib
 import json
 import os
 import re
-import shutil
 import signal
 import statistics
-import threading
-from importlib.resources import files
 from pathlib import Path
 
+import chromium
 import firefox
 import jsonschema
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 from torch.nn import functional
 
 from hfusion import cost, models, records, show
@@ -170,12 +165,8 @@ WITH = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
 @pytest.fixture(scope="module")
 def launch():
     """Starts a Chromium with WebGPU in software."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if not found:
-        pytest.skip("no Chromium is installed")
-    with sync_playwright() as playwright:
-        kind, flags = playwright.chromium, ["--no-sandbox", *WITH]
-        yield lambda: kind.launch(executable_path=found, args=flags)
+    with chromium.launching(*WITH) as launching:
+        yield launching
 
 
 @pytest.fixture(scope="module")
@@ -466,15 +457,8 @@ def test_parameters_lie_side_by_side(pure):
 
 @pytest.fixture
 def server(tmp_path):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    handler = functools.partial(Quiet, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}/labs-1.html"
-        serving.shutdown()
+    with chromium.served(tmp_path) as address:
+        yield f"{address}/labs-1.html"
 
 
 RAGGED = labs.lab("ladder", ["ragged"])
@@ -582,29 +566,31 @@ def test_a_planted_fault_is_seen(opened, fault):
     assert lab.locator("table, a[download]").count() == 0  # nothing was timed
 
 
-def test_a_page_whose_reference_is_wrong_checks_nothing(opened):
-    """The notebook's float64 is asked first."""
-    html = page_of(RAGGED)
-    wrong = html.replace(
+# Of a lab: what is in its script, what is there instead, and what it then says.
+OUT_OF_ORDER = {
+    "the reference is wrong, and the notebook's float64 is asked first": (
+        RAGGED,
         "c, k, side,\n      weight: draw(3 * place + 1",
         "c, k, side,\n      weight: draw(3 * place + 4",
-    )
-    assert wrong != html
-    lab = ended(opened(wrong), "ladder")
-    assert lab.get_attribute("data-lab-state") == "failed"
-    assert "the notebook's PyTorch had" in says(lab)
-
-
-def test_a_launch_that_is_lost_is_seen(opened):
-    html = page_of(LAUNCHES)
-    wrong = html.replace(
+        "the notebook's PyTorch had",
+    ),
+    "a launch is lost": (
+        LAUNCHES,
         "j < (apart ? 1 : n); j++) launch(pass)",
         "j < (apart ? 1 : n - 1); j++) launch(pass)",
-    )
-    assert wrong != html
-    lab = ended(opened(wrong), "launches")
+        "launches, one submit",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", OUT_OF_ORDER)
+def test_a_lab_out_of_order_says_so(opened, fault):
+    made, right, wrong, said = OUT_OF_ORDER[fault]
+    html = page_of(made)
+    assert right in html
+    lab = ended(opened(html.replace(right, wrong)), made.kind)
     assert lab.get_attribute("data-lab-state") == "failed"
-    assert "launches, one submit" in says(lab)
+    assert said in says(lab)
 
 
 # What can go wrong, and what is said then
@@ -1045,24 +1031,13 @@ def test_the_command_line_adds_it(saved, tmp_path, capsys):
     assert "nothing.json cannot be read" in capsys.readouterr().err
 
 
-AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
-
-
-def violations(page):
-    page.evaluate(AXE)
-    return page.evaluate("""async () => {
-        const { violations } = await axe.run(document);
-        return violations.map((v) => [v.id, v.nodes[0].html]);
-    }""")
-
-
 @pytest.mark.parametrize("width", [1000, 390])
 def test_the_page_is_accessible_and_fits(opened, tmp_path, width):
     page = opened(page_of(RAGGED, LAUNCHES), width=width)
-    assert violations(page) == []
+    assert chromium.violations(page) == []
     open_gpus_record(page.locator("[data-lab=ladder]"), tmp_path / "gpu.json")
     ended(page, "launches")
-    assert violations(page) == []
+    assert chromium.violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -1626,7 +1601,7 @@ def test_the_sweep_is_accessible_and_fits(sweep_opened, width):
     page, choose = sweep_opened(width)
     choose(json.dumps(gpus_sweep()))
     page.locator("[data-lab] svg").wait_for()
-    assert violations(page) == []
+    assert chromium.violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -1898,7 +1873,7 @@ def gpus_two(**machine):
 @pytest.mark.parametrize("width", [1000, 390])
 def test_a_gpus_two_launches_show_wins_and_losses_alike(opened, tmp_path, width):
     page = opened(page_of(TWO), width=width)
-    assert violations(page) == []
+    assert chromium.violations(page) == []
     path = tmp_path / "gpu.json"
     path.write_text(json.dumps(gpus_two()), encoding="utf-8")
     page.locator("input[type=file]").set_input_files(path)
@@ -1916,7 +1891,7 @@ def test_a_gpus_two_launches_show_wins_and_losses_alike(opened, tmp_path, width)
     assert rows["one pass"] == ["55 (55 to 55)", "75", "1.38 (1.38 to 1.38)"]
     rows = rows_of(page.locator("table").nth(2))
     assert rows["one pass"] == ["30 (30 to 30)", "50", "0.75 (0.75 to 0.75)"]
-    assert violations(page) == []
+    assert chromium.violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
