@@ -17,7 +17,7 @@ from ..experiments.ceilings import limits
 from ..experiments.projections import PROJECTIONS
 from ..figures import BRANCHES
 from ..records import NotRecorded, Record, quartiles
-from .lab import FOLDER
+from .lab import _text
 from .svg import drawing, text
 
 WAYS = ("separate", "stacked", "copied")
@@ -56,7 +56,7 @@ class Case:
         )
         # A "<" could end the script that holds it.
         data = data.replace("<", "\\u003c")
-        style, script = "\n".join(map(_file, STYLES)), "\n".join(map(_file, SCRIPTS))
+        style, script = "\n".join(map(_text, STYLES)), "\n".join(map(_text, SCRIPTS))
         return (
             '<div class="fs-lab fs-case" data-case>\n'
             f'<p class="fs-lab-title">Your case</p>\n<p>{escape(_said(*first))}</p>\n'
@@ -76,10 +76,6 @@ class Case:
 
 
 STYLES, SCRIPTS = ("lab.css", "case.css"), ("chart.js", "cost.js", "case.js")
-
-
-def _file(name):
-    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def case(stage: dict[str, Record], ceilings: dict[str, Record]) -> Case:

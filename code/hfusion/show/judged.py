@@ -138,9 +138,10 @@ def predicted(
     them. most: how many hits are listed. parameters: of the cases, as for Record.select.
     Where no machine of the predicted kind has a record, a few numbers, called predicted.
     """
-    if not (Path(root) / FILE).exists():
-        return "predicted: nothing yet"
-    content = read(root)
+    try:
+        content = read(root)
+    except NotRecorded as error:
+        return str(error)
     cases = chosen(content, experiment, arms, **parameters)
     record = _recorded_on(content["device"], experiment, root)
     when = f"predicted on {content['date']} for an {content['device']}"
