@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from docutils import nodes
+import plain
 from sphinx.search.en import SearchEnglish
 
 # Of HTML that docutils and its extensions write: roles that ARIA no longer has, or has
@@ -24,7 +24,7 @@ def setup(app):
     # "1×1" is one word to the search; `_static/search.js` says so to the reader's side.
     SearchEnglish._word_re = re.compile(r"\w+(?:×\w+)*")
     app.connect("config-inited", offer_to_launch)
-    app.connect("doctree-read", reword)
+    app.connect("source-read", plain.read)
     app.connect("html-page-context", mend)
     app.connect("build-finished", drop_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -42,13 +42,6 @@ def offer_to_launch(app, config):
             "notebook_interface": "jupyterlab",
         }
         theme["use_repository_button"] = theme["use_issues_button"] = True
-
-
-def reword(app, doctree):
-    """Say "(not recorded)" where a number was glued that no record has; `show.recorded`."""
-    for node in list(doctree.findall(nodes.inline)):
-        if "pasted-text" in node["classes"] and re.fullmatch(r" *nan%?", node.astext()):
-            node.children = [nodes.Text("(not recorded)")]
 
 
 def mend(app, page, template, context, doctree):

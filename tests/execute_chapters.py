@@ -1,7 +1,8 @@
 """Execute notebooks in place: python tests/execute_chapters.py [chapters/NN-….ipynb …]
 
 Whole, in order, in a fresh kernel, with nothing of the moment written down: no
-timings, and cell ids that count the cells. A notebook that fails is left as it was.
+timings, and cell ids that count the cells. What cells have computed for the text is written
+into it (`written.py`). A notebook that fails is left as it was.
 The README's figure is written anew with the chapter that it is from, and at the end its
 table, from the records.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import readme
+import written
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +37,7 @@ def named_figure(notebook, name):
 
 def execute(path):
     notebook = nbformat.read(path, as_version=4)
+    before = written.values(notebook)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03}"
         cell.metadata.pop("execution", None)
@@ -54,6 +57,7 @@ def execute(path):
         if "remove-stderr" in cell.metadata.get("tags", []):
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
     notebook.metadata["language_info"] = {"name": "python"}  # less the exact version
+    written.write(notebook, path.stem, before)
     nbformat.validate(notebook)
     whole = path.with_suffix(".tmp")
     nbformat.write(notebook, whole)

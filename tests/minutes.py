@@ -2,9 +2,9 @@
 
     python tests/minutes.py                    a table of all chapters
 
-What a reader sees is counted. Words: the text of Markdown cells and the captions of
-figures, so headings, boxes, tables, exercises and the summary too; a formula, a glued
-number and a citation are a word each. Lines: those of cells whose input is not hidden, of
+What a reader of the page sees is counted. Words: the text of Markdown cells and the
+captions of figures, so headings, boxes, tables, exercises and the summary too; a formula
+and a citation are a word each. Lines: those of cells whose input is not hidden, of
 code blocks in the text, and of source that a cell shows, less blank ones. Not counted:
 what is folded (hidden input, solutions of exercises), figures, labs, what a cell prints.
 """
@@ -17,6 +17,10 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "_ext"))
+
+import plain  # noqa: E402, the build's
+
 WORDS, LINES = 200, 15  # a minute
 STEP, MOST = 5, 45  # minutes: what a chapter says is rounded up, and is no more
 HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
@@ -43,9 +47,9 @@ WORD = re.compile(r"\w+(?:[-'’.,×/]\w+)*")
 
 
 def seen(notebook):
-    """A notebook as one text in Markdown, less what is folded and what cells print."""
+    """A notebook as one text in MyST, less what is folded and what cells print."""
     parts = []
-    for cell in notebook.cells:
+    for cell in nbformat.from_dict(plain.to_myst(notebook, "1")).cells:
         if cell.cell_type != "code":
             parts.append(cell.source)
             continue
@@ -63,8 +67,8 @@ def words(text):
     8
     """
     text = CODE.sub(" ", text)
-    for pattern, plain in PLAIN:
-        text = re.sub(pattern, plain, text)
+    for pattern, instead in PLAIN:
+        text = re.sub(pattern, instead, text)
     return len(WORD.findall(text))
 
 

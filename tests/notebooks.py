@@ -4,6 +4,7 @@ What nbval does not look at: that every cell has run, in order, without an error
 warning; alternative texts and captions; width; paths of somebody's machine.
 """
 
+import itertools
 import re
 import sys
 
@@ -19,6 +20,7 @@ def code_cells(notebook):
 def faults(notebook):
     """What is wrong with a notebook, in words."""
     cells = code_cells(notebook)
+    yield from without_caption(notebook)
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
         yield "not executed whole and in order"
     for cell in cells:
@@ -36,10 +38,17 @@ def faults(notebook):
         about = cell.metadata.get("mystnb", {})
         if pictures and len(about.get("image", {}).get("alt", "")) < 60:
             yield f"a picture without alt text: {first}"
-        if pictures and not about.get("figure", {}).get("caption"):
-            yield f"a picture without a caption: {first}"
         if re.search(r"/(home|root|work|Users|tmp)/", str(cell.outputs) + cell.source):
             yield f"a path of somebody's machine: {first}"
+
+
+def without_caption(notebook):
+    """The cells of a figure that no caption follows."""
+    for cell, below in itertools.pairwise([*notebook.cells, {"source": ""}]):
+        drawn = "figure" in cell.metadata.get("mystnb", {})
+        drawn |= any(map(is_picture, cell.get("outputs", ())))
+        if drawn and not re.match(r"\*\*Figure [\d.]+\.\*\* ", below["source"]):
+            yield f"a picture without a caption: {cell.source.splitlines()[0]}"
 
 
 def is_picture(output):

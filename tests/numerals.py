@@ -1,15 +1,21 @@
 """Numbers with a unit, and ratios, in the book's prose: who has typed one by hand?
 
-A number in a sentence is glued from the cell that computed it, or it stands on the page
+A number in a sentence is computed by a cell (`written.py`), or it stands on the page
 of constants with its source. `python tests/numerals.py` prints what is neither.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import nbformat
+import written
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "_ext"))
+
+import plain  # noqa: E402, the build's
+
 WRITTEN = ("index.md", "README.md", "chapters/*.ipynb", "back/*.ipynb", "back/*.md")
 PAGES = sorted(path for pattern in WRITTEN for path in ROOT.glob(pattern))
 CONSTANTS = ROOT / "back" / "constants.md"
@@ -24,6 +30,7 @@ NUMERAL = re.compile(rf"({NUMBER})[\s~]*({UNIT})|(?<![\w.,])(\d+\.\d+)(?![\w.]*\
 
 # What is no prose: roles, code, where a link leads, names with a number; and the minutes
 # that a chapter takes, and what `readme.py` writes, which have tests of their own.
+CITING = r"\|.*(?:\{cite:|\]\(https?:)"  # a row of a table
 LEFT_OUT = [
     r"(?s)<!-- (measured|counted) -->.*?<!-- /\1 -->",
     r"\{\w[\w:-]*\}`[^`]*`",
@@ -33,6 +40,8 @@ LEFT_OUT = [
     r"(?:[Ss]ection|Python|NumPy|Triton|CC BY) [\d.]+(?: to [\d.]+)?",
     r"\*\*Time\*\* \d+ minutes",
     r"(?m)^:\w[\w-]*:.*$",
+    r"\\tag\{[^}]*\}",
+    r"(?m)^### (?:Exercise|Solution) [\d.]+$|^\*\*Figure [\d.]+",
 ]
 
 
@@ -41,11 +50,13 @@ def numerals(text):
 
     Rows of a table that cite their source have one.
     """
-    rows = (line for line in spoken(text) if not re.match(r"\|.*\{cite:", line))
+    rows = (line for line in spoken(text) if not re.match(CITING, line))
     text = "\n".join(rows).replace("\\times", "×").replace("\xa0", " ")
     for pattern in LEFT_OUT:
         text = re.sub(pattern, " ", text)
-    return found(text)
+    return found(
+        plain.REFERENCE.sub(lambda n: " " if n[1] in plain.equations() else n[0], text)
+    )
 
 
 def found(text):
@@ -69,19 +80,13 @@ def spoken(text):
 
 
 def prose(path):
-    """What a page says in words: cells of text, alternative texts and captions."""
+    """What a page says in words, less what is computed; with alternative texts."""
     if path.suffix == ".md":
         return path.read_text(encoding="utf-8")
-    parts = []
-    for cell in nbformat.read(path, as_version=4).cells:
-        about = cell.metadata.get("mystnb", {})
-        alt, caption = (
-            about.get("image", {}).get("alt"),
-            about.get("figure", {}).get("caption"),
-        )
-        is_text = cell.cell_type == "markdown"
-        parts += [cell.source] if is_text else filter(None, (alt, caption))
-    return "\n\n".join(parts)
+    notebook = nbformat.read(path, as_version=4)
+    about = [cell.metadata.get("mystnb", {}) for cell in notebook.cells]
+    alternatives = [one["image"]["alt"] for one in about if "alt" in one.get("image", {})]
+    return "\n\n".join([*written.typed(notebook), *alternatives])
 
 
 def constants(text):

@@ -45,15 +45,16 @@ ALLOWED = {
     "runs": {"records"},
     "sharding": {"measure", "torch"},
     "show/__init__": {
-        *("case", "judged", "lab", "missing", "player", "text", "walk"),
+        *("case", "glued", "judged", "lab", "missing", "player", "text", "walk"),
     },
     "show/case": {
         *("cost", "eager", "estimates", "experiments", "figures", "lab", "models"),
         *("records", "svg"),
     },
+    "show/glued": {"IPython"},
     "show/judged": {"records"},
     "show/lab": {"IPython", "models", "records", "text", "webgpu"},
-    "show/missing": {"matplotlib", "myst_nb", "records"},
+    "show/missing": {"glued", "matplotlib", "records"},
     "show/player": {"figures", "svg"},
     "show/svg": set(),
     "show/text": {"IPython", "matplotlib"},

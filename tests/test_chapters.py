@@ -6,6 +6,7 @@ from pathlib import Path
 
 import minutes
 import nbformat
+import plain
 import pytest
 from execute_chapters import README_FIGURE, named_figure
 from notebooks import WIDTH, code_cells, faults, is_picture
@@ -95,16 +96,15 @@ def test_few_cells_are_ignored_and_no_more_than_before():
 @each_chapter
 def test_a_chapter_has_the_form_of_a_chapter(name):
     text = prose(CHAPTERS[name])
-    assert text.count(":class: opening") == 1
-    assert text.count(":class: takeaway") >= 3
-    assert 3 <= text.count("```{exercise}") <= 5
-    labels = re.findall(r":label: (ex-\S+)", text)
-    solved = re.findall(r"\{solution(?:-start)?\} (ex-\S+)", text)
-    assert labels == solved
-    assert text.count(":class: dropdown") == len(solved)
-    assert "\n## Summary" in text
+    assert text.count("> **The question**") == 1
+    assert text.count("> **Takeaway**") >= 3
+    exercises = re.findall(r"^### Exercise (.*)$", text, re.M)
+    assert 3 <= len(exercises) <= 5
+    assert exercises == re.findall(r"^### Solution (.*)$", text, re.M)
+    assert exercises == re.findall(r"^\[Solution\]\(#Solution-(.*)\)$", text, re.M)
+    assert re.search(r"^## Summary$.*^## Solutions$.*^### Solution", text, re.M | re.S)
     assert "**Sources**" in text
-    assert "{cite:" in text
+    assert plain.PARENTHETICAL.search(text) or plain.TEXTUAL.search(text)
 
 
 @each_chapter
@@ -121,47 +121,43 @@ def test_a_chapter_takes_as_long_as_it_says(name):
 
 COUNTED = """# A heading of five words
 
-:::{admonition} Takeaway
-:class: takeaway
-A {term}`program <program>` of [a launch](10-two-launches) has `one`, {cite:p}`somebody`.
-:::
+> **Takeaway**
+>
+> A program of [a launch](10-two-launches.ipynb) has `one`,
+> [[Lin *et al.*, 2013](https://arxiv.org/abs/1312.4400)].
 
 $$
-y = x + 1 .
-$$ (eq-one)
+y = x + 1 . \\tag{1.1}
+$$
 
 | machine | µs |
 |---|---|
-| mine | {glue:text}`us:.1f` |
+| mine | 12.3<!-- us:.1f --> |
 
 ```sh
 make record  # this is
 
 # code
-```
+```"""
+SOLVED = """### Solution 1.1
 
-```{exercise}
-:label: ex-one
-What is $1 + 1$?
-```
-"""
-SOLVED = """````{solution-start} ex-one
-:class: dropdown
-````
 None of this.
 ```python
 nor_this
 ```
-````{solution-end}
-````
-
-## Summary
 """
+
+
+def counted():
+    """The cells of a small chapter."""
+    exercise = "### Exercise 1.1\n\nWhat is $1 + 1$?\n\n[Solution](#Solution-1.1)"
+    texts = [COUNTED, exercise, "## Summary", "## Solutions", SOLVED]
+    return [nbformat.v4.new_markdown_cell(text) for text in texts]
 
 
 def test_words_and_lines_are_counted_as_by_hand():
     """A heading, a title, a sentence, an equation, a table, an exercise, "Summary"."""
-    text = minutes.FOLDED.sub("", COUNTED + "\n" + SOLVED)
+    text = minutes.seen(nbformat.v4.new_notebook(cells=counted()))
     assert minutes.words(text) == 5 + 1 + 8 + 1 + 4 + 3 + 1
     assert minutes.lines(text) == 2
 
@@ -170,16 +166,18 @@ def test_a_chapter_is_counted_as_its_reader_sees_it():
     new = nbformat.v4
     code = new.new_code_cell("one\n\ntwo  # words in code\n")
     hidden = new.new_code_cell("three", metadata={"tags": ["hide-input"]})
-    figure = {"figure": {"caption": "Two words."}}
     source = {"text/markdown": "```python\nfour\nfive\n```"}
-    shown = new.new_code_cell(
-        "six", metadata={"mystnb": figure}, outputs=[new.new_output("display_data", source)]
+    shown = new.new_code_cell("six", outputs=[new.new_output("display_data", source)])
+    drawn = new.new_code_cell(
+        "", outputs=[new.new_output("display_data", {"image/png": ""})]
     )
+    drawn.metadata.update(tags=["remove-input"], mystnb={"figure": {"name": "fig-one"}})
+    caption = new.new_markdown_cell("**Figure 1.1.** Two words.")
     printed = new.new_code_cell(
         "seven", outputs=[new.new_output("stream", text="not this")]
     )
-    cells = [new.new_markdown_cell(part) for part in (COUNTED, SOLVED)]
-    text = minutes.seen(new.new_notebook(cells=[*cells, code, hidden, shown, printed]))
+    cells = [code, hidden, shown, printed, drawn, caption, *counted()]
+    text = minutes.seen(new.new_notebook(cells=cells))
     assert minutes.words(text) == 23 + 2
     assert minutes.lines(text) == 2 + 2 + 3 + 1
 

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import matplotlib.figure
 import matplotlib.pyplot as plt
-import myst_nb
 import nbformat
 import pytest
 
-from hfusion import records
+from hfusion import records, show
 from hfusion.show import missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -149,7 +148,8 @@ def page(request, tmp_path, monkeypatch):
     monkeypatch.delenv("HFUSION_LIVE", raising=False)
     monkeypatch.delenv("HFUSION_MACHINE", raising=False)
     glued = []
-    monkeypatch.setattr(myst_nb, "glue", lambda name, *_, **__: glued.append(name))
+    for module in (show, missing):
+        monkeypatch.setattr(module, "glue", lambda name, *_, **__: glued.append(name))
     shutil.copytree(RECORDS, tmp_path / "records" / RECORDS.name)
     (tmp_path / "chapters").mkdir()
     monkeypatch.chdir(tmp_path / "chapters")

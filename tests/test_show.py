@@ -9,21 +9,16 @@ import difflib
 import inspect
 import io
 import re
-import runpy
 import types
 from pathlib import Path
 from xml.etree import ElementTree
 
 import example
 import matplotlib.pyplot as plt
-import myst_nb
 import nbformat
 import numpy as np
 import pytest
-from docutils import nodes
-from docutils.utils import new_document
 from IPython.core.pylabtools import print_figure
-from myst_nb.core.variables import format_plain_text
 from PIL import Image
 
 import hfusion
@@ -503,7 +498,7 @@ def glued(monkeypatch):
     found = []
     monkeypatch.setattr(missing, "LACKING", [])
     monkeypatch.setattr(
-        myst_nb, "glue", lambda name, value, display: found.append((name, value))
+        missing, "glue", lambda name, value, display: found.append((name, value))
     )
     return found
 
@@ -556,17 +551,6 @@ def test_a_figure_that_lacks_its_numbers_is_a_sentence(glued, capsys):
     (text,) = axes.texts
     assert text.get_text() == "not recorded: there is no record of stage"
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("form", ["s", ".2f", ",.0f", ".1%", "8.1f", ".3g", ""])
-def test_what_is_glued_for_a_missing_number_reads_so_on_the_page(form):
-    text = format_plain_text(repr(missing.Missing()), form)  # as {glue:text} does
-    doctree = new_document("page")
-    doctree += nodes.inline(text, text, classes=["pasted-text"])
-    doctree += nodes.inline("1.23", "1.23", classes=["pasted-text"])
-    doctree += nodes.inline("nan", "nan")  # no number that was glued
-    runpy.run_path(ROOT / "_ext" / "book_pages.py")["reword"](None, doctree)
-    assert [node.astext() for node in doctree] == ["(not recorded)", "1.23", "nan"]
 
 
 if __name__ == "__main__":

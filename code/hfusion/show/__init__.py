@@ -8,6 +8,7 @@ with sizes that the reader sets, the other runs on the reader's own GPU.
 """
 
 from .case import Case, case
+from .glued import glue
 from .judged import predicted
 from .lab import Lab, kernel, lab
 from .missing import recorded
@@ -22,6 +23,7 @@ __all__ = [
     "Walk",
     "beside",
     "case",
+    "glue",
     "kernel",
     "lab",
     "not_raced",

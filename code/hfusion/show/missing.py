@@ -5,6 +5,7 @@ import contextlib
 import matplotlib.pyplot as plt
 
 from ..records import NotRecorded
+from .glued import glue
 
 LACKING = []  # why blocks of this page were left before their end
 
@@ -13,7 +14,7 @@ class Missing:
     """Glued in place of a number; the page then reads "(not recorded)"."""
 
     def __repr__(self):
-        return "nan"  # {glue:text}`name:.2f` formats it; `_ext/book_pages.py` rewords it
+        return "nan"  # a text has "(not recorded)" for it
 
     def _repr_html_(self):
         return "<p>(not recorded)</p>"
@@ -43,11 +44,8 @@ def recorded(*names, figure=False):
         return
     sentence = f"not recorded: {LACKING[-1]}"
     _drawn(sentence) if figure else print(sentence)
-    if names:
-        from myst_nb import glue  # only in a notebook
-
-        for name in names:
-            glue(name, Missing(), display=False)
+    for name in names:
+        glue(name, Missing(), display=False)
 
 
 def _drawn(sentence):

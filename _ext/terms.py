@@ -1,6 +1,4 @@
-"""The glossary's terms: each is linked from its first use in each chapter.
-
-    python tests/terms.py chapters/*.ipynb     sets the links that are missing
+"""The glossary's terms: the build links each from its first use in each notebook.
 
 Headings, code, mathematics, citations and links are no uses.
 """
@@ -8,10 +6,7 @@ Headings, code, mathematics, citations and links are no uses.
 # ruff: noqa: E501, one line a term
 
 import re
-import sys
 from pathlib import Path
-
-import nbformat
 
 GLOSSARY = Path(__file__).resolve().parent.parent / "back" / "glossary.md"
 
@@ -141,54 +136,25 @@ def prose(source):
     return re.sub(r"\s", " ", blank)
 
 
-def missing(notebook):
-    """First uses that are not links: {term: (cell, start, end)}."""
-    cells = [c for c in notebook.cells if c.cell_type == "markdown"]
-    linked = {}
-    for number, cell in enumerate(cells):
-        for found in LINK.finditer(cell.source):
-            linked.setdefault(found[2] or found[1], (number, found.start()))
-    wanted = {}
-    for term, pattern in TERMS.items():
-        for number, cell in enumerate(cells):
-            found = re.search(pattern, prose(cell.source), re.IGNORECASE)
-            if found:
-                if linked.get(term, (len(cells), 0)) > (number, found.start()):
-                    wanted[term] = (number, found.start(), found.end())
-                break
-    return wanted
+def in_prose(pattern, replace, source):
+    """`re.sub` in what is read of a cell's text."""
+    parts, end = [], 0
+    for found in pattern.finditer(APART.sub(lambda apart: "~" * len(apart[0]), source)):
+        parts += [source[end : found.start()], replace(found)]
+        end = found.end()
+    return "".join([*parts, source[end:]])
 
 
-def without_links(source, term):
-    """A cell's text with the links to one term as plain words."""
+def link(cells):
+    """Make the first use of each term a link, in cells of text, dicts with "source".
 
-    def plain(found):
-        return found[1] if (found[2] or found[1]) == term else found[0]
-
-    return LINK.sub(plain, source)
-
-
-def link(notebook):
-    """Make every first use a link, in place; longer terms first, where two overlap."""
-    cells = [c for c in notebook.cells if c.cell_type == "markdown"]
-    while wanted := missing(notebook):
-        term, (number, start, end) = max(wanted.items(), key=lambda item: len(item[0]))
-        source = cells[number].source
-        # A later link of this term was its first use until something was written before.
+    Longer terms first: "CUDA graph" is no use of "graph".
+    """
+    for term in sorted(TERMS, key=len, reverse=True):
         for cell in cells:
-            cell.source = without_links(cell.source, term)
-        if cells[number].source != source:
-            continue
-        word = " ".join(source[start:end].split())
-        target = "" if word == term else f" <{term}>"
-        cells[number].source = f"{source[:start]}{{term}}`{word}{target}`{source[end:]}"
-
-
-if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        notebook = nbformat.read(path, as_version=4)
-        before = sum(len(LINK.findall(cell.source)) for cell in notebook.cells)
-        link(notebook)
-        after = sum(len(LINK.findall(cell.source)) for cell in notebook.cells)
-        nbformat.write(notebook, path)
-        print(f"{path}: {before} -> {after} links")
+            source = cell["source"]
+            if found := re.search(TERMS[term], prose(source), re.IGNORECASE):
+                word = " ".join(source[found.start() : found.end()].split())
+                role = f"{{term}}`{word}`" if word == term else f"{{term}}`{word} <{term}>`"
+                cell["source"] = source[: found.start()] + role + source[found.end() :]
+                break
