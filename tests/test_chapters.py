@@ -61,6 +61,13 @@ def without_alt(notebook):
     first_cell(notebook, has_picture).metadata["mystnb"]["image"]["alt"] = ""
 
 
+def without_caption(notebook):
+    """Of a picture that says nowhere that it is a figure."""
+    cell = first_cell(notebook, has_picture)
+    del cell.metadata["mystnb"]["figure"]
+    del notebook.cells[notebook.cells.index(cell) + 1]
+
+
 def too_wide(notebook):
     code_cells(notebook)[1].source += "\n#" + "-" * WIDTH
 
@@ -73,6 +80,7 @@ PLANTED = {
     not_run: "not executed",
     failed: "an error",
     without_alt: "without alt text",
+    without_caption: "without a caption",
     too_wide: "wider than",
     with_path: "a path",
 }

@@ -138,7 +138,7 @@ PLANTED = {
     an_action_of_any_version: "actions/checkout@main",
     a_package_without_a_reason: "leftpad",
 }
-CHECKS = ("architecture", "chapters", "numerals", "records", "supply")
+CHECKS = ("architecture", "chapters", "numerals", "records", "supply", "written")
 
 
 def run(book, *command):

@@ -73,6 +73,7 @@ def test_the_first_use_is_linked_and_longer_terms_come_first():
     assert [cell["source"] for cell in cells] == [
         "The *{term}`launches <launch>`* of a\n{term}`CUDA graph`",
         "a launch, a {term}`graph`",
+        "a {term}`hidden reorder <hidden copy>`",
     ]
 
 

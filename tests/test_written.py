@@ -6,6 +6,7 @@ import re
 import nbformat
 import pytest
 import written
+from execute_chapters import execute
 from test_chapters import NOTEBOOKS
 
 GAIN = "It is 1.06<!-- gain:.2f --> on Some CPU, 2 threads<!-- where -->."
@@ -77,6 +78,16 @@ def test_a_number_ends_where_its_comment_begins(before, after):
 def test_a_name_that_no_cell_has_glued_is_named():
     with pytest.raises(ValueError, match=r"gain:\.2f.*no cell has glued gain"):
         written.write(page("1<!-- gain:.2f -->"), "03-x")
+
+
+def test_a_notebook_that_is_executed_says_what_it_has_computed(tmp_path):
+    code = "from hfusion.show import glue\nglue('n', 1234, display=False)"
+    notebook = page("It is ?<!-- n:, -->.")
+    notebook.cells[-1] = nbformat.v4.new_code_cell(code)
+    nbformat.write(notebook, tmp_path / "03-x.ipynb")
+    execute(tmp_path / "03-x.ipynb")
+    (text,) = sources(nbformat.read(tmp_path / "03-x.ipynb", as_version=4))
+    assert text == "It is 1,234<!-- n:, -->."
 
 
 def test_what_has_a_number_is_counted_and_references_follow():
