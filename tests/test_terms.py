@@ -68,6 +68,7 @@ def test_the_first_use_is_linked_and_longer_terms_come_first():
     cells = [
         {"source": "The *launches* of a\nCUDA\ngraph"},
         {"source": "a launch, a graph"},
+        {"source": "a hidden reorder"},
     ]
     terms.link(cells)
     assert [cell["source"] for cell in cells] == [

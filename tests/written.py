@@ -76,11 +76,8 @@ def write(notebook, page, before=None):
     for cell in texts(notebook):
         for comment in reversed(list(COMMENT.finditer(cell.source))):
             text, rest = cell.source[: comment.start()], cell.source[comment.start() :]
-            olds = [
-                said(comment, all_)
-                for all_ in (before, known)
-                if comment[1] in (all_ or {})
-            ]
+            glued = [one for one in (before, known) if one and comment[1] in one]
+            olds = [said(comment, one) for one in glued]
             old = next(filter(text.endswith, olds), None) or TOKEN.search(text)[0]
             cell.source = text.removesuffix(old) + said(comment, known) + rest
     number(notebook, f"{int(page[:2])}." if page[:2].isdigit() else "")
