@@ -1,10 +1,10 @@
 """What a page shows that is no plot: source, tables, photographs, things to play with.
 
 `stacking`, `splitting` and `walk` need no kernel and no network. They are text and SVG, so
-they are the same everywhere, and nbval can compare them. In a notebook, on paper, or
-without JavaScript they stand there whole; on the book's pages `_static/steps.js` gives
-them their controls. A `case` and a `lab` bring their scripts along: the one calculates
-with sizes that the reader sets, the other runs on the reader's own GPU.
+they are the same everywhere, and nbval can compare them. What moves brings its script and
+style along in the cell's output: it moves on the book's pages and in a notebook that is
+trusted, and is a still picture on GitHub and on paper. A `case` calculates with sizes that
+the reader sets, a `lab` runs on the reader's own GPU.
 """
 
 from .case import Case, case

@@ -18,7 +18,7 @@ from ..experiments.projections import PROJECTIONS
 from ..figures import BRANCHES
 from ..records import NotRecorded, Record, quartiles
 from .lab import _text
-from .svg import drawing, text
+from .svg import drawing, image, text
 
 WAYS = ("separate", "stacked", "copied")
 EAGER, GRAPH = "eager", "as a graph"
@@ -49,7 +49,7 @@ class Case:
 
     def _repr_html_(self):
         first = self._first()
-        (call, doubt), drawn = verdict(*first), picture(first[1])
+        (call, doubt), drawn = verdict(*first), image(picture(first[1]), 270)
         content = {**dataclasses.asdict(self), "colours": COLOURS}
         data = json.dumps(
             content, ensure_ascii=False, allow_nan=False, separators=(",", ":")

@@ -1,9 +1,9 @@
-"""Pictures in steps; `_static/steps.js` shows one step at a time."""
+"""Pictures in steps; `steps.js` shows one step at a time."""
 
 import dataclasses
-from html import escape
 
 from ..figures import BRANCHES, INPUT
+from .steps import element
 from .svg import drawing, text
 
 
@@ -15,14 +15,7 @@ class Player:
     steps: tuple
 
     def _repr_html_(self):
-        pictures = "\n".join(
-            f'<div class="fs-step">{svg}<p>{escape(caption)}</p></div>'
-            for svg, caption in self.steps
-        )
-        return (
-            f'<fs-player role="group" aria-label="{escape(self.label)}">\n{pictures}\n'
-            "</fs-player>"
-        )
+        return element("fs-player", self.label, *zip(*self.steps, strict=True))
 
     def __repr__(self):
         lines = [f"{n}. {caption}" for n, (_, caption) in enumerate(self.steps, start=1)]
@@ -74,11 +67,14 @@ def stacking(weights, x):
     sizes = ", ".join(str(len(weight)) for weight in weights)
     caption = f"Split: cut the rows of Y by the branches' sizes, {sizes}."
     frames.append((caption, len(product), 0, 26, None))
-    steps = [(_product(weights, x, product, *frame), caption) for caption, *frame in frames]
+    steps = [
+        (_product(weights, x, product, number, *frame), caption)
+        for number, (caption, *frame) in enumerate(frames, start=1)
+    ]
     return Player("Stacking three weight matrices, step by step", tuple(steps))
 
 
-def _product(weights, x, product, done, apart, cut, row_now):
+def _product(weights, x, product, number, done, apart, cut, row_now):
     """One frame of `stacking`: W · X = Y."""
     c_in, pixels = len(x), len(x[0])
     left_x, left_y, top = 60 + 30 * c_in, 120 + 30 * (c_in + pixels), 34
@@ -99,7 +95,8 @@ def _product(weights, x, product, done, apart, cut, row_now):
             parts.append(text(left_y + 30 * pixels + 45, y + cut * block + 20, label))
     width = left_y + 30 * pixels + 90
     height = top + 30 * len(rows) + 26 * (len(weights) - 1) + 10
-    return drawing(width, height, parts, f"W is {weights}, X is {x}, Y is {product[:done]}")
+    label = f"W is {weights}, X is {x}, Y is {product[:done]}"
+    return drawing(width, height, parts, label, number)
 
 
 def splitting(sizes, pixels, batch):
@@ -140,5 +137,6 @@ def splitting(sizes, pixels, batch):
                 parts.append(_cell(x, y, cell + 1, BRANCHES[cell], size, cell == branch))
             height = 20 + batch * (size + 8)
             label = f"In memory, by branch: {', '.join(str(cell + 1) for cell in cells)}"
-            steps.append((drawing(90 + columns * size, height, parts, label), caption))
+            picture = drawing(90 + columns * size, height, parts, label, len(steps) + 1)
+            steps.append((picture, caption))
     return Player("The memory of a split, layout by layout", tuple(steps))

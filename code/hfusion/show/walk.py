@@ -1,10 +1,10 @@
-"""A timeline that can be walked, block by block; `_static/steps.js` brings the controls."""
+"""A timeline that can be walked, block by block; `steps.js` brings the controls."""
 
 import dataclasses
 import math
-from html import escape
 
 from ..figures import FAINT
+from .steps import element
 from .svg import drawing, text
 
 WIDTH, LEFT, RIGHT = 520, 58, 496  # the time goes from LEFT to RIGHT
@@ -20,11 +20,7 @@ class Walk:
     steps: tuple
 
     def _repr_html_(self):
-        items = "\n".join(f"<li>{escape(step)}</li>" for step in self.steps)
-        return (
-            f'<fs-walk role="group" aria-label="{escape(self.label)}">\n{self.svg}\n'
-            f"<ol>\n{items}\n</ol>\n</fs-walk>"
-        )
+        return element("fs-walk", self.label, [self.svg], self.steps)
 
     def __repr__(self):
         lines = [f"{n}. {step}" for n, step in enumerate(self.steps, start=1)]

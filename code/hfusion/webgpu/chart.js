@@ -4,6 +4,8 @@ function element(tag, attributes = {}, ...content) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...content);
+  // JupyterLab looks at what has the focus, and would take its keys as commands.
+  if (made.tabIndex >= 0) made.setAttribute("data-lm-suppress-shortcuts", "true");
   return made;
 }
 
