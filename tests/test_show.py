@@ -10,6 +10,7 @@ import inspect
 import io
 import re
 import types
+from base64 import b64decode
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,6 +30,7 @@ from hfusion.show.text import excerpt
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "pages"
+SVG = "{http://www.w3.org/2000/svg}"
 HINT = "look at the page; if the change is meant: python tests/test_show.py"
 
 
@@ -112,14 +114,23 @@ def sources():
     return "\n".join(show.source(function).data for function in functions)
 
 
+def still(moving):
+    """What a player or a walk is without its style and script, its pictures as SVG."""
+    html = moving._repr_html_().split("<style>")[0]
+    picture = re.compile(
+        r'<img (width="\d+") alt="(.*?)" src="data:image/svg\+xml;base64,(.*?)">'
+    )
+    return picture.sub(lambda m: f"<{m[1]}>{b64decode(m[3]).decode()}", html)
+
+
 PAGES = {
-    "player.html": lambda: player_of_two_steps()._repr_html_(),
-    "stacking.html": lambda: show.stacking(
-        [[[1, 2, -1]], [[0, 4, 3]], [[1, 1, 1]]], [[1, 2], [3, 0], [0, -1]]
-    )._repr_html_(),
-    "splitting-1.html": lambda: show.splitting((2, 1), 2, batch=1)._repr_html_(),
-    "splitting-2.html": lambda: show.splitting((2, 1), 2, batch=2)._repr_html_(),
-    "walk.html": lambda: walk_of_two_programs()._repr_html_(),
+    "player.html": lambda: still(player_of_two_steps()),
+    "stacking.html": lambda: still(
+        show.stacking([[[1, 2, -1]], [[0, 4, 3]], [[1, 1, 1]]], [[1, 2], [3, 0], [0, -1]])
+    ),
+    "splitting-1.html": lambda: still(show.splitting((2, 1), 2, batch=1)),
+    "splitting-2.html": lambda: still(show.splitting((2, 1), 2, batch=2)),
+    "walk.html": lambda: still(walk_of_two_programs()),
     "walk.txt": lambda: repr(walk_of_two_programs()),
     "race.txt": two_races,
     "reference.txt": lambda: show.reference(BANK).data,
@@ -161,10 +172,13 @@ def test_a_drawing_stays_within_its_frame(name):
         svg = ElementTree.fromstring(drawing)
         left, top, width, height = map(float, svg.get("viewBox").split())
         assert (left, top) == (0, 0)
-        for part in [*svg.iter("rect"), *svg.iter("text")]:
+        below = {part for group in svg.iter(f"{SVG}g") for part in group.iter()}
+        assert sum(1 for _ in svg.iter(f"{SVG}rect")) > 5
+        for part in [*svg.iter(f"{SVG}rect"), *svg.iter(f"{SVG}text")]:
             x, y, wide, high = (
                 float(part.get(key, 0)) for key in ("x", "y", "width", "height")
             )
+            y += 20 * (part in below)  # of a numbered drawing
             assert 0 <= x <= x + wide <= width, ElementTree.tostring(part)
             assert 0 <= y <= y + high <= height, ElementTree.tostring(part)
 
@@ -219,8 +233,34 @@ def test_a_player_is_the_same_text_every_time_and_escapes_its_label():
     player = show.Player('a "label" <b>', (("<svg></svg>", "x < y"),))
     assert player._repr_html_() == player._repr_html_()
     assert "&lt;b&gt;" in player._repr_html_()
-    assert "<p>x &lt; y</p>" in player._repr_html_()
+    assert "<li>x &lt; y</li>" in player._repr_html_()
     assert repr(player).splitlines()[1] == "1. x < y"
+
+
+def test_pictures_are_numbered_images_that_say_what_they_show():
+    """Images are what a viewer keeps that drops scripts and inline SVG."""
+    html = show.splitting((2, 1), 2, batch=1)._repr_html_()
+    alts = re.findall('<img width="270" alt="(.*?)"', html)
+    assert (
+        alts
+        == ["In memory, by branch: 1, 1, 1, 1, 2, 2"] * 2
+        + ["In memory, by branch: 1, 1, 2, 1, 1, 2"] * 2
+    )
+    assert "<svg" not in html.split("<script>")[0]
+    numbers = re.findall(
+        r'font-weight="bold">(\d)</text>', still(show.splitting((2, 1), 2, 1))
+    )
+    assert numbers == ["1", "2", "3", "4"]
+
+
+def test_what_an_output_brings_is_small_and_ends_no_script_early():
+    for moving in (show.splitting((2, 1), 2, batch=1), walk_of_two_programs()):
+        brought = moving._repr_html_().split("<style>")[1]
+        assert len(brought.encode()) < 10_000
+        assert brought.count("</script>") == brought.count("</style>") == 1
+        assert not re.search(
+            r"https?://(?!www\.w3\.org/2000/svg)|import\(|fetch\(", brought
+        )
 
 
 # Walks

@@ -45,7 +45,9 @@ class Lab {
     this.bar = element("progress", { max: "1", value: "0", "aria-label": "Progress" });
     this.results = element("div", { class: "fs-lab-results" });
     this.files = element("div", { class: "fs-lab-files" });
-    this.root.replaceChildren(level,
+    const paper = this.root.querySelector("p"); // what stood here before the script ran
+    if (paper) paper.className = "fs-lab-paper";
+    this.root.replaceChildren(level, ...(paper ? [paper] : []),
       element("div", { class: "fs-lab-choices" }, ...this.choices(), this.starts, this.goes, this.stops),
       this.adapter, this.says, this.bar, this.results, this.files);
     this.root.setAttribute("role", "group");
