@@ -83,7 +83,7 @@ def article(site, page, below_a_part):
         node["id"] = name_of(page, node["id"])
     for node in found.select("a[href]"):
         node["href"] = _link(page, node["href"])
-    for node in found.select("img[src]"):
+    for node in found.select("img[src]:not([src^='data:'])"):
         node["src"] = _below_the_site(page, node["src"])
     for below, heading in itertools.pairwise(HEADINGS) if below_a_part else ():
         for node in found.select(heading):
