@@ -682,9 +682,24 @@ def test_without_scripts_one_case_stands_there(opened, tool):
         row.locator("th, td").all_text_contents() for row in root.locator("tbody tr").all()
     ]
     assert shown == [list(row) for row in wanted]
-    assert root.locator("svg rect").count() == 3
+    picture = root.locator("img")
+    assert picture.get_attribute("alt").startswith("The stacked matrix, 176 by 192")
+    assert picture.bounding_box()["width"] == 270
     assert module.verdict(machine, siblings, mode)[0] in root.inner_text()
     assert root.locator("select").count() == 0
+
+
+def test_paper_says_the_case_in_words_and_has_no_controls(opened, tool):
+    page = opened(tool)
+    root, paper = page.locator("[data-case]"), page.locator("[data-case] .fs-lab-paper")
+    assert not paper.is_visible()
+    page.emulate_media(media="print")
+    assert root.locator(":is(select, input):visible").count() == 0
+    assert module._said(*tool._first()).startswith(paper.inner_text())
+    assert paper.inner_text().endswith("NCHW, eager.")
+    assert root.locator("tbody tr").first.is_visible()
+    put(page, batch="seven")
+    assert paper.inner_text() == ""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

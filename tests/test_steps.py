@@ -5,6 +5,9 @@ import pytest
 
 from hfusion import show
 
+THEME = (
+    "<style>[hidden] { display: none !important; }</style>"  # as the book's theme has it
+)
 LOST = """() => { // as JupyterLab and GitHub do with outputs that they do not trust
     for (const node of document.querySelectorAll("script, style, svg")) node.remove();
     for (const node of document.querySelectorAll("fs-player, fs-walk")) {
@@ -52,7 +55,9 @@ def opened(browser):
         contexts.append(browser.new_context(reduced_motion="reduce", **options))
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.set_content(f"<!doctype html><html><body>{html}</body></html>")
+        page.set_content(
+            f"<!doctype html><html><head>{THEME}</head><body>{html}</body></html>"
+        )
         return page
 
     yield open_page

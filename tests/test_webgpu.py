@@ -610,6 +610,24 @@ def test_without_webgpu_it_says_so_at_once(opened):
     assert fails(page, "launches")[0] == "unsupported"
 
 
+def test_paper_has_a_sentence_in_place_of_a_lab_that_has_not_run(opened):
+    page = opened(page_of(LAUNCHES))
+    lab, paper = page.locator("[data-lab]"), page.locator(".fs-lab-paper")
+    assert not paper.is_visible()
+    keys = "data-lm-suppress-shortcuts"  # JupyterLab leaves their keys alone
+    controls = lab.locator(":is(button, select, input)").all()
+    assert {control.get_attribute(keys) for control in controls} == {"true"}
+    page.emulate_media(media="print")
+    assert paper.inner_text().startswith("Here the page can measure what a launch costs")
+    assert lab.locator(":is(button, select, input, .fs-lab-says):visible").count() == 0
+    page.emulate_media(media="screen")
+    lab = ended(page, "launches")
+    page.emulate_media(media="print")
+    assert not paper.is_visible()
+    assert lab.locator("tbody tr").first.is_visible()
+    assert lab.locator(".fs-lab-says").is_visible()
+
+
 @pytest.mark.parametrize(
     ("before", "state", "sentence"),
     [

@@ -137,6 +137,7 @@ class Case {
   build() {
     const label = (name) => element("label", { class: `fs-case-${name}` }, LABELS[name], this.fields[name]);
     const line = (...names) => element("div", { class: "fs-lab-choices" }, ...names.map(label));
+    this.paper = element("p", { class: "fs-lab-paper" }); // in place of what one chooses with
     this.boxes = element("fieldset", { class: "fs-lab-choices fs-case-copied" });
     this.verdict = element("p", { class: "fs-lab-large" });
     this.doubt = element("p");
@@ -144,7 +145,7 @@ class Case {
     this.note = element("p", { class: "fs-lab-note" });
     this.news = element("p", { class: "fs-lab-note" });
     this.shown = element("div", { class: "fs-case-shown" });
-    this.root.replaceChildren(element("p", { class: "fs-lab-title" }, "Your case"),
+    this.root.replaceChildren(element("p", { class: "fs-lab-title" }, "Your case"), this.paper,
       line("preset", "machine"), line("c_in", "sizes"),
       line("height", "width", "batch", "dtype", "layout", "mode"), this.boxes, this.status, this.shown, this.note, this.news);
     this.root.setAttribute("role", "group");
@@ -223,7 +224,7 @@ class Case {
     this.says(sentence);
     this.root.dataset.caseState = "refused";
     this.shown.replaceChildren();
-    this.note.textContent = "";
+    this.note.textContent = this.paper.textContent = "";
   }
 
   // Only what has changed is heard.
@@ -242,6 +243,8 @@ class Case {
     this.says(...verdictOf(machine, mode, found));
     this.root.dataset.caseState = "ready";
     this.shown.replaceChildren(picture(given, found.copies, this.colours), numbers);
+    this.paper.textContent = `${given.c_in} channels to siblings of ${given.sizes.join(", ")}; ${given.height} × `
+      + `${given.width} pixels, batch ${given.batch}, ${given.dtype}, ${given.layout}, ${mode}.`;
     const idle = given.copied.length && !found.copies.length;
     this.note.textContent = machine.how
       + (idle ? " One image in NCHW: every part is contiguous, so nothing is copied." : "");
