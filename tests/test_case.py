@@ -690,7 +690,7 @@ def test_without_scripts_one_case_stands_there(opened, tool):
 
 
 def test_paper_says_the_case_in_words_and_has_no_controls(opened, tool):
-    page = opened(tool)
+    page = opened(tool, show.lab("launches"))  # whose style comes after
     root, paper = page.locator("[data-case]"), page.locator("[data-case] .fs-lab-paper")
     assert not paper.is_visible()
     page.emulate_media(media="print")
