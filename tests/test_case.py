@@ -695,6 +695,7 @@ def test_paper_says_the_case_in_words_and_has_no_controls(opened, tool):
     assert not paper.is_visible()
     page.emulate_media(media="print")
     assert root.locator(":is(select, input):visible").count() == 0
+    assert paper.is_visible()
     assert module._said(*tool._first()).startswith(paper.inner_text())
     assert paper.inner_text().endswith("NCHW, eager.")
     assert root.locator("tbody tr").first.is_visible()

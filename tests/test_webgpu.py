@@ -618,6 +618,7 @@ def test_paper_has_a_sentence_in_place_of_a_lab_that_has_not_run(opened):
     controls = lab.locator(":is(button, select, input)").all()
     assert {control.get_attribute(keys) for control in controls} == {"true"}
     page.emulate_media(media="print")
+    assert paper.is_visible()
     assert paper.inner_text().startswith("Here the page can measure what a launch costs")
     assert lab.locator(":is(button, select, input, .fs-lab-says):visible").count() == 0
     page.emulate_media(media="screen")
