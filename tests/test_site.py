@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import sysconfig
+import time
 import types
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import chromium
+import firefox
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
@@ -383,13 +385,102 @@ def test_the_search_finds_a_term_on_its_page(visit, site, server, served):
     page.keyboard.press("Enter")
     found = page.locator("#search-results li a", has_text="When fusion pays").first
     found.wait_for()
-    if served:  # a file may not read another to quote from it
-        page.locator("#search-results .context", has_text="ridge").first.wait_for()
+    page.locator("#search-results .context", has_text="ridge").first.wait_for()
     page.wait_for_load_state("networkidle")
     assert page.complaints == []
     found.click()
     page.wait_for_url("**/09-when-fusion-pays.html*")
-    assert "ridge" in page.locator("article").inner_text()
+    page.wait_for_function("CSS.highlights.size")
+    assert set(page.evaluate(MARKED)) == {"ridge"}
+    assert page.evaluate("scrollY") > 0
+    assert page.evaluate(FIRST_IS_SEEN)
+    page.keyboard.press("Escape")
+    assert page.evaluate("CSS.highlights.size") == 0
+    assert "?" not in page.url
+
+
+MARKED = "[...CSS.highlights.get('found')].map(String).map((word) => word.toLowerCase())"
+FIRST_IS_SEEN = """(() => {
+  const { top, bottom } = [...CSS.highlights.get("found")]
+    .map((range) => range.getBoundingClientRect()).find((box) => box.height);
+  return top > 0 && bottom < innerHeight;
+})()"""
+
+# What readers type, a page that it must find, and what is marked there.
+TYPED = {
+    "QKV": ("3. Stack the weights", "query, key and value"),
+    "q,k,v": ("13. The same trick elsewhere", "queries, keys and values"),
+    "1x1": ("12. Beyond 1×1", "1×1"),
+    "batchnorm": ("5. Fold, then stack", "batch norm"),
+    "cudagraph": ("8. What a launch costs", "cuda graph"),
+    "cuda graph": ("8. What a launch costs", "cuda graph"),
+    "torch.compile": ("6. An Inception module on GPU", "torch.compile"),
+    "state dict": ("3. Stack the weights", "state_dict"),
+    "im2col": ("12. Beyond 1×1", "im2col"),
+    "LoRA": ("13. The same trick elsewhere", "lora"),
+    "h200": ("Predictions for an H200", "h200"),
+    "gate up": ("13. The same trick elsewhere", "gate and up"),
+}
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_the_search_finds_what_readers_type_and_marks_it(visit, site, typed):
+    """From a file, where a page may not open another."""
+    title, words = TYPED[typed]
+    page = visit((site / "search.html").as_uri() + f"?q={quote(typed)}")
+    item = page.locator("#search-results li").filter(
+        has=page.get_by_text(title, exact=True)
+    )
+    item.first.locator(".context").wait_for()
+    assert words in item.first.locator(".context").inner_text().lower()
+    item.first.locator("a").click()
+    page.wait_for_url("**found=*")
+    page.wait_for_function("CSS.highlights.size")
+    assert any(words in marked for marked in page.evaluate(MARKED))
+    assert page.evaluate(FIRST_IS_SEEN)
+    assert page.complaints == []
+
+
+def test_a_hit_in_a_fold_is_unfolded(visit, site):
+    """`_conv_forward` stands in the first solution of chapter 3, and nowhere else."""
+    page = visit(
+        (site / "chapters/03-stack-the-weights.html").as_uri() + "?found=_conv_forward"
+    )
+    page.wait_for_function("CSS.highlights.get('found')?.size")
+    assert page.locator("code", has_text="_conv_forward").first.is_visible()
+
+
+def test_a_search_without_a_result_marks_nothing(visit, site):
+    page = visit((site / "search.html").as_uri() + "?q=zzzz")
+    page.get_by_text("did not match any documents").wait_for()
+    assert page.locator("#search-results li").count() == 0
+    page = visit((site / "index.html").as_uri() + "?found=zzzz")
+    assert page.locator(".fs-found").count() == 0
+
+
+@pytest.fixture(scope="module")
+def fox(tmp_path_factory):
+    if not firefox.FOUND:
+        pytest.skip("there is no Firefox here")
+    with firefox.running(tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+def test_the_search_quotes_and_marks_in_firefox_from_a_file(fox, site):
+    fox.go((site / "search.html").as_uri() + "?q=QKV")
+    quoted = "return document.querySelectorAll('.context').length"
+    wait_for(lambda: fox.run(quoted) > 3)
+    href = fox.run("return document.querySelector('#search-results li a').href")
+    fox.go(href)
+    wait_for(lambda: fox.run("return CSS.highlights.size") == 1)
+    assert fox.run("return scrollY") > 0
+
+
+def wait_for(condition, seconds=20):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def test_the_search_knows_the_subject_of_the_book(visit, server):
@@ -404,8 +495,8 @@ def test_the_search_knows_the_subject_of_the_book(visit, server):
     assert len(counts) == 1
     page = visit(f"{server}/search.html?q=roofline")
     page.locator("#search-results .context").first.wait_for()
-    page.wait_for_load_state("networkidle")
     quoted = " ".join(page.locator("#search-results .context").all_inner_texts())
+    assert "roofline" in quoted
     assert "Estimate: the roofline Look:" not in quoted
 
 
@@ -431,6 +522,23 @@ def test_folds_open_by_keyboard(visit, site, control, hidden):
     focus_by_tab(page, control)
     page.keyboard.press("Enter")
     assert page.locator(hidden).first.is_visible()
+
+
+def test_the_first_thing_that_moves_is_a_few_keys_away(visit, site):
+    """By two links at the page's beginning; without them there are 70 stops before it."""
+    page = visit((site / "chapters/03-stack-the-weights.html").as_uri())
+    pressed = 0
+    for link in ("Skip to main content", "Skip to what moves"):
+        while link not in (page.evaluate("document.activeElement.innerText") or ""):
+            page.keyboard.press("Tab")
+            pressed += 1
+            assert pressed < 20
+        assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)  # the browser moves the focus when it likes
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('fs-player') !== null")
+    assert pressed <= 10
 
 
 # What can be played with
