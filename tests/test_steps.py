@@ -90,7 +90,7 @@ def test_each_shows_its_first_step_whenever_its_script_runs(page):
     assert first.locator(".fs-step").count() == 5
     assert first.locator(".fs-step:visible p").inner_text().startswith("Three separate")
     assert page.locator("fs-player .fs-step:visible").count() == 2
-    assert page.locator(".fs-sheet").count() == 0
+    assert page.locator(".fs-sheet, ol:visible").count() == 0
     assert page.locator("fs-walk .fs-says").inner_text().startswith("p: the host is at a")
 
 

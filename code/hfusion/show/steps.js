@@ -27,7 +27,7 @@ class Steps extends HTMLElement {
   // While a page is parsed, what the element holds is not there yet; the end of this script
   // sees to it. JupyterLab takes elements out when they scroll away, and puts them back.
   connectedCallback() {
-    if (document.readyState !== "loading") this.ready();
+    this.ready();
   }
 
   disconnectedCallback() {
