@@ -57,7 +57,7 @@ def add_buttons(app, page, template, context, doctree):
         downloads = groups["download-buttons"]["buttons"]
         downloads.insert(1, wheel_button(context["pathto"](made.name, 1)))
     theme = app.config.html_theme_options
-    if "colab_url" in theme.get("launch_buttons", {}):
+    if theme.get("launch_buttons", {}).get("colab_url"):
         address, branch = theme["repository_url"].rstrip("/"), theme["repository_branch"]
         there = f"{address}/blob/{branch}/{page}.ipynb"
         groups["launch-buttons"]["buttons"].append(kaggle_button(there))
