@@ -7,13 +7,15 @@ PDF    := beautifulsoup4 playwright pypdf pyyaml
 
 # One thing at a time: all of them install into one .venv and build into one _build.
 .NOTPARALLEL:
-.PHONY: help book pdf zip test nbval zoo mutants bench record lab run lint lock clean
+.PHONY: help book wheel pdf zip test test-all nbval zoo mutants bench record lab run lint lock clean
 
 help:
 	@echo "make book   build the book into _build/html/index.html"
+	@echo "make wheel  the library as a file, with all that a notebook needs beside it"
 	@echo "make pdf    the whole book as _build/fusing-sideways.pdf (wants Chromium or Chrome)"
 	@echo "make zip    the pages as _build/fusing-sideways.zip, to read anywhere"
 	@echo "make test   unit tests, property tests, and nbval over every chapter"
+	@echo "make test-all  the slow ones too: notebooks alone from the wheel, JupyterLab"
 	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
 	@echo "make mutants  changes the library in ten thousand places: does a test notice? (an hour)"
 	@echo "make bench  how long planning takes, beside torch.compile"
@@ -40,9 +42,14 @@ help:
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(BOOK)
 	touch $@
 
-book: .venv/book.stamp
+# The library with all that the notebooks read; the pages offer it.
+wheel: .venv/pip
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir _build .
+
+book: .venv/book.stamp wheel
 	rm -rf _build/html
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	cp _build/hfusion-*.whl _build/html
 
 .venv/pdf.stamp: .venv/pip Makefile constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PDF)
@@ -59,13 +66,18 @@ zip: book
 	@echo _build/fusing-sideways.zip
 
 # JOBS processes share the cores: with more than a thread each they wait for one another.
-test nbval: export OMP_NUM_THREADS ?= 1
+test test-all nbval: export OMP_NUM_THREADS ?= 1
 # Whose records the chapters read first, a folder in records/; else GPUs first, then by name.
-test nbval run: export HFUSION_MACHINE := $(MACHINE)
+test test-all nbval run: export HFUSION_MACHINE := $(MACHINE)
 
 test: .venv/test.stamp .venv/book.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules tests code
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules -m "not slow" tests code
 	$(MAKE) nbval
+
+# Also what takes minutes: every notebook alone from the wheel, and JupyterLab in a browser.
+test-all: .venv/test.stamp .venv/book.stamp .venv/lab.stamp
+	$(MAKE) test
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow tests
 
 nbval: .venv/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval --nbval-current-env \

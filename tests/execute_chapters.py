@@ -12,6 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import first_cell
 import nbformat
 import readme
 import written
@@ -35,16 +36,31 @@ def named_figure(notebook, name):
     return None
 
 
-def execute(path):
-    notebook = nbformat.read(path, as_version=4)
-    before = written.values(notebook)
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number:03}"
-        cell.metadata.pop("execution", None)
-    notebook.metadata = {
+def metadata(notebook):
+    """What programs keep of a notebook: its kernel; for Colab a GPU, and solutions closed.
+
+    JupyterLab keeps what is closed in the cells of the headings; it is set here.
+    """
+    solutions = [cell for cell in notebook.cells if cell.source.startswith("### Solution ")]
+    for cell in solutions:
+        cell.metadata["jp-MarkdownHeadingCollapsed"] = True
+    closed = [cell.id for cell in solutions]
+    return {
+        "accelerator": "GPU",
+        "colab": {"collapsed_sections": closed, "gpuType": "T4", "provenance": []},
         "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
         "language_info": {"name": "python"},
     }
+
+
+def execute(path):
+    notebook = nbformat.read(path, as_version=4)
+    before = written.values(notebook)
+    first_cell.put(notebook)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:03}"
+        cell.metadata.pop("execution", None)
+    notebook.metadata = metadata(notebook)
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
         notebook,

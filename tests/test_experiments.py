@@ -1119,7 +1119,7 @@ def ran(monkeypatch):
 
 
 def test_results_are_records_unless_live(tmp_path, monkeypatch, ran):
-    with pytest.raises(records.NotRecorded, match="has no record of stage; `make record`"):
+    with pytest.raises(records.NotRecorded, match="has no record of stage: `LIVE = True`"):
         experiments.results("stage", tmp_path)
     assert experiments.results("stage", tmp_path, live=True) == {"m": MADE}
     monkeypatch.setenv("HFUSION_LIVE", "1")

@@ -62,7 +62,7 @@ def no_alternative_text(book):
 
 
 def a_path(book):
-    edit(chapter(book, 4), lambda cells, _: cells[1].update(source="open('/home/me/x')"))
+    edit(chapter(book, 4), lambda cells, _: cells[2].update(source="open('/home/me/x')"))
 
 
 def no_solution(book):
@@ -75,7 +75,7 @@ def no_solution(book):
 
 def a_number_by_hand(book):
     def change(_, notebook):
-        notebook.cells[2].source += "\n\nFused it is 1.9 times as fast."
+        notebook.cells[0].source += "\n\nFused it is 1.9 times as fast."
 
     edit(chapter(book, 6), change)
 
@@ -187,7 +187,7 @@ def test_a_changed_digit_and_a_wrong_solution_fail_nbval(tmp_path):
     (solution,) = (
         i for i, cell in enumerate(cells) if "fit([10, 100], [12, 84])" in cell.source
     )
-    notebook.cells = [cells[0], cells[fit], cells[solution]]
+    notebook.cells = [cells[1], cells[fit], cells[solution]]
     nbformat.write(notebook, path)
     assert nbval(path)[0] == 0
     digits, right = cells[solution].outputs[-1], cells[solution].source

@@ -19,6 +19,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from .shipped import shipped
+
 SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
 UNIT = "us"  # of every sample: microseconds for one call
 WEBGPU = "webgpu"  # the kind of an Adapter
@@ -316,9 +318,10 @@ def _made(content, path):
 def load_all(folder, experiment):
     """All records of one experiment: {machine: record}, machines with a GPU first.
 
-    Folders whose names begin with a dot are left out: runs that did not end.
+    Folders whose names begin with a dot are left out: runs that did not end. Where there
+    is no such folder, those that the wheel brings along.
     """
-    paths = sorted(Path(folder).glob(f"*/{experiment}.json"))
+    paths = sorted(shipped(folder).glob(f"*/{experiment}.json"))
     found = [load(path) for path in paths if path.parent.name[0] != "."]
     found.sort(key=lambda record: record.machine.kind != "cuda")
     return {record.machine.name: record for record in found}

@@ -12,6 +12,7 @@ import torch
 
 from .. import records
 from ..recording import record
+from ..shipped import shipped
 
 # Of the time for all of them, what each may have.
 SHARES = {
@@ -43,18 +44,20 @@ def run(name, device, limit_s=float("inf"), progress=iter, keep=None):
 def results(name, folder, live=False):
     """What is known about an experiment: {machine: Record}, GPUs first.
 
-    From the records in `folder`; or, if `live` or the environment's HFUSION_LIVE=1 says
-    so, measured now on the device at hand, and not saved. The machine that the
-    environment's HFUSION_MACHINE names goes before all others. Raises
+    From the records in `folder`, or those of the wheel where there is none. Or, if `live`
+    or the environment's HFUSION_LIVE=1 says so, measured now on the device at hand, and not
+    saved. The machine that the environment's HFUSION_MACHINE names goes first. Raises
     records.NotRecorded if no machine has a record of it.
     """
     if live or os.environ.get("HFUSION_LIVE") == "1":
         measured = run(name, here())
         return {measured.machine.name: measured}
+    folder = shipped(folder)
     found = records.load_all(folder, name)
     if not found:
         raise records.NotRecorded(
-            f"{folder} has no record of {name}; `make record` makes one"
+            f"{folder} has no record of {name}: `LIVE = True` in the first cell that says "
+            "LIVE measures here; `python -m hfusion record` makes a record"
         )
     chosen = os.environ.get("HFUSION_MACHINE")
     if chosen and not (Path(folder) / chosen).is_dir():

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..records import NotRecorded, Record, load_all
+from ..shipped import shipped
 
 FILE = Path("predictions", "h200-sxm.json")
 # What is predicted of an arm: what it is counted in, and what it is called.
@@ -55,7 +56,7 @@ def read(root: str | Path = "..") -> dict:
 
     Raises NotRecorded where there is no such file.
     """
-    path = Path(root) / FILE
+    path = shipped(Path(root) / FILE.parent) / FILE.name
     if not path.exists():
         raise NotRecorded("predicted: nothing yet")
     return json.loads(path.read_text(encoding="utf-8"))
