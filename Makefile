@@ -42,14 +42,13 @@ help:
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(BOOK)
 	touch $@
 
-# The library with all that the notebooks read; the pages offer it.
+# The library with all that the notebooks read; pages built after it offer it.
 wheel: .venv/pip
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir _build .
 
 book: .venv/book.stamp wheel
 	rm -rf _build/html
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
-	cp _build/hfusion-*.whl _build/html
 
 .venv/pdf.stamp: .venv/pip Makefile constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(PDF)

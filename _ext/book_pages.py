@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import launch
 import plain
 import terms
 from sphinx.search.en import SearchEnglish
@@ -30,27 +31,13 @@ MATHJAX = ("tex-chtml.js", "output/chtml/", "input/tex/", "a11y/", "sre/", "ui/"
 
 def setup(app):
     SearchEnglish.split = words
-    app.connect("config-inited", offer_to_launch)
+    launch.setup(app)
     app.connect("source-read", plain.read)
     app.connect("html-page-context", mend)
     app.connect("html-page-context", keep_text)
     app.connect("build-finished", write_texts)
     app.connect("build-finished", drop_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
-
-
-def offer_to_launch(app, config):
-    """Buttons to Binder, the repository and its issues, once `_config.yml` has an address.
-
-    Binder brings the whole folder, so the chapters find the library and the records.
-    """
-    theme = config.html_theme_options
-    if theme.get("repository_url"):
-        theme["launch_buttons"] = {
-            "binderhub_url": "https://mybinder.org",
-            "notebook_interface": "jupyterlab",
-        }
-        theme["use_repository_button"] = theme["use_issues_button"] = True
 
 
 def mend(app, page, template, context, doctree):

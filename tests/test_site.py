@@ -7,7 +7,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-import types
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -23,7 +22,6 @@ from hfusion import figures
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_ext"))
 
-import book_pages  # noqa: E402
 import pdf  # noqa: E402
 
 six = importlib.import_module("hfusion.show.case")  # it may show two siblings more
@@ -137,26 +135,6 @@ def test_every_chapter_can_be_downloaded_from_its_page(site, soups):
             link = soups[name].select_one("a.btn-download-source-button")["href"]
             copy = (site / name).parent / link
             assert copy.read_bytes() == (ROOT / f"{name}.ipynb").read_bytes()
-
-
-# Launch buttons
-
-
-def theme_options(address):
-    options = {"repository_url": address}
-    book_pages.offer_to_launch(None, types.SimpleNamespace(html_theme_options=options))
-    return options
-
-
-def test_without_an_address_nothing_is_offered_to_launch(site):
-    assert theme_options("") == {"repository_url": ""}
-    assert "mybinder" not in (site / f"{PAGES[1]}.html").read_text(encoding="utf-8")
-
-
-def test_with_an_address_pages_are_offered_to_launch():
-    options = theme_options("https://github.com/someone/book")
-    assert options["launch_buttons"]["binderhub_url"] == "https://mybinder.org"
-    assert options["use_issues_button"] is True
 
 
 # Colours
