@@ -13,7 +13,7 @@ PACKAGE = ROOT / "code" / "hfusion"
 # module: what it may import, of the package and of third parties.
 ALLOWED = {
     "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
-    "__main__": {"hfusion", "torch", "tqdm"},
+    "__main__": {"hfusion", "tqdm"},
     "algebra": {"numpy"},
     "arithmetic": {"compiled", "cost", "kernels"},
     "compiled": {"cooperative", "kernels", "models", "occupancy", "triton"},
@@ -33,6 +33,7 @@ ALLOWED = {
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},
     "modes": {"layers", "torch"},
+    "named": {"torch", "tracing"},
     "occupancy": set(),
     "predictions": {
         *("arithmetic", "compiled", "eager", "estimates", "experiments", "kernels"),

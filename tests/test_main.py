@@ -1,6 +1,7 @@
 """python -m hfusion: the table, and one line for whatever does not fit."""
 
 import dataclasses
+import importlib
 import os
 import re
 import signal
@@ -61,8 +62,22 @@ def fails():
 def gives_text():
     return "a model"
 
-def wants(size):
+def wants(size, kind, *, depth=1):
     return Pair()
+
+def forgets():
+    return wants(1)
+
+class Sized(Pair):
+    def __init__(self, size, **more):
+        super().__init__()
+
+def chatty():
+    print("making it")
+    return Pair()
+
+def waits():
+    raise KeyboardInterrupt
 
 def folded():
     return models.Inception((3, 2, 2, 2, 2, 2, 2))
@@ -77,6 +92,9 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "somebodys.py").write_text(FACTORIES)
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "syntax.py").write_text("def f(:")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "numbers.py").write_text(FACTORIES)  # one of Python's names
     yield tmp_path
     for name in ("somebodys", "broken"):
         sys.modules.pop(name, None)
@@ -152,44 +170,87 @@ def test_what_lies_in_the_current_folder_goes_first(capsys, here):
 
 MODEL = "somebodys:Pair"
 WRONG = {
-    "no command": ([], "plan"),
-    "another command": (["measure"], "measure"),
+    "another command": (
+        ["measure"],
+        "expected a command, plan or record, got 'measure'; .* --help lists what fits$",
+    ),
+    "almost a command": (["plna", MODEL], r"got 'plna' \(did you mean plan\?\); "),
+    "from and an experiment": (
+        ["record", "stage", "--from", "f"],
+        "--from: expected no experiments beside it, got stage$",
+    ),
     "no model": (["plan"], "package.module:factory"),
     "no colon": (
         ["plan", "somebodys"],
-        "model was 'somebodys'; package.module:factory fits",
+        "model: expected package.module:factory or file.py:factory, got 'somebodys'; "
+        "for example somebodys:factory$",
     ),
-    "a file": (["plan", "./somebodys.py"], "; for a file: somebodys:factory, from the"),
-    "a file's factory": (["plan", "somebodys.py:Pair"], "; for a file: somebodys:Pair, "),
-    "a file below": (["plan", "nets/mine.py:Pair"], "; for a file: nets.mine:Pair, "),
-    "no module": (["plan", ":Pair"], "model was ':Pair'; package.module:factory fits"),
-    "no factory": (
-        ["plan", "somebodys:"],
-        "model was 'somebodys:'; package.module:factory fits",
+    "a dot for the colon": (
+        ["plan", "hfusion.models.GoogLeNet"],
+        "for example hfusion.models:GoogLeNet$",
     ),
+    "a file": (["plan", "./somebodys.py"], "for example ./somebodys.py:factory$"),
+    "no such file": (["plan", "nets/mine.py:Pair"], "there is no file nets/mine.py in /"),
+    "a file that Python hides": (
+        ["plan", "below/numbers.py:Pair"],
+        "Python has another module numbers; rename below/numbers.py$",
+    ),
+    "nothing": (["plan", ""], "got ''; for example file.py:factory$"),
+    "no module": (["plan", ":Pair"], "got ':Pair'; for example Pair:factory$"),
+    "no factory": (["plan", "somebodys:"], "'somebodys:'; for example somebodys:factory$"),
     "unknown module": (
         ["plan", "nowhere:f"],
-        "nowhere:f cannot be made: ModuleNotFoundError",
+        "model: there is no module 'nowhere' in .* or among the packages of .*; for a file "
+        "that is elsewhere: path/to/file.py:factory$",
     ),
-    "unknown factory": (["plan", "somebodys:none"], "AttributeError: .*'none'"),
-    "two colons": (["plan", "somebodys:Pair:a"], "AttributeError: .*'Pair:a'"),
-    "broken module": (["plan", "broken:f"], "No module named 'nowhere_to_be_found'"),
-    "raises": (["plan", "somebodys:fails"], "RuntimeError: no weights in the cupboard$"),
-    "no module made": (["plan", "somebodys:gives_text"], "makes a str; an nn.Module fits"),
-    "wants arguments": (["plan", "somebodys:wants"], "TypeError: .*'size'"),
-    "not callable": (["plan", "somebodys:number"], "TypeError: 'int' object"),
+    "unknown module of a package": (
+        ["plan", "hfusion.nowhere:f"],
+        "there is no module 'hfusion.nowhere' in ",
+    ),
+    "unknown factory": (
+        ["plan", "somebodys:none"],
+        "model: somebodys has no 'none'; it has Pair, Loop, Held, Windows, ",
+    ),
+    "almost a factory": (["plan", "somebodys:Piar"], r"'Piar' \(did you mean Pair\?\)$"),
+    "two colons": (["plan", "somebodys:Pair:a"], "there is no module 'somebodys:Pair' in"),
+    "broken module": (
+        ["plan", "broken:f"],
+        "broken cannot be imported: ModuleNotFoundError: No module named "
+        r"'nowhere_to_be_found' \(at broken.py:1, `import nowhere_to_be_found`\)$",
+    ),
+    "no Python": (["plan", "syntax.py:f"], r"SyntaxError: .* \(syntax.py, line 1\)$"),
+    "raises": (
+        ["plan", "somebodys:fails"],
+        r"somebodys:fails cannot be made: RuntimeError: no weights in the cupboard \(at "
+        r"somebodys.py:\d+, `raise RuntimeError\(.*`\)$",
+    ),
+    "no module made": (
+        ["plan", "somebodys:gives_text"],
+        "model: expected an nn.Module; somebodys:gives_text returns type str$",
+    ),
+    "wants arguments": (
+        ["plan", "somebodys:wants"],
+        "model: somebodys:wants needs size, kind; expected a factory without arguments, ",
+    ),
+    "class wants arguments": (["plan", "somebodys:Sized"], "somebodys:Sized needs size;"),
+    "lacks arguments inside": (["plan", "somebodys:forgets"], r"TypeError: wants\(\) miss"),
+    "not callable": (
+        ["plan", "somebodys:number"],
+        "expected an nn.Module or a factory of one; somebodys:number has type int$",
+    ),
     "unknown option": (["plan", MODEL, "--fast"], "--fast"),
     "no number": (["plan", MODEL, "--min-siblings", "few"], "--min-siblings: .*few"),
     "no whole number": (["plan", MODEL, "--min-siblings", "2.5"], "--min-siblings: .*2.5"),
     "one": (
         ["plan", MODEL, "--min-siblings", "1"],
-        "--min-siblings: .*1; a whole number from 2",
+        "--min-siblings: expected an int of at least 2, got '1'",
     ),
     "negative": (["plan", MODEL, "--min-siblings", "-3"], "min-siblings.*-3"),
     "number missing": (["plan", MODEL, "--min-siblings"], "--min-siblings: expected one"),
     "unknown experiment": (
         ["record", "stage", "stag"],
-        "experiment was 'stag'; one of ceilings, .*stage, .*memory fits$",
+        "experiment: expected one of ceilings, .*stage, .*memory, got 'stag' "
+        r"\(did you mean stage\?\)$",
     ),
     "another device": (["record", "--device", "tpu"], "--device: .*'tpu'"),
     "device missing": (["record", "--device"], "--device: expected one"),
@@ -200,7 +261,7 @@ WRONG = {
     **{
         f"minutes {text!r}": (
             ["record", "--minutes", text],
-            f"--minutes: was {text}; a number above 0 fits$",
+            f"--minutes: expected a number above 0, got '{text}'; .* record --help lists",
         )
         for text in ("few", "", "0", "0.0", "-1", "-0.5", "inf", "nan", "1e999", "3 min")
     },
@@ -249,18 +310,18 @@ OPTIONS = """
 Horizontal fusion of layers.
 plan|record
 plan: print what can be fused in a model, and why not
-    package.module:factory: what makes the model
+    package.module:factory: a function or class that makes the model without arguments, \
+or the model itself; file.py:factory fits as well
     --eval [False]: plan it in eval mode
     --fold [False]: fold batch norms first (eval mode)
     --embed [False]: let smaller windows join larger ones
-    --min-siblings N [2]
+    --min-siblings N [2]: leave smaller groups as they are (default 2)
 record: run the experiments on this machine
-    experiment: all, or some of: ceilings, stopwatches, launch_overhead, timeline, stage, \
-embedding, projections, module_ladder, network, leftover, memory
-    --folder [records]: where records are kept
-    --device cuda|cpu
+    experiment: some of those below, or all
+    --folder [records]: where records are kept (default records)
+    --device cuda|cpu: default: a GPU if there is one
     --from FILE: add what a lab of a page has saved
-    --minutes [8]: for all of them
+    --minutes N [8]: for all of them together (default 8)
 """
 
 
@@ -298,38 +359,131 @@ def test_a_torchvision_of_another_torch_is_called_so(capsys, here):
     )
     status, _, err = run(capsys, "plan", "old:f")
     assert status == 2
-    assert err.endswith("does not exist; this torchvision was built for another torch\n")
+    assert "does not exist (at old.py:2, " in err
+    assert err.endswith("; this torchvision was built for another torch\n")
 
 
-def test_who_reads_may_stop_reading(here):
-    """As in `python -m hfusion plan … | head -1`."""
+def test_without_a_command_help_is_an_error(capsys):
+    status, out, err = run(capsys)
+    assert (status, out) == (2, "")
+    _, helped, _ = run(capsys, "--help")
+    assert err == helped
+    assert {"plan", "record", "--version"} <= set(helped.split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["plan"], ["record"]])
+def test_help_is_a_command(capsys, arguments):
+    assert run(capsys, "help", *arguments) == run(capsys, *arguments, "--help")
+
+
+FILED = ["somebodys.py:Pair", "./somebodys.py:Pair", "{here}/somebodys.py:ready"]
+
+
+@pytest.mark.parametrize("name", FILED)
+def test_a_file_is_a_module(capsys, here, name):
+    status, out, err = run(capsys, "plan", name.format(here=here))
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls"
+
+
+def test_a_file_finds_what_lies_beside_it_and_in_its_package(capsys, here):
+    (here / "nets" / "deep").mkdir(parents=True)
+    (here / "nets" / "beside.py").write_text(FACTORIES)
+    (here / "nets" / "alone net.py").write_text("from beside import Pair")
+    assert run(capsys, "plan", "nets/alone net.py:Pair")[0] == 0
+    for folder in (here / "nets", here / "nets" / "deep"):
+        (folder / "__init__.py").write_text("")
+    (here / "nets" / "deep" / "inner.py").write_text("from ..beside import Pair")
+    assert run(capsys, "plan", "nets/deep/inner.py:Pair")[0] == 0
+    for name in ("alone net", "beside", "nets", "nets.beside", "nets.deep"):
+        sys.modules.pop(name, None)
+
+
+def test_ctrl_c_while_a_model_is_made(capsys):
+    status, out, err = run(capsys, "plan", "somebodys:waits")
+    assert (status, out, err) == (130, "", "python -m hfusion: interrupted\n")
+
+
+# As a program
+
+
+def program(here, *arguments, **more):
+    """The finished process of the command, in a folder."""
     source = str(Path(hfusion.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": source, "PYTHONSAFEPATH": ""}
+    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
+    environment = kept | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    environment |= more.pop("environment", {})
+    call = [sys.executable, "-m", "hfusion", *arguments]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
+    return subprocess.run(call, text=True, env=environment, cwd=here, **streams)
+
+
+PIPED = {
+    "a table": ["plan", "somebodys:Pair"],
+    "what a factory prints": ["plan", "somebodys:chatty"],
+    "help": ["record", "--help"],
+    "the version": ["--version"],
+}
+
+
+@pytest.mark.parametrize("arguments", PIPED.values(), ids=PIPED)
+def test_who_reads_may_stop_reading(here, arguments):
+    """As in `python -m hfusion plan … | head -1`."""
     reads, writes = os.pipe()
     os.close(reads)
-    done = subprocess.run(
-        [sys.executable, "-m", "hfusion", "plan", "somebodys:Pair"],
-        stdout=writes, stderr=subprocess.PIPE, text=True, env=environment, cwd=here,
-    )  # fmt: skip
+    done = program(here, *arguments, stdout=writes)
     os.close(writes)
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_who_reads_errors_may_stop_reading(here):
+    """As in `python -m hfusion … 2>&1 | head -1`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = program(here, "plan", "nowhere:f", stdout=writes, stderr=writes)
+    os.close(writes)
+    assert done.returncode == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_full_disk_is_called_so(here):
+    with open("/dev/full", "w") as full:
+        done = program(here, "plan", "somebodys:Pair", stdout=full)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "python -m hfusion: the output cannot be written: No space left on device\n"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="wants a shell")
+def test_nobody_listens(here):
+    """Both streams closed; the status is still true."""
+    closed = 'exec "$@" >&- 2>&-'
+    source = str(Path(hfusion.__file__).parent.parent)
+    for name, status in (("Pair", 0), ("nothing", 2)):
+        call = [sys.executable, "-m", "hfusion", "plan", f"somebodys:{name}"]
+        environment = os.environ | {"PYTHONPATH": source, "PYTHONSAFEPATH": ""}
+        done = subprocess.run(["sh", "-c", closed, "sh", *call], env=environment, cwd=here)
+        assert done.returncode == status
+
+
+def test_a_terminal_without_the_signs(here):
+    """ASCII only, and narrow; a ? stands for what it lacks. There is no HOME either."""
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ascii_only |= {"PYTHONIOENCODING": "ascii", "COLUMNS": "20", "NO_COLOR": "1"}
+    done = program(here, "record", "--help", environment=ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1?1" in done.stdout
+    table = program(here, "plan", "somebodys:Pair", environment=ascii_only)
+    assert (table.returncode, table.stderr) == (0, "")
+
+
 def test_as_a_program(here):
     """Once as people call it; what lies in the current folder is found."""
-    source = str(Path(hfusion.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": source, "PYTHONSAFEPATH": ""}
-    call = [sys.executable, "-m", "hfusion", "plan", "somebodys:Pair"]
-    done = subprocess.run(call, capture_output=True, text=True, env=environment, cwd=here)
+    done = program(here, "plan", "somebodys:Pair")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls"
-    wrong = subprocess.run(
-        [*call, "--min-siblings", "few"],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=here,
-    )
+    wrong = program(here, "plan", "somebodys:Pair", "--min-siblings", "few")
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1
 
@@ -490,7 +644,9 @@ def test_the_device_is_a_gpu_if_there_is_one(
 def test_no_gpu_where_there_is_none(capsys, ran):
     status, out, err = run(capsys, "record", "first", "--device", "cuda")
     assert (status, out, ran) == (2, "", [])
-    assert err == ("python -m hfusion: --device was cuda, and torch finds none; cpu fits\n")
+    assert err == (
+        "python -m hfusion: --device: expected cpu, since torch finds no GPU, got cuda\n"
+    )
 
 
 @pytest.mark.parametrize("tqdm", [True, False])
@@ -499,7 +655,9 @@ def test_one_unknown_name_and_nothing_is_run(capsys, ran, monkeypatch, tqdm):
         monkeypatch.setitem(sys.modules, "tqdm", None)
     status, out, err = run(capsys, "record", "first", "fourth", "second")
     assert (status, out, ran, files()) == (2, "", [], [])
-    assert "experiment was 'fourth'; one of first, second, third, " in err
+    assert "experiment: expected one of first, second, third, " in err
+    assert "got 'fourth'" in err
+    assert "install" not in err
     assert "tqdm" not in err
 
 
@@ -587,7 +745,7 @@ def test_a_folder_that_is_a_file_is_refused_before_anything_is_measured(capsys, 
     Path("taken").write_text("")
     status, out, err = run(capsys, "record", "first", "second", "--folder", "taken")
     assert (status, out, ran) == (2, "", [])
-    assert "--folder was 'taken'" in err
+    assert "--folder: expected a folder, got 'taken': " in err
 
 
 def test_a_run_beside_another_is_refused_before_anything_is_measured(capsys, ran):
@@ -644,19 +802,29 @@ def test_what_has_no_new_record_keeps_the_old_one(capsys, ran):
     assert [path.name for path in Path("r").iterdir()] == ["a-cpu"]
 
 
-def test_help_lists_the_experiments(capsys):
+def test_help_lists_the_experiments(capsys, monkeypatch):
+    """A line for each: its seconds of eight minutes, and its question."""
+    monkeypatch.setenv("COLUMNS", "140")
     _, out, _ = run(capsys, "record", "--help")
-    for name in experiments.SHARES:
-        assert name in " ".join(out.split())
+    listed = re.findall(r"^  (\w+) +(\d+) s  (.*\?)$", out, re.M)
+    assert [name for name, *_ in listed] == list(experiments.SHARES)
+    for name, seconds, question in listed:
+        module = importlib.import_module(f"hfusion.experiments.{name}")
+        assert question == module.QUESTION
+        assert int(seconds) == pytest.approx(8 * 60 * experiments.SHARES[name], abs=0.5)
+
+
+def test_help_is_whole_in_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    _, out, _ = run(capsys, "record", "--help")
+    assert "one stacked 1×1 convolution faster than three" in " ".join(out.split())
 
 
 def test_without_a_progress_bar_nothing_is_run(capsys, ran, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)  # as if it were not installed
     status, out, err = run(capsys, "record", "first")
     assert (status, out, ran) == (1, "", [])
-    assert err == (
-        "python -m hfusion: the progress bar needs tqdm; make record or pip install tqdm\n"
-    )
+    assert err == "python -m hfusion: the progress bar needs tqdm: pip install tqdm\n"
 
 
 def test_plans_need_no_progress_bar(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """The command line.
 
     python -m hfusion plan package.module:factory    what can be fused, what not, and why
+    python -m hfusion plan file.py:factory           the same, from a file
     python -m hfusion record                         run the book's experiments here
     python -m hfusion record --from FILE             add what a lab of a page has saved
 
@@ -13,26 +14,46 @@ why in one line.
 import argparse
 import importlib
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from torch import nn
-
 import hfusion
-from hfusion import experiments, recording, records, runs
+from hfusion import experiments, named, recording, records, runs
+
+PROGRAM = "python -m hfusion"
+COMMANDS = ("plan", "record")
+MINUTES = 8  # for all experiments
 
 
 class _Parser(argparse.ArgumentParser):
+    more = str  # makes what stands below the help
+
+    def format_help(self):
+        return super().format_help() + self.more()
+
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what fits\n")
+
+
+def _listed():
+    """The experiments, one a line: their time and their question."""
+    width = max(72, shutil.get_terminal_size().columns - 2)
+    lines = [f"\nexperiments, with their share of {MINUTES} minutes:"]
+    for name, share in experiments.SHARES.items():
+        question = importlib.import_module(f"hfusion.experiments.{name}").QUESTION
+        first = f"  {name:16} {60 * MINUTES * share:3.0f} s  "
+        lines += textwrap.wrap(first + question, width, subsequent_indent=" " * len(first))
+    return "\n".join([*lines, ""])
 
 
 def _from_two(text):
     if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"was {text}; a whole number from 2 fits")
+        raise argparse.ArgumentTypeError(f"expected an int of at least 2, got {text!r}")
     return int(text)
 
 
@@ -42,20 +63,29 @@ def _above_zero(text):
     except ValueError:
         number = 0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"was {text}; a number above 0 fits")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return number
 
 
 def _parser():
-    parser = _Parser(prog="python -m hfusion", description="Horizontal fusion of layers.")
+    parser = _Parser(prog=PROGRAM, description="Horizontal fusion of layers.")
     version = f"hfusion {hfusion.__version__}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="plan|record")
-    plan = commands.add_parser(
-        "plan", allow_abbrev=False, help="print what can be fused in a model, and why not"
-    )
+    for name, (adds, about) in {
+        "plan": (_plan_options, "print what can be fused in a model, and why not"),
+        "record": (_record_options, "run the experiments on this machine"),
+    }.items():
+        adds(commands.add_parser(name, allow_abbrev=False, help=about))
+    return parser
+
+
+def _plan_options(plan):
     plan.add_argument(
-        "model", metavar="package.module:factory", help="what makes the model"
+        "model",
+        metavar="package.module:factory",
+        help="a function or class that makes the model without arguments, or the model "
+        "itself; file.py:factory fits as well",
     )
     plan.add_argument("--eval", action="store_true", help="plan it in eval mode")
     plan.add_argument(
@@ -64,76 +94,83 @@ def _parser():
     plan.add_argument(
         "--embed", action="store_true", help="let smaller windows join larger ones"
     )
-    plan.add_argument("--min-siblings", type=_from_two, default=2, metavar="N")
-    measured = commands.add_parser(
-        "record", allow_abbrev=False, help="run the experiments on this machine"
+    plan.add_argument(
+        "--min-siblings",
+        type=_from_two,
+        default=2,
+        metavar="N",
+        help="leave smaller groups as they are (default 2)",
+    )
+
+
+def _record_options(measured):
+    measured.more = _listed  # what is imported for it, nothing else needs
+    measured.add_argument(
+        "experiments", nargs="*", metavar="experiment", help="some of those below, or all"
     )
     measured.add_argument(
-        "experiments",
-        nargs="*",
-        metavar="experiment",
-        help=f"all, or some of: {', '.join(experiments.SHARES)}",
+        "--folder", default="records", help="where records are kept (default records)"
     )
-    measured.add_argument("--folder", default="records", help="where records are kept")
-    measured.add_argument("--device", choices=("cuda", "cpu"))
+    measured.add_argument(
+        "--device", choices=("cuda", "cpu"), help="default: a GPU if there is one"
+    )
     measured.add_argument(
         "--from", dest="page", metavar="FILE", help="add what a lab of a page has saved"
     )
-    measured.add_argument("--minutes", type=_above_zero, default=8, help="for all of them")
-    return parser
-
-
-def load(name):
-    """The model that a name like "torchvision.models:resnet50" stands for.
-
-    What stands behind the colon is an nn.Module, or is called without arguments to
-    make one. Raises ValueError.
-    """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise ValueError(f"model was {name!r}; package.module:factory fits{_as_file(name)}")
-    try:
-        found = importlib.import_module(module_name)
-        for step in attribute.split("."):
-            found = getattr(found, step)
-        model = found if isinstance(found, nn.Module) else found()
-    except Exception as error:  # whatever somebody else's code raises
-        hint = _as_file(name)
-        if "operator torchvision::" in str(error):
-            hint = "; this torchvision was built for another torch"
-        raise ValueError(
-            f"{name} cannot be made: {type(error).__name__}: {error}{hint}"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{name} makes a {type(model).__name__}; an nn.Module fits")
-    return model
-
-
-def _as_file(name):
-    """What to write instead, where a model's name begins with that of a file."""
-    path, _, attribute = name.partition(":")
-    if not path.endswith(".py"):
-        return ""
-    module = ".".join(part for part in Path(path).with_suffix("").parts if part != "..")
-    return f"; for a file: {module}:{attribute or 'factory'}, from the folder it is in"
+    measured.add_argument(
+        "--minutes",
+        type=_above_zero,
+        default=MINUTES,
+        metavar="N",
+        help=f"for all of them together (default {MINUTES})",
+    )
 
 
 def main(arguments=None):
     """Returns the exit status."""
-    options = _parser().parse_args(arguments)
     try:
-        status = {"plan": _plan, "record": _record}[options.command](options)
-        sys.stdout.flush()
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if sys.stdout:  # None where it was closed before
+                sys.stdout.flush()
     except BrokenPipeError:  # as `| head` does; Python would say so once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout, sys.stderr)
         return 141  # of SIGPIPE, as a shell has it
-    return status
+    except OSError as error:
+        _silence(sys.stdout)
+        return _fail(1, f"the output cannot be written: {error.strerror}")
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+
+
+def _silence(*streams):
+    """What is still to be written to them goes nowhere."""
+    for stream in filter(None, streams):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(arguments):
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="replace")  # a locale without the sign ×
+    parser = _parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    first, *others = arguments
+    if first == "help":
+        arguments = [*others[:1], "--help"]
+    elif first not in COMMANDS and not first.startswith("-"):
+        near = named.near(first, COMMANDS)
+        parser.error(f"expected a command, plan or record, got {first!r}{near}")
+    options = parser.parse_args(arguments)
+    return {"plan": _plan, "record": _record}[options.command](options)
 
 
 def _plan(options):
     sys.path.insert(0, "")  # as for python -m: what lies in the current folder is found
     try:
-        model = load(options.model)
+        model = named.load(options.model)
     except ValueError as error:
         return _fail(2, error)
     try:
@@ -154,18 +191,22 @@ def _record(options):
     known = experiments.SHARES
     names = list(dict.fromkeys(options.experiments)) or list(known)
     if strange := [name for name in names if name not in known]:
-        return _fail(2, f"experiment was {strange[0]!r}; one of {', '.join(known)} fits")
+        listed, got = ", ".join(known), strange[0]
+        return _fail(
+            2, f"experiment: expected one of {listed}, got {got!r}{named.near(got, known)}"
+        )
     try:
         from tqdm import tqdm
     except ImportError:
-        return _fail(1, "the progress bar needs tqdm; make record or pip install tqdm")
+        return _fail(1, "the progress bar needs tqdm: pip install tqdm")
     device = options.device or experiments.here()
     if device == "cuda" and experiments.here() != "cuda":
-        return _fail(2, "--device was cuda, and torch finds none; cpu fits")
+        return _fail(2, "--device: expected cpu, since torch finds no GPU, got cuda")
     try:  # before anything is measured that could not be kept
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return _fail(2, f"--folder was {options.folder!r}: {error.strerror}; a folder fits")
+        got = f"{options.folder!r}: {error.strerror}"
+        return _fail(2, f"--folder: expected a folder, got {got}")
     run = runs.Run(options.folder, recording.machine(device), names)
     try:
         with _stopped_by_a_signal():
@@ -184,6 +225,9 @@ def _record(options):
 
 def _adopted(options):
     """Add a file that a lab of a page has saved to the records."""
+    if options.experiments:
+        got = ", ".join(options.experiments)
+        return _fail(2, f"--from: expected no experiments beside it, got {got}")
     try:
         path = records.adopt(options.page, options.folder)
     except (OSError, records.RecordError) as error:
@@ -236,7 +280,7 @@ def _measured(name, device, limit_s, tqdm, keep):
 
 
 def _fail(status, error):
-    print("python -m hfusion: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"{PROGRAM}: " + " ".join(str(error).split()), file=sys.stderr)
     return status
 
 

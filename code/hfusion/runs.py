@@ -343,4 +343,4 @@ def readers(place):
             except NotRecorded:
                 lacks[name] = None
         lacking = f"lacks {', '.join(lacks)}" if lacks else "has what it needs"
-        yield f"  {page:10} {lacking}"
+        yield f"  {page:21} {lacking}"

@@ -9,6 +9,7 @@ not called, hooks of modules that it looks into, what `forward` does on the side
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import operator
 import pickle
@@ -330,7 +331,18 @@ def _calls(graph):
 
 def _explain(error):
     """Which line of whose code stopped the trace, and what to do, in one sentence."""
-    ours = {Path(torch.__file__).parent, Path(__file__).parent}
+    message = str(error).split("\n")[0].rstrip(".")
+    advice = next((then for part, then in ADVICE if part in str(error)), OTHERWISE)
+    return f"model cannot be traced: it stops{stopped_at(error)} ({message}); {advice}"
+
+
+def stopped_at(error: BaseException) -> str:
+    """The last line before an error that is not torch's, the library's or of an import.
+
+    " at net.py:7, `x = y`", or "" where there is none.
+    """
+    ours = {Path(package.__file__).parent for package in (torch, importlib)}
+    ours.add(Path(__file__).parent)
     # Not extract_tb: it fails on the code that torch.fx patched until torch 2.6.
     calls = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__))
     frames = [
@@ -338,15 +350,12 @@ def _explain(error):
         for frame in calls
         if not ours & set(Path(frame.filename).parents) and "<" not in frame.filename
     ]
-    message = str(error).split("\n")[0].rstrip(".")
-    advice = next((then for part, then in ADVICE if part in str(error)), OTHERWISE)
-    where = ""
-    if frames:
-        last = frames[-1]
-        in_notebook = "ipykernel" in last.filename  # its cells have numbers for names
-        file = "the cell" if in_notebook else Path(last.filename).name
-        where = f" at {file}:{last.lineno}, `{last.line}`"
-    return f"model cannot be traced: it stops{where} ({message}); {advice}"
+    if not frames:
+        return ""
+    last = frames[-1]
+    in_notebook = "ipykernel" in last.filename  # its cells have numbers for names
+    file = "the cell" if in_notebook else Path(last.filename).name
+    return f" at {file}:{last.lineno}, `{last.line}`"
 
 
 def copied(graph):

@@ -1,0 +1,136 @@
+"""The model that a name on the command line stands for."""
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from .tracing import stopped_at
+
+
+def load(name: str) -> nn.Module:
+    """The model that a name stands for: "torchvision.models:resnet50", "my/file.py:Net".
+
+    What stands after the colon is an nn.Module, or is called without arguments to make
+    one. Raises ValueError.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name or not attribute:
+        raise ValueError(
+            "model: expected package.module:factory or file.py:factory, got "
+            f"{name!r}; for example {_completed(name.strip(':'))}"
+        )
+    found = module = _imported(module_name)
+    for step in attribute.split("."):
+        try:
+            found = getattr(found, step)
+        except AttributeError as error:
+            lacks = f"{module_name} has no {attribute!r}{_has(module, step)}"
+            raise ValueError(f"model: {lacks}") from error
+    model = found if isinstance(found, nn.Module) else _called(found, name)
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise ValueError(f"model: expected an nn.Module; {name} returns type {kind}")
+    return model
+
+
+def _completed(name):
+    """What somebody may have meant who gave no factory."""
+    module, dot, last = name.rpartition(".")
+    if not name or not dot or last == "py":
+        return f"{name or 'file.py'}:factory"
+    return f"{module}:{last}"
+
+
+def _has(module, name):
+    """What a module has instead of this name."""
+    made = {known: value for known, value in vars(module).items() if callable(value)}
+    here = [n for n, v in made.items() if getattr(v, "__module__", "") == module.__name__]
+    return near(name, made) or (f"; it has {', '.join(here[:8])}" if here else "")
+
+
+def _imported(name):
+    """The module of a dotted name or of a file."""
+    path = Path(name).resolve() if name.endswith(".py") else None
+    if path and not path.is_file():
+        raise ValueError(f"model: there is no file {name} in {Path.cwd()}")
+    dotted = _dotted(path) if path else name
+    try:
+        module = importlib.import_module(dotted)
+    except Exception as error:  # whatever somebody else's code raises
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if not missing or not f"{dotted}.".startswith(f"{missing}."):
+            raise ValueError(_blamed(name, "imported", error)) from error
+        raise ValueError(
+            f"model: there is no module {missing!r} in {Path.cwd()} or among the packages "
+            f"of {sys.executable}; for a file that is elsewhere: path/to/file.py:factory"
+        ) from error
+    if path and Path(getattr(module, "__file__", None) or "").resolve() != path:
+        raise ValueError(f"model: Python has another module {dotted}; rename {name}")
+    return module
+
+
+def _dotted(path):
+    """The name under which a file is imported; its folder, or its package's, goes first."""
+    names, folder = [path.stem], path.parent
+    while (folder / "__init__.py").exists():
+        names, folder = [folder.name, *names], folder.parent
+    sys.path.insert(0, str(folder))
+    return ".".join(names)
+
+
+def _called(factory, name):
+    """What a factory returns."""
+    if not callable(factory):
+        kind = type(factory).__name__
+        raise ValueError(
+            f"model: expected an nn.Module or a factory of one; {name} has type {kind}"
+        )
+    if wanted := _wanted(factory):
+        raise ValueError(
+            f"model: {name} needs {', '.join(wanted)}; expected a factory without "
+            "arguments, such as a function of yours that calls it"
+        )
+    try:
+        return factory()
+    except BrokenPipeError:  # of what it prints
+        raise
+    except Exception as error:
+        raise ValueError(_blamed(name, "made", error)) from error
+
+
+def _wanted(factory):
+    """The arguments without which a factory cannot be called."""
+    try:
+        known = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # builtins tell nothing
+        return []
+    return [
+        parameter.name
+        for parameter in known
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+
+
+def _blamed(name, done, error):
+    """Somebody else's error, with its line."""
+    other = "operator torchvision::" in str(error)
+    hint = "; this torchvision was built for another torch" if other else ""
+    where = stopped_at(error).strip()
+    said = f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
+    return f"{name} cannot be {done}: {said}{hint}"
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """A question, where one of the known words is close.
+
+    >>> near("plna", ("plan", "record"))
+    ' (did you mean plan?)'
+    """
+    close = difflib.get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
