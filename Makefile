@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
-BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline
+BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline hatchling
 PDF    := beautifulsoup4 playwright pypdf pyyaml
 
 # One thing at a time: all of them install into one .venv and build into one _build.
@@ -20,7 +20,7 @@ help:
 	@echo "make mutants  changes the library in ten thousand places: does a test notice? (an hour)"
 	@echo "make bench  how long planning takes, beside torch.compile"
 	@echo "make record run the experiments on this machine, into records/ (MINUTES=8)"
-	@echo "make lab    open the chapters in JupyterLab"
+	@echo "make lab    open the book in JupyterLab (OPTIONS=\"--no-browser --port 8890\")"
 	@echo "make run    execute every chapter anew, in place (MACHINE=… of which records)"
 	@echo "make lint   style and spelling of code, text and notebooks"
 	@echo "make lock   write constraints.txt anew from the newest versions"
@@ -43,8 +43,8 @@ help:
 	touch $@
 
 # The library with all that the notebooks read; pages built after it offer it.
-wheel: .venv/pip
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir _build .
+wheel: .venv/book.stamp
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir _build .
 
 book: .venv/book.stamp wheel
 	rm -rf _build/html
@@ -97,8 +97,15 @@ bench: .venv/test.stamp
 record: .venv/$(or $(EXTRAS),record).stamp
 	$(BIN)/python -m hfusion record $(EXPERIMENTS) $(MINUTES:%=--minutes %) $(if $(FROM),--from "$(FROM)")
 
+# The whole book, with its look and without news; the reader's own settings stay in force.
+# To root, the only user of a container, JupyterLab opens with --allow-root only.
+AS_THE_BOOK = --custom-css --LabApp.app_settings_dir="$(CURDIR)/tools/lab" \
+	--ServerApp.tornado_settings=static_custom_path="$(CURDIR)/tools/lab" \
+	--LabApp.default_url=/lab/tree/index.md --allow-root
+
 lab: .venv/lab.stamp
-	$(BIN)/jupyter lab chapters
+	@echo "to have the notebooks back as they were: git checkout chapters back"
+	$(BIN)/jupyter lab $(AS_THE_BOOK) $(OPTIONS)
 
 run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)

@@ -7,7 +7,7 @@ become directives and roles, which on the pages have numbers, links and folds:
     $$ … \tag{3.2} $$, and (3.2)       an equation with its number, and a reference to it
     **Figure 3.2.** A caption.         a cell of its own, below the cell of the figure
     ### Exercise 3.1                   a cell of its own
-    ### Solution 3.1                   at the notebook's end, with the cells that follow
+    ### Solution 3.1                   a cell of its own; those that follow, at the end
     [[Lin *et al.*, 2013](https://…)]  a citation, by the address in references.bib
     [Lin *et al.* [2013]](https://…)   the same within a sentence
     1.06<!-- gain:.2f -->              a number that a cell has glued, by this name
@@ -35,7 +35,7 @@ TAG = re.compile(rf"\s*\\tag{{({NUMBER})}}\s*\$\$")
 REFERENCE = re.compile(r"\((\d+\.\d+)\)")
 CAPTION = re.compile(rf"\*\*Figure ({NUMBER})\.\*\* (.*)", re.S)
 EXERCISE = re.compile(rf"### Exercise ({NUMBER})\n+(.*)", re.S)
-SOLUTION = re.compile(rf"### Solution ({NUMBER})\n+(.*)", re.S)
+SOLUTION = re.compile(rf"### Solution ({NUMBER})")
 TO_SOLUTION = re.compile(rf"\n+\[Solution\]\(#Solution-{NUMBER}\)\s*\Z")
 PARENTHETICAL = re.compile(rf"\[({LINK}(?:,\s+{LINK})*)\]")
 TEXTUAL = re.compile(r"\[[^\[\]]*\[[^\[\]]*\]\]\((https?://[^\s)]*)\)")
@@ -96,8 +96,7 @@ def with_solutions(cells, page):
     for cell in cells:
         if start := is_text(cell, SOLUTION):
             current = solutions[start[1]] = []
-            cell["source"] = start[2]
-        if cell["source"].strip() != SOLUTIONS:
+        elif cell["source"].strip() != SOLUTIONS:
             current.append(cell)
     both = []
     for cell in made:

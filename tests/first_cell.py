@@ -20,6 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 WHEEL = f"hfusion-{PROJECT['version']}-py3-none-any.whl"
 ALWAYS = {"hfusion", "matplotlib", "numpy", "torch"}  # hfusion imports the others
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where names differ
+TORCH = next(one for one in PROJECT["dependencies"] if one.startswith("torch>="))
+OLDEST = tuple(map(int, re.search(r"(\d+)\.(\d+)", TORCH).groups()))
 METADATA = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["remove-cell"]}
 
 TITLE = "# @title What this notebook needs"
@@ -27,6 +29,7 @@ TEMPLATE = f"""{TITLE}
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 
 WHEEL = "{{wheel}}"
@@ -44,6 +47,11 @@ if missing:
         f"missing here: {{{{', '.join(missing)}}}}. In a terminal, "
         f'pip install "{{{{WHEEL}}}}[notebook]"; then restart the kernel. '
         "{{where}}"
+    )
+torch = version("torch")
+if tuple(map(int, torch.split(".")[:2])) < {OLDEST}:
+    raise ImportError(
+        f"torch: expected {OLDEST[0]}.{OLDEST[1]} or newer, got {{{{torch}}}}"
     )"""
 WHERE = {
     True: "(Triton is there for Linux only.)",

@@ -147,9 +147,7 @@ make record  # this is
 
 # code
 ```"""
-SOLVED = """### Solution 1.1
-
-None of this.
+SOLVED = """None of this.
 ```python
 nor_this
 ```
@@ -159,7 +157,7 @@ nor_this
 def counted():
     """The cells of a small chapter."""
     exercise = "### Exercise 1.1\n\nWhat is $1 + 1$?\n\n[Solution](#Solution-1.1)"
-    texts = [COUNTED, exercise, "## Summary", "## Solutions", SOLVED]
+    texts = [COUNTED, exercise, "## Summary", "## Solutions", "### Solution 1.1", SOLVED]
     return [nbformat.v4.new_markdown_cell(text) for text in texts]
 
 

@@ -15,8 +15,8 @@ ADDRESS = "https://someone.github.io/book/hfusion-0.1.0-py3-none-any.whl"
 
 # Runs a cell in a Python in which some packages cannot be found and pip is only noted.
 RUN = """
-import importlib.machinery, importlib.util, json, subprocess, sys
-cell, blocked, brought = json.loads(sys.argv[1])
+import importlib.machinery, importlib.metadata, importlib.util, json, subprocess, sys
+cell, blocked, brought, torch = json.loads(sys.argv[1])
 ran = []
 
 def find_spec(name):
@@ -27,11 +27,12 @@ def run(command):
     blocked[:] = [name for name in blocked if name not in brought]
 
 importlib.util.find_spec, subprocess.run = find_spec, run
+importlib.metadata.version = lambda name: torch
 before = set(sys.modules)
 error = ""
 try:
     exec(cell, {})
-except ModuleNotFoundError as said:
+except ImportError as said:
     error = str(said)
 loaded = sorted({"torch", "numpy", "hfusion"} & set(sys.modules) - before)
 print(json.dumps([error, ran, loaded]))
@@ -42,12 +43,13 @@ def run(
     wheel=ADDRESS,
     missing=(),
     brought=(),
+    torch="2.13.0+cpu",
     name="02-a-1x1-convolution-is-a-matrix-multiply",
     **host,
 ):
     """(what the cell says, what it has pip do, what it imports)."""
     cell = first_cell.source(NOTEBOOKS[name], wheel)
-    given = json.dumps([cell, list(missing), list(brought)])
+    given = json.dumps([cell, list(missing), list(brought), torch])
     done = subprocess.run(
         [sys.executable, "-S", "-c", RUN, given],
         env=host,
@@ -118,6 +120,16 @@ def test_a_host_gets_what_is_missing_and_never_torch(host):
     ]
     assert said.startswith("missing here: torch.")
     assert loaded == []
+
+
+@pytest.mark.parametrize("torch", ["2.5.1", "1.13.0"])
+def test_a_torch_that_is_too_old_is_named(torch):
+    assert run(torch=torch)[0] == f"torch: expected 2.6 or newer, got {torch}"
+
+
+@pytest.mark.parametrize("torch", ["2.6.0", "2.10.0a0+git1", "3.0.1+cu130"])
+def test_a_torch_that_is_new_enough_is_not(torch):
+    assert run(torch=torch)[0] == ""
 
 
 def test_what_pip_could_not_bring_is_said():

@@ -78,9 +78,11 @@ def test_solutions_come_back_to_their_exercises_in_folds():
         text("### Exercise 3.2\n\nAnd?\n\n[Solution](#Solution-3.2)"),
         text("## Summary"),
         text("## Solutions"),
-        text("### Solution 3.1\n\nSo."),
+        text("### Solution 3.1"),
+        text("So."),
         code("answer()"),
-        text("### Solution 3.2\n\nThus."),
+        text("### Solution 3.2"),
+        text("Thus."),
     )
     assert [cell["source"] for cell in cells] == [
         "``````{exercise}\n:label: ex-3-1\nWhy?\n``````",
@@ -95,7 +97,7 @@ def test_solutions_come_back_to_their_exercises_in_folds():
 
 def test_a_solution_without_an_exercise_is_refused():
     with pytest.raises(ValueError, match=r"03-stack: no exercise for .*'3\.7'"):
-        myst(text("## Solutions"), text("### Solution 3.7\n\nSo."))
+        myst(text("## Solutions"), text("### Solution 3.7"), text("So."))
 
 
 def test_links_within_a_notebook_lead_to_headings_and_exercises():

@@ -6,14 +6,15 @@ SHIPPED = Path(__file__).parent / "book"  # only a wheel has it; pyproject.toml 
 
 
 def shipped(path: str | Path) -> Path:
-    """`path`, or what the wheel brings along by this name, if only that is there.
+    """`path`, or what the wheel brings along by this name, if `path` has nothing.
 
     path: "../records", as a notebook in `chapters/` sees the book's folder. A folder that
-    is there counts even if it is empty: a reader's own data come first.
+    holds a file of JSON counts: a reader's own data come first.
 
     >>> shipped("../no-such-folder").name
     'no-such-folder'
     """
     path = Path(path)
     brought = SHIPPED / path.name
-    return brought if brought.exists() and not path.exists() else path
+    holds = next(path.rglob("*.json"), None) if path.is_dir() else None
+    return path if holds or not brought.exists() else brought
