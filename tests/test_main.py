@@ -73,7 +73,7 @@ class Sized(Pair):
         super().__init__()
 
 def chatty():
-    print("making it")
+    print("making it", flush=True)
     return Pair()
 
 def waits():
