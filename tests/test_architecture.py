@@ -13,7 +13,7 @@ PACKAGE = ROOT / "code" / "hfusion"
 # module: what it may import, of the package and of third parties.
 ALLOWED = {
     "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
-    "__main__": {"hfusion", "tqdm"},
+    "__main__": {"hfusion"},
     "algebra": {"numpy"},
     "arithmetic": {"compiled", "cost", "kernels"},
     "compiled": {"cooperative", "kernels", "models", "occupancy", "triton"},
@@ -30,6 +30,7 @@ ALLOWED = {
     "folding": {"layers", "modes", "siblings", "torch", "tracing"},
     "kernels": {"layers", "measure", "models", "torch", "triton"},
     "layers": {"embedding", "torch"},
+    "live": {"measure", "progress", "recording"},
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},
     "modes": {"layers", "torch"},
@@ -40,6 +41,7 @@ ALLOWED = {
         *("models", "torch"),
     },
     "outcomes": {"records"},
+    "progress": {"tqdm"},
     "records": {"shipped"},
     "recording": {"measure", "records", "torch", "triton"},
     "rewrite": {"layers", "modes", "siblings", "torch", "tracing"},

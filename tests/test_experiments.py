@@ -8,6 +8,7 @@ import inspect
 import io
 import itertools
 import sys
+import time
 import tokenize
 import warnings
 from functools import partial
@@ -22,7 +23,7 @@ from test_architecture import PACKAGE
 from test_recording import raising
 from torch import nn
 
-from hfusion import cost, experiments, kernels, measure, models, recording, records
+from hfusion import cost, experiments, kernels, live, measure, models, recording, records
 from hfusion.experiments import (
     ceilings,
     embedding,
@@ -33,7 +34,7 @@ from hfusion.experiments import (
     rungs,
     stage,
 )
-from hfusion.recording import Unavailable
+from hfusion.recording import Unavailable, silent
 
 MODULES = {
     name: importlib.import_module(f"hfusion.experiments.{name}")
@@ -202,8 +203,8 @@ def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
     monkeypatch.setattr(experiments, "record", lambda *args: given.append(args) or "made")
     assert experiments.run(name, "cpu", 60, list) == experiments.run(name, "cuda") == "made"
     limited, unlimited = given
-    assert limited == (MODULES[name], "cpu", 60, list, None)
-    assert unlimited == (MODULES[name], "cuda", float("inf"), iter, None)
+    assert limited == (MODULES[name], "cpu", 60, list, None, silent, None)
+    assert unlimited == (MODULES[name], "cuda", float("inf"), iter, None, silent, None)
 
 
 def test_the_whole_network_agrees_on_every_rung():
@@ -861,8 +862,11 @@ def test_a_chain_is_where_it_was_asked_for(operator):
     call = made["arms"]["1"]()
     found = [*made["expected"], call(), *given_to_layers(call)]
     assert {t.device.type for t in found} == {"meta"}
-    with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
-        rungs.chains(operator, "host", (1,), "meta")
+    for way, device in (("graph", "mps"), ("graph", "cpu"), ("host", "cpu")):
+        with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
+            rungs.chains(operator, way, (1,), device)
+    made = rungs.chains(operator, "host", (1,), "meta")  # its host does not wait for it
+    assert made["watches"] == {"1": measure.host}
 
 
 # Who works when.
@@ -1113,8 +1117,15 @@ def ran(monkeypatch):
     calls = []
     monkeypatch.delenv("HFUSION_LIVE", raising=False)
     monkeypatch.delenv("HFUSION_MACHINE", raising=False)
-    monkeypatch.setattr(experiments, "run", lambda *given: calls.append(given) or MADE)
-    monkeypatch.setattr(experiments, "here", lambda: "this one")
+
+    def run(*given, **_):
+        calls.append(given)
+        return MADE
+
+    monkeypatch.setattr(live, "KNOWN", {})
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(experiments, "here", lambda: "cpu")
     return calls
 
 
@@ -1124,7 +1135,7 @@ def test_results_are_records_unless_live(tmp_path, monkeypatch, ran):
     assert experiments.results("stage", tmp_path, live=True) == {"m": MADE}
     monkeypatch.setenv("HFUSION_LIVE", "1")
     assert experiments.results("stage", tmp_path) == {"m": MADE}
-    assert ran == [("stage", "this one")] * 2
+    assert ran == [("stage", "cpu", 180)]  # the second time it is known
     monkeypatch.setenv("HFUSION_LIVE", "0")
     records.save(MADE, tmp_path)
     found = experiments.results("stage", tmp_path)
@@ -1163,10 +1174,17 @@ def test_without_a_record_a_page_reads_one_of_nothing(tmp_path, ran):
     assert experiments.result("stage", tmp_path, kind="cuda") == records.nothing("stage")
 
 
-@pytest.mark.parametrize(("found", "device"), [(True, "cuda"), (False, "cpu")])
-def test_the_device_at_hand_is_a_gpu_if_there_is_one(found, device, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
-    assert experiments.here() == device
+@pytest.mark.parametrize("kind", [*experiments.ACCELERATORS, "mtia", None])
+def test_the_device_at_hand_is_a_gpu_if_there_is_one(kind, monkeypatch):
+    """A made-up `torch.accelerator`: None is a build that has none; a device that was
+    built for may not be there."""
+    found = kind and torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: bool(kind))
+    known = kind in experiments.ACCELERATORS
+    assert experiments.here() == (kind if known else "cpu")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert experiments.here() == "cpu"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports

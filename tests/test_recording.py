@@ -263,10 +263,11 @@ class Clock:
         self.now_s, self.rings_s, self.ring = 0.0, math.inf, None
 
     def spend(self, seconds):
-        until_s, self.now_s = self.now_s + seconds, min(self.now_s + seconds, self.rings_s)
-        if until_s >= self.rings_s:
-            self.rings_s = math.inf
+        until_s = self.now_s + seconds
+        while self.rings_s <= until_s:
+            self.now_s, self.rings_s = self.rings_s, math.inf
             self.ring()
+        self.now_s = until_s
 
     def set(self, _, seconds, again=0):
         self.rings_s = self.now_s + seconds if seconds else math.inf
@@ -392,10 +393,9 @@ def test_an_alarm_is_taken_back(clock):
     assert clock.ring is None
 
 
-def test_an_alarm_of_the_system_interrupts(monkeypatch):
+def test_an_alarm_of_the_system_interrupts():
     """Once by the real one; it is set to ring at once."""
-    deadline = recording.Deadline(60)
-    monkeypatch.setattr(deadline, "left", lambda: 0.001)
+    deadline = recording.Deadline(0)
     before = signal.getsignal(signal.SIGALRM)
     with pytest.raises(recording.TooLate), deadline.alarm():
         time.sleep(60)
@@ -412,6 +412,68 @@ def test_after_each_case_the_record_so_far_is_handed_over(tmp_path):
     assert first.cases[1].skipped == {"every arm": stopped}
     assert first.cases[1].parameters == {"number": 1}
     assert records.load(records.save(first, tmp_path)).cases[1].samples == {}
+
+
+def test_while_something_is_made_it_is_said_each_second(clock):
+    """What, before each arm; then without words, so that a line can move."""
+    heard = []
+
+    def say(words=None, every_s=0):
+        heard.append((round(clock.now_s, 3), words))
+
+    race = Race({"a": clock.arm(0.1), "slow": clock.arm(0.1, 3.5)}, TWICE, 1e-6)
+    recording.record(experiment(race, ROUNDS=1), limit_s=60, say=say)
+    making = heard[: next(n for n, (_, words) in enumerate(heard) if words == "2 in turns")]
+    assert making == [
+        (0, "a"), (0.1, "slow"), (1.1, None), (2.1, None), (3.1, None)
+    ]  # fmt: skip
+    assert [words for _, words in heard if words] == ["a", "slow", "2 in turns", "counting"]
+
+
+def test_in_a_race_every_turn_may_say_that_it_lives_once_a_second(clock):
+    asked = []
+    race = Race({"a": clock.arm(0.1)}, TWICE, 1e-6)
+    say = lambda words=None, every_s=0: asked.append((words, every_s))
+    recording.record(experiment(race, ROUNDS=4), say=say)
+    assert asked.count((None, recording.TICK_S)) == recording.WARM_UP + 4
+
+
+def test_what_a_record_has_is_not_measured_again():
+    races = [twice(), twice(), twice()]
+    kept = []
+    recording.record(experiment(*races, ROUNDS=2), keep=kept.append)
+    known, measured = kept[0], []
+
+    def progress(cases):
+        measured.extend(cases)
+        return iter(cases)
+
+    made = recording.record(experiment(*races, ROUNDS=2), progress=progress, known=known)
+    assert measured == [{"number": 1}, {"number": 2}]
+    assert [case.parameters["number"] for case in made.cases] == [0, 1, 2]
+    assert made.cases[0] is known.cases[0]
+    assert all(case.samples for case in made.cases)
+
+
+LACKS = records.Case({"n": 1}, {}, skipped={"every arm": "needs a CUDA device"})
+LATER = records.Case({"n": 1}, {}, skipped={"every arm": recording.STOPPED})
+OTHERS = records.Case({"n": 1}, {"a": (1.0,)}, skipped={"b": "not reached within 3 s"})
+
+
+@pytest.mark.parametrize(
+    ("case", "lacks"), [(LACKS, False), (LATER, True), (OTHERS, False)]
+)
+def test_only_for_want_of_time_a_case_is_unfinished(case, lacks):
+    assert recording.unfinished(case) == lacks
+
+
+def test_time_is_shared_and_what_is_left_goes_on(clock):
+    given = []
+    for name, limit_s in recording.shared({"a": 1, "b": 2, "c": 1}, 40):
+        given.append((name, limit_s))
+        clock.spend(4 if name == "a" else limit_s)
+    assert given == [("a", 10), ("b", 24), ("c", 12)]
+    assert clock.now_s == 40
 
 
 def test_progress_sees_every_case():
@@ -593,7 +655,7 @@ def test_an_alarm_that_rings_while_it_is_set_is_taken_back(monkeypatch):
             signal.raise_signal(signal.SIGALRM)
 
     monkeypatch.setattr(signal, "setitimer", rings_at_once)
-    with pytest.raises(recording.TooLate), recording.Deadline(100).alarm():
+    with pytest.raises(recording.TooLate), recording.Deadline(0).alarm():
         pass
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before

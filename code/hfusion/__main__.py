@@ -13,17 +13,18 @@ why in one line.
 
 import argparse
 import importlib
+import importlib.util
 import os
 import shutil
 import signal
 import sys
 import textwrap
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import hfusion
 from hfusion import experiments, named, recording, records, runs
+from hfusion.progress import Bar
 
 PROGRAM = "python -m hfusion"
 COMMANDS = ("plan", "record")
@@ -112,7 +113,9 @@ def _record_options(measured):
         "--folder", default="records", help="where records are kept (default records)"
     )
     measured.add_argument(
-        "--device", choices=("cuda", "cpu"), help="default: a GPU if there is one"
+        "--device",
+        choices=(*experiments.ACCELERATORS, "cpu"),
+        help="default: a GPU if there is one",
     )
     measured.add_argument(
         "--from", dest="page", metavar="FILE", help="add what a lab of a page has saved"
@@ -195,13 +198,13 @@ def _record(options):
         return _fail(
             2, f"experiment: expected one of {listed}, got {got!r}{named.near(got, known)}"
         )
-    try:
-        from tqdm import tqdm
-    except ImportError:
+    if not importlib.util.find_spec("tqdm"):
         return _fail(1, "the progress bar needs tqdm: pip install tqdm")
-    device = options.device or experiments.here()
-    if device == "cuda" and experiments.here() != "cuda":
-        return _fail(2, "--device: expected cpu, since torch finds no GPU, got cuda")
+    there = experiments.here()
+    device = options.device or there
+    if device not in ("cpu", there):
+        fits = "cpu" if there == "cpu" else f"{there} or cpu"
+        return _fail(2, f"--device: expected {fits}, which torch finds, got {device}")
     try:  # before anything is measured that could not be kept
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -211,7 +214,7 @@ def _record(options):
     try:
         with _stopped_by_a_signal():
             run.begin()
-            _measure(run, names, device, 60 * options.minutes, tqdm)
+            _measure(run, names, device, 60 * options.minutes)
             run.finish()
     except runs.NotSaved as error:
         return _fail(1, error if run.handle is None else f"{error}; {run.left()}")
@@ -254,29 +257,18 @@ def _stopped_by_a_signal():
         signal.signal(signal.SIGTERM, before)
 
 
-def _measure(run, names, device, limit_s, tqdm):
+def _measure(run, names, device, limit_s):
     """Run the experiments; what one leaves of its time goes to those that follow."""
-    began = time.monotonic()
-    for place, name in enumerate(names):
-        left_s = max(0, limit_s - (time.monotonic() - began))
-        shares = [experiments.SHARES[later] for later in names[place:]]
+    shares = {name: experiments.SHARES[name] for name in names}
+    for name, limit_s_here in recording.shared(shares, limit_s):
         try:
-            limit_s_here = left_s * shares[0] / sum(shares)
-            run.keep(_measured(name, device, limit_s_here, tqdm, run.so_far))
+            with Bar(name, limit_s_here) as bar:
+                given = limit_s_here, bar.cases, run.so_far, bar.say
+                run.keep(experiments.run(name, device, *given))
         except runs.NotSaved:
             raise
         except Exception as error:  # of one experiment, and the others go on
             run.lose(name, f"{records.FAILED}{type(error).__name__}: {error}")
-
-
-def _measured(name, device, limit_s, tqdm, keep):
-    """The Record of an experiment; the progress bar is closed whatever happens."""
-    with ExitStack() as bars:
-
-        def progress(cases):
-            return bars.enter_context(tqdm(cases, desc=name, unit="case"))
-
-        return experiments.run(name, device, limit_s, progress, keep)
 
 
 def _fail(status, error):

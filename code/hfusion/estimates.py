@@ -34,6 +34,8 @@ class Rule:
 RULES = {
     "cpu": Rule({"NCHW": cost.PARTS, "NHWC": ("weight",)}, bias_apart=False),  # oneDNN
     "cuda": Rule({}, bias_apart=True),  # eager PyTorch
+    "mps": Rule({}, bias_apart=False),  # these two untried: no such GPU has a record
+    "xpu": Rule({}, bias_apart=False),
     "webgpu": Rule({}, bias_apart=False),  # the labs' kernels
 }
 

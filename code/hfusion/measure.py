@@ -11,6 +11,8 @@ import copy
 import dataclasses
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -118,10 +120,11 @@ def near(actual, expected, share):
         largest = np.max(np.abs(_numbers(expected)), initial=0.0)
         return agree(actual, expected, share * largest)
     wanted = expected.detach().double()
+    actual = actual.detach().to(wanted.device)  # which has float64, as not each GPU has
     bound = share * wanted.abs().max().item()
     if not bound < float("inf"):
         return agree(actual, expected)  # which refuses NaN and infinity by their place
-    apart = (actual.detach().double() - wanted).abs()
+    apart = (actual.double() - wanted).abs()
     if bool((apart <= bound).all()):  # NaN is not below anything
         return Agreement(apart.numel(), bound)
     return agree(actual, expected, bound)  # which says where they differ
@@ -208,8 +211,8 @@ def count_launches(fn, device="cpu"):
     """What one call of `fn` launches.
 
     On a CUDA device: the kernels the profiler saw (copies and fills included).
-    On a CPU there are no launches; counted are the operators that PyTorch
-    dispatches and that compute something, the nearest thing to a launch there.
+    On a CPU there are no launches, and on other GPUs no profiler that sees them; counted
+    are the operators that PyTorch dispatches and that compute something, the nearest thing.
     Views (split, transpose) count nothing, and what an operator does inside, such
     as copying a strided input, is not seen. No gradients are recorded.
 
@@ -221,7 +224,7 @@ def count_launches(fn, device="cpu"):
     """
     with torch.no_grad():
         fn()  # once before, so that nothing of the first call is counted
-        if torch.device(device).type == "cpu":
+        if torch.device(device).type != "cuda":
             with _Operators() as counter:
                 fn()
             return Launches("operators", tuple(counter.names))
@@ -268,8 +271,11 @@ def count_faults(fn):
 
 def synchronise(device):
     """Wait until `device` has done what it was given; a CPU always has."""
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         torch.cuda.synchronize(device)
+    elif kind in ("mps", "xpu"):
+        torch.get_device_module(kind).synchronize()  # that of MPS takes no device
 
 
 def wall(call, calls, device):
@@ -545,16 +551,23 @@ def _unit(x):
 
 def device_name(device="cpu"):
     """What the device calls itself, for labels."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
+    kind = torch.device(device).type
+    if kind in ("cuda", "xpu"):
+        return torch.get_device_module(kind).get_device_name(device)
+    if kind == "mps":
+        return f"{processor_name()} GPU"
     return f"{processor_name()}, {torch.get_num_threads()} threads"
 
 
 def processor_name():
     """What the processor calls itself; where it does not, its architecture."""
     try:
+        if sys.platform == "darwin":
+            asked = ("sysctl", "-n", "machdep.cpu.brand_string")
+            answer = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+            return answer.stdout.strip() or platform.machine()
         with open("/proc/cpuinfo") as lines:
             models = [line for line in lines if line.startswith("model name")]
-    except OSError:  # not Linux
+    except (OSError, subprocess.SubprocessError):  # another system
         models = []
     return models[0].split(":")[1].strip() if models else platform.machine()

@@ -40,6 +40,10 @@ PACKAGE = Path(__file__).parent
 ROUNDS, WARM_UP = 20, 3
 LEAST_ROUNDS = 5  # so many are kept, if there was no time for more
 TURN_US = 2000  # each arm has so many calls that its turn takes about this long
+TICK_S = 1  # so often what takes long to make shows that it lives
+STOPPED = f"{LATE} before the run was stopped"
+# Words of errors that mean that there was not enough memory.
+NO_MEMORY = ("DefaultCPUAllocator", "backend out of memory", "OUT_OF_DEVICE_MEMORY")
 
 
 class Unavailable(RuntimeError):
@@ -61,31 +65,68 @@ class Race:
     count: Callable | None = None  # of an arm: what COUNTED says, in place of launches
 
 
-def record(experiment, device="cpu", limit_s=math.inf, progress=iter, keep=None):
+def silent(words=None, every_s=0):
+    """Says nothing."""
+
+
+def record(
+    experiment, device="cpu", limit_s=math.inf, progress=iter, keep=None,
+    say=silent, known=None,
+):  # fmt: skip
     """Run an experiment, a module, and return its Record.
 
     limit_s: what does not get its turn within so many seconds is skipped; within a case
     as well, where fewer rounds are kept, if they are LEAST_ROUNDS. progress: is
     given the list of cases and passes them on, as tqdm does. keep: called after each case
-    with the Record so far. float32 means float32, also in convolutions on a GPU, where
-    cuDNN tries out its algorithms.
+    with the Record so far. say: called with what is done now, in words, and each second
+    without. known: a Record; its cases that are not `unfinished` are not measured again.
+    float32 means float32, also in convolutions on a GPU, where cuDNN tries out its
+    algorithms.
     """
-    deadline = Deadline(limit_s)
+    deadline = Deadline(limit_s, say)
     made = partial(Record, **_circumstances(experiment, device))
     cudnn = torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.benchmark
     cudnn.allow_tf32, cudnn.benchmark = False, True  # it chooses, as its rivals may
-    cases, planned = [], list(experiment.cases(device))
+    planned = list(experiment.cases(device))
+    there = [case for case in (known.cases if known else ()) if not unfinished(case)]
+    cases = {_key(case.parameters): case for case in there}
+
+    def so_far():
+        rest = {_key(p): Case(p, {}, skipped={EVERY: STOPPED}) for p in planned}
+        return made(cases=tuple((rest | cases).values()), missing=_missing(cases.values()))
+
     try:
-        for parameters in progress(planned):
-            cases.append(_case(experiment, device, parameters, deadline))
+        for parameters in progress([p for p in planned if _key(p) not in cases]):
+            found = _case(experiment, device, parameters, deadline)
+            cases[_key(parameters)] = found
             if keep:
-                rest = {EVERY: f"{LATE} before the run was stopped"}
-                stopped = [Case(p, {}, skipped=rest) for p in planned[len(cases) :]]
-                keep(made(cases=(*cases, *stopped), missing=_missing(cases)))
+                keep(so_far())
     finally:
         cudnn.allow_tf32, cudnn.benchmark = before
-    return made(cases=tuple(cases), missing=_missing(cases))
+    return so_far()
+
+
+def _key(parameters):
+    return tuple(parameters.items())
+
+
+def unfinished(case):
+    """Whether a case was not reached: nothing was raced, for want of time."""
+    late = any(reason.startswith(LATE) for reason in case.skipped.values())
+    return late and not case.samples
+
+
+def shared(shares, limit_s):
+    """(name, the seconds that it may take), in turn: what one leaves of its time goes to
+    those that follow.
+
+    shares: {name: its share of `limit_s`}; they need not add up to 1.
+    """
+    names, began = list(shares), time.monotonic()
+    for place, name in enumerate(names):
+        left_s = max(0, limit_s - (time.monotonic() - began))
+        yield name, left_s * shares[name] / sum(shares[n] for n in names[place:])
 
 
 def _circumstances(experiment, device):
@@ -121,10 +162,11 @@ class TooLate(BaseException):
 class Deadline:
     """`limit_s` seconds from when it was made. The clock is looked at; what cannot look
     is interrupted by an alarm, where the system has one and this is its main thread.
+    say: as for `record`; the alarm calls it, too.
     """
 
-    def __init__(self, limit_s):
-        self.limit_s, self.began = limit_s, time.monotonic()
+    def __init__(self, limit_s, say=silent):
+        self.limit_s, self.began, self.say = limit_s, time.monotonic(), say
         self.reason = f"{LATE} within {limit_s:.3g} s"
 
     def left(self):
@@ -147,17 +189,25 @@ class Deadline:
             return
         rings, inside = [], True
 
+        def wait():
+            # Again each second: who is inside may have caught it.
+            first_s = min(TICK_S, max(1e-3, self.left() - reserve_s))
+            signal.setitimer(signal.ITIMER_REAL, first_s, TICK_S)
+
         def ring(*_):
-            if inside:
-                rings.append(1)
-                raise TooLate
+            if not inside:
+                return
+            if not rings and self.left() > reserve_s:
+                wait()
+                self.say()
+                return
+            rings.append(1)
+            raise TooLate
 
         before = signal.signal(signal.SIGALRM, ring)
         try:
             try:
-                # Again each second: who is inside may have caught it.
-                wait_s = max(1e-3, self.left() - reserve_s)
-                signal.setitimer(signal.ITIMER_REAL, wait_s, 1)
+                wait()
                 yield
             except Exception as error:  # also what somebody made of a TooLate
                 if rings:
@@ -172,11 +222,18 @@ class Deadline:
 
 def _case(experiment, device, parameters, deadline):
     """Check, race and count the arms of one case."""
-    race, skips = _made(deadline, lambda: experiment.race(device, **parameters))
+
+    def prepared():
+        _need(device, parameters.get("dtype", "float32"))
+        return experiment.race(device, **parameters)
+
+    race, skips = _made(deadline, prepared)
     if race is None:
         return Case(parameters, {}, calls={}, skipped=skips)
+    say = deadline.say
     arms, reserve_s = {}, 0
     for name, make in race.arms.items():
+        say(name)
         check = partial(_checked, make, race, device)
         found, why = _made(deadline, check, name, reserve_s)
         skips |= why
@@ -184,8 +241,10 @@ def _case(experiment, device, parameters, deadline):
             arms[name], call_s = found
             reserve_s += _race_s(call_s)
     rounds = getattr(experiment, "ROUNDS", ROUNDS)
+    say(f"{len(arms)} in turns")
     samples, calls, why = _raced(race, arms, device, rounds, deadline)
     skips |= why
+    say("counting")
     launches, faults, why = _counted(race, {n: arms[n] for n in samples}, device)
     once = {name: race.repeats.get(name, 1) for name in samples}
     return Case(
@@ -197,6 +256,14 @@ def _case(experiment, device, parameters, deadline):
         skipped=skips | why,
         events=race.events,
     )
+
+
+def _need(device, dtype):
+    """Unavailable where a device has no such numbers."""
+    try:
+        torch.zeros(1, device=device).to(getattr(torch, dtype))
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise Unavailable(f"{device} has no {dtype}") from error
 
 
 def _race_s(call_s):
@@ -212,15 +279,17 @@ def _raced(race, arms, device, rounds, deadline):
     """
     skips = {}
 
+    def late():
+        deadline.say(every_s=TICK_S)
+        return deadline.late()
+
     def attempt():
         watches = {name: race.watches[name] for name in arms if name in race.watches}
         if race.calls:
             calls = dict.fromkeys(arms, race.calls)
         else:
             calls = _calls(arms, device, deadline)
-        samples = measure.time_arms(
-            arms, device, rounds, WARM_UP, calls, watches, deadline.late
-        )
+        samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches, late)
         if min(map(len, samples.values())) < min(rounds, LEAST_ROUNDS):
             raise Unavailable(deadline.reason)
         return samples, calls
@@ -273,9 +342,9 @@ def _reason(error):
     """Why something was skipped, in one line."""
     text = str(error).partition("\n")[0].strip()
     lacks_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if lacks_memory or "DefaultCPUAllocator" in text:
+    if lacks_memory or any(words in text for words in NO_MEMORY):
         return "out of memory"
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | NotImplementedError):
         return text or "unavailable"
     if isinstance(error, measure.Disagreement):
         return WRONG + text

@@ -52,7 +52,7 @@ class Machine:
     """Where a record comes from; None for what a machine does not have."""
 
     name: str  # of its folder: "nvidia-h200"
-    kind: str  # "cuda" or "cpu"
+    kind: str  # "cuda", "mps", "xpu" or "cpu"
     device: str  # what the device calls itself
     processor: str
     threads: int
@@ -323,7 +323,7 @@ def load_all(folder, experiment):
     """
     paths = sorted(shipped(folder).glob(f"*/{experiment}.json"))
     found = [load(path) for path in paths if path.parent.name[0] != "."]
-    found.sort(key=lambda record: record.machine.kind != "cuda")
+    found.sort(key=lambda record: record.machine.kind == "cpu")
     return {record.machine.name: record for record in found}
 
 

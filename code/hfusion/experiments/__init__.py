@@ -6,12 +6,12 @@
 
 import importlib
 import os
-from pathlib import Path
 
 import torch
 
 from .. import records
-from ..recording import record
+from ..live import measured
+from ..recording import record, silent
 from ..shipped import shipped
 
 # Of the time for all of them, what each may have.
@@ -30,54 +30,94 @@ SHARES = {
 }
 
 
-def here():
-    """The device at hand: "cuda" if there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+MINUTES = 3  # that a page may measure, unless it says otherwise
+ACCELERATORS = ("cuda", "mps", "xpu")  # NVIDIA's and AMD's, a Mac's, Intel's
 
 
-def run(name, device, limit_s=float("inf"), progress=iter, keep=None):
+def here() -> str:
+    """The device at hand: "cuda", "mps" or "xpu" if torch finds a GPU, else "cpu"."""
+    accelerator = torch.accelerator
+    kind = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
+    return kind if kind in ACCELERATORS else "cpu"
+
+
+def run(
+    name, device, limit_s=float("inf"), progress=iter, keep=None,
+    say=silent, known=None,
+):  # fmt: skip
     """The Record of one experiment, measured now; see `recording.record`."""
     experiment = importlib.import_module(f".{name}", __package__)
-    return record(experiment, device, limit_s, progress, keep)
+    return record(experiment, device, limit_s, progress, keep, say, known)
 
 
-def results(name, folder, live=False):
-    """What is known about an experiment: {machine: Record}, GPUs first.
+def several(names, folder, live=False, minutes=MINUTES) -> dict:
+    """What is known about experiments: {name: {machine: Record}}, GPUs first, and {} for
+    an experiment of which there is no record.
 
     From the records in `folder`, or those of the wheel where there is none. Or, if `live`
-    or the environment's HFUSION_LIVE=1 says so, measured now on the device at hand, and not
-    saved. The machine that the environment's HFUSION_MACHINE names goes first. Raises
-    records.NotRecorded if no machine has a record of it.
+    or the environment's HFUSION_LIVE=1 says so, measured now on the device at hand, in at
+    most so many minutes for all of them (HFUSION_LIVE_MINUTES goes first), and not saved;
+    see `live.measured`. Of records, the machine that the environment's HFUSION_MACHINE
+    names goes first.
     """
     if live or os.environ.get("HFUSION_LIVE") == "1":
-        measured = run(name, here())
-        return {measured.machine.name: measured}
-    folder = shipped(folder)
-    found = records.load_all(folder, name)
-    if not found:
-        raise records.NotRecorded(
-            f"{folder} has no record of {name}: `LIVE = True` in the first cell that says "
-            "LIVE measures here; `python -m hfusion record` makes a record"
-        )
-    chosen = os.environ.get("HFUSION_MACHINE")
-    if chosen and not (Path(folder) / chosen).is_dir():
-        fits = ", ".join(sorted(path.name for path in Path(folder).glob("*/")))
+        shares = {name: SHARES[name] for name in names}
+        made = measured(shares, here(), _minutes(minutes), run)
+        found = {n: {r.machine.name: r} for n, r in made.items()}
+        return {name: {} for name in names} | found
+    chosen, place = os.environ.get("HFUSION_MACHINE"), shipped(folder)
+    if chosen and not (place / chosen).is_dir():
+        fits = ", ".join(sorted(path.name for path in place.glob("*/")))
         raise records.RecordError(
             f"HFUSION_MACHINE: expected a folder in {folder} ({fits}), got {chosen}"
         )
-    return dict(sorted(found.items(), key=lambda item: item[0] != chosen))
+    found = {name: records.load_all(place, name) for name in names}
+    return {
+        name: dict(sorted(machines.items(), key=lambda item: item[0] != chosen))
+        for name, machines in found.items()
+    }
 
 
-def result(name, folder, live=False, kind=None):
-    """The Record that a page reads: the first of `results`.
+def _minutes(given):
+    """How many minutes a page may measure."""
+    said = os.environ.get("HFUSION_LIVE_MINUTES")
+    try:
+        minutes = float(said or given)
+    except (TypeError, ValueError):
+        minutes = 0
+    if not 0 < minutes < float("inf"):
+        name = "HFUSION_LIVE_MINUTES" if said else "minutes"
+        raise ValueError(f"{name}: expected a number above 0, got {said or given!r}")
+    return minutes
 
-    kind: "cpu" or "cuda", where only machines of that kind fit. Where there is no such
+
+def results(name, folder, live=False, minutes=MINUTES) -> dict:
+    """What is known about one experiment: {machine: Record}; see `several`.
+
+    Raises records.NotRecorded if no machine has a record of it.
+    """
+    found = several((name,), folder, live, minutes)[name]
+    if not found and (live or os.environ.get("HFUSION_LIVE") == "1"):
+        raise records.NotRecorded(f"no case of {name} was measured; run the cell again")
+    if not found:
+        raise records.NotRecorded(
+            f"{shipped(folder)} has no record of {name}: `LIVE = True` in the first cell "
+            "that says LIVE measures here; `python -m hfusion record` makes a record"
+        )
+    return found
+
+
+def first(found, name, kind=None):
+    """The Record of an experiment that a page reads, of what `several` has found.
+
+    kind: "cpu", "cuda", …, where only machines of that kind fit. Where there is no such
     record, one without cases, labelled "not recorded", whose `select` raises
     records.NotRecorded; see `show.recorded`.
     """
-    try:
-        found = results(name, folder, live).values()
-    except records.NotRecorded:
-        found = ()
-    fits = (record for record in found if kind in (None, record.machine.kind))
+    fits = (r for r in found[name].values() if kind in (None, r.machine.kind))
     return next(fits, records.nothing(name))
+
+
+def result(name, folder, live=False, kind=None, minutes=MINUTES):
+    """The Record that a page reads: the `first` of one experiment."""
+    return first(several((name,), folder, live, minutes), name, kind)

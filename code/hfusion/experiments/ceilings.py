@@ -20,8 +20,8 @@ CHAIN = (1, 10, 100)  # how many in a row
 
 
 def cases(device):
-    side, largest = (8192, 30) if device == "cuda" else (1024, 28)
-    dtypes = rungs.DTYPES if device == "cuda" else ("float32", "bfloat16")
+    side, largest = (8192, 30) if device != "cpu" else (1024, 28)
+    dtypes = rungs.DTYPES if device != "cpu" else ("float32", "bfloat16")
     return [
         *({"what": "copy", "bytes": 2**power} for power in range(16, largest + 1, 2)),
         *({"what": "matmul", "dtype": dtype, "side": side} for dtype in dtypes),
@@ -41,12 +41,12 @@ def copy(device, bytes):
     # Half of the bytes are read and half are written; random, since zeros may be faster.
     x = torch.randn(bytes // 8, device=device)
     y = torch.empty_like(x)
-    return Race({"copy": lambda: lambda: y.copy_(x)}, (x.double(),), 0)
+    return Race({"copy": lambda: lambda: y.copy_(x)}, (rungs.doubled(x),), 0)
 
 
 def matmul(device, dtype, side):
     a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
-    expected = (a.double() @ b.double(),)
+    expected = (rungs.doubled(a) @ rungs.doubled(b),)
     return Race({"matmul": lambda: lambda: a @ b}, expected, rungs.SHARE[dtype])
 
 
@@ -62,13 +62,13 @@ def limits(record, dtype):
     (multiplied,) = record.select(what="matmul", dtype=dtype)
     flops = 2 * multiplied.parameters["side"] ** 3
     copied = max(record.select(what="copy"), key=lambda case: case.parameters["bytes"])
-    on_gpu = record.machine.kind == "cuda"
+    kind = record.machine.kind
     return cost.Ceilings(
         flops_per_s=flops / multiplied.median("matmul") * 1e6,
         bytes_per_s=copied.parameters["bytes"] / copied.median("copy") * 1e6,
         launch_s=_one_more(record, "conv", "eager"),
-        kernel_s=_one_more(record, "abs", "graph") if on_gpu else 0,
-        overlaps=on_gpu,
+        kernel_s=_one_more(record, "abs", "graph") if kind == "cuda" else 0,
+        overlaps=kind != "cpu",
     )
 
 

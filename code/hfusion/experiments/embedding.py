@@ -26,7 +26,7 @@ WINDOWS = {
 
 
 def cases(device):
-    on_gpu = device == "cuda"
+    on_gpu = device != "cpu"
     return [
         {"windows": name, "channels": channels, "side": side, "batch": 1, "dtype": dtype}
         for dtype in (("float16", "float32") if on_gpu else ("float32",))
@@ -76,5 +76,5 @@ def race(device, windows, channels, side, batch, dtype):
     for name, fn in fns.items():
         arms[f"{name}, no oneDNN"] = partial(without_onednn, device, fn)
     with torch.no_grad():
-        expected = tuple(rungs.doubled(conv)(x.double()) for conv in whole)
+        expected = tuple(rungs.doubled(conv)(rungs.doubled(x)) for conv in whole)
     return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))

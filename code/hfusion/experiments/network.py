@@ -30,7 +30,7 @@ NETWORKS = {"GoogLeNet": ours, "torchvision": torchvisions}
 
 
 def cases(device):
-    gpu = device == "cuda"
+    gpu = device != "cpu"
     return [
         {"network": network, "batch": batch, "dtype": dtype, "layout": rungs.USUAL[dtype]}
         for network in NETWORKS

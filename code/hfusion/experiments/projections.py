@@ -26,7 +26,7 @@ PROJECTIONS = {
 
 
 def cases(device):
-    on_gpu = device == "cuda"
+    on_gpu = device != "cpu"
     return [
         {"projections": name, "tokens": tokens, "dtype": dtype}
         for dtype in (("float16", "float32") if on_gpu else ("float32",))
@@ -49,5 +49,5 @@ def race(device, projections, tokens, dtype):
     }
     arms = rungs.with_graphs(device, ways)
     with torch.no_grad():
-        expected = tuple(rungs.doubled(linear)(x.double()) for linear in linears)
+        expected = tuple(rungs.doubled(linear)(rungs.doubled(x)) for linear in linears)
     return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))

@@ -80,7 +80,7 @@ WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": measure.graphed}
 
 def chains(operator, way, lengths, device):
     """What a Race of chains needs: n times next to nothing in a row, for each n."""
-    if way != "eager":
+    if way == "graph" or (way == "host" and device == "cpu"):
         need_cuda(device)
     x = torch.ones(1, 1, 1, 1, device=device)
     conv = nn.Conv2d(1, 1, 1, bias=False).to(device)
@@ -96,7 +96,7 @@ def chains(operator, way, lengths, device):
     links = {str(n): partial(run, n) for n in lengths}
     return {
         "arms": {n: partial(WAYS[way], link) for n, link in links.items()},
-        "expected": (x.double(),),
+        "expected": (doubled(x),),
         "share": 0,
         "watches": dict.fromkeys(links, measure.host) if way == "host" else {},
     }
@@ -116,15 +116,19 @@ def placed(model, x, dtype, device, layout):
     return (thing.to(device, kind, memory_format=form) for thing in (model, x))
 
 
-def doubled(model):
-    """A copy of a model in float64."""
-    return copy.deepcopy(model).double()
+def doubled(thing):
+    """A model or a tensor, copied in float64; on the CPU where it lies on a device that
+    has no float64: MPS has none, and neither have some of Intel's GPUs."""
+    tensor = isinstance(thing, torch.Tensor)
+    lies = thing.device if tensor else next(thing.parameters()).device
+    twin = thing if tensor else copy.deepcopy(thing)
+    return (twin.cpu() if lies.type in ("mps", "xpu") else twin).double()
 
 
 def exact(model, x):
     """What a model computes, in float64: a tuple of one tensor."""
     with torch.no_grad():
-        return (doubled(model)(x.double()),)
+        return (doubled(model)(doubled(x)),)
 
 
 def eager(model):

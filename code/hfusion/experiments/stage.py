@@ -20,7 +20,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def cases(device):
-    on_gpu = device == "cuda"
+    on_gpu = device != "cpu"
     return [
         {"module": module, "batch": batch, "dtype": dtype, "layout": layout}
         for batch in (BATCHES if on_gpu else (1, 2, 4, 8, 32, 128))
@@ -49,5 +49,5 @@ def race(device, module, batch, dtype, layout):
     ways = {"separate": separate, "stacked": partial(stacked, x), "copied": copied}
     arms = rungs.with_graphs(device, ways)
     with torch.no_grad():
-        expected = tuple(rungs.doubled(conv)(x.double()) for conv in convs)
+        expected = tuple(rungs.doubled(conv)(rungs.doubled(x)) for conv in convs)
     return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))

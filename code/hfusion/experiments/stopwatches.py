@@ -28,7 +28,7 @@ def race(device, module, batch, calls):
         returned = time.perf_counter_ns()
         measure.synchronise(device)
         ends = {"host": returned, "device": time.perf_counter_ns()}
-        for lane in ends if device == "cuda" else ["host"]:
+        for lane in ends if device != "cpu" else ["host"]:
             times = [round((t - began) / 1000, 1) for t in (start, ends[lane])]
             events.append((lane, "call", *times))
     arms = {rungs.WRITTEN: lambda: lambda: model(x)}

@@ -29,6 +29,8 @@ TOKENS = 64  # of the projections that are offered
 RULES_SAID = {
     "cpu": "all times added up, with the copies that oneDNN makes inside a convolution",
     "cuda": "the roofline, with each bias in a kernel of its own",
+    "mps": "the roofline, which has not been tried on such a GPU",
+    "xpu": "the roofline, which has not been tried on such a GPU",
 }
 
 
