@@ -647,8 +647,7 @@ def test_no_gpu_where_there_is_none(capsys, ran, device):
     status, out, err = run(capsys, "record", "first", "--device", device)
     assert (status, out, ran) == (2, "", [])
     assert err == (
-        "python -m hfusion: --device: expected cpu, which torch finds, got "
-        f"{device}\n"
+        f"python -m hfusion: --device: expected cpu, which torch finds, got {device}\n"
     )
 
 
