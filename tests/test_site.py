@@ -626,6 +626,73 @@ def test_the_readers_case_is_calculated_on_its_page(case):
 
 # On paper
 
+# The text that an A4 sheet has room for, in pixels.
+SHEET = {"width": 680, "height": 1000}
+PRESSED = "button, input, select, summary, nav, header, .bd-sidebar, .headerlink, .fs-skip"
+CUT = """() => [...document.querySelectorAll("article *:not(.math, .math *, .fs-heard)")].filter(
+    (node) => node.clientWidth > 1 && (node.getBoundingClientRect().right > innerWidth + 1
+        || node.scrollWidth > node.clientWidth + 2
+            && getComputedStyle(node).overflowX !== "visible")
+).map((node) => `${node.tagName} ${node.className}`)"""
+
+
+@pytest.fixture(scope="session")
+def sheet(browser):
+    page = browser.new_page(viewport=SHEET, color_scheme="dark")
+    yield page
+    page.close()
+
+
+def laid_on(sheet, site, name):
+    sheet.emulate_media(media="screen")
+    sheet.goto((site / f"{name}.html").as_uri())
+    sheet.wait_for_load_state("networkidle")
+    assert sheet.evaluate("document.documentElement.dataset.theme") == "dark"
+    sheet.emulate_media(media="print")
+    sheet.wait_for_function("document.documentElement.dataset.theme === 'light'")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_on_paper_and_has_no_controls(sheet, site, soups, name):
+    laid_on(sheet, site, name)
+    assert sheet.locator(PRESSED).locator("visible=true").count() == 0
+    assert sheet.evaluate(CUT) == []
+    title = sheet.locator("h1").locator("visible=true")
+    said = soups[name].select_one("article h1").get_text().removesuffix("#")
+    assert title.all_text_contents() == [said + "#"]
+    solutions = sheet.locator(".solution > section")
+    assert all(one.is_visible() for one in solutions.all())
+    assert solutions.count() == len(soups[name].select(".solution"))
+
+
+def test_what_does_not_fit_on_paper_would_be_noticed(sheet, site):
+    laid_on(sheet, site, "chapters/03-stack-the-weights")
+    sheet.add_style_tag(
+        content="article pre { white-space: pre !important; width: 1000px; }"
+    )
+    assert {line.split()[0] for line in sheet.evaluate(CUT)} >= {"PRE"}
+    sheet.emulate_media(media="screen")
+    assert sheet.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert not sheet.locator(".solution > section").first.is_visible()
+
+
+def test_a_printed_page_has_what_moves_in_order_and_its_solutions(visit, site, tmp_path):
+    """As the browser prints it, and not only as it would style it."""
+    page = visit((site / "chapters/03-stack-the-weights.html").as_uri(), scheme="dark")
+    path = tmp_path / "page.pdf"
+    page.pdf(path=path, format="A4")
+    text = "".join(sheet.extract_text() for sheet in pypdf.PdfReader(path).pages)
+    text = " ".join(text.split())
+    steps = page.locator("fs-player .fs-step p").all_text_contents()
+    places = [text.find(f"{number}. {step[:20]}") for number, step in enumerate(steps, 1)]
+    assert len(places) == 9
+    assert min(places) > 0
+    assert places == sorted(places)
+    for solution in page.locator(".solution > section > p:first-child").all():
+        assert solution.text_content()[:30] in text
+    assert not page.locator(".solution > section").first.is_visible()  # folded again
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
 
 def test_the_one_page_for_paper_has_everything_in_order(site, soups):
     page = BeautifulSoup(pdf.one_page(site), "html.parser")
