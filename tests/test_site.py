@@ -629,7 +629,9 @@ def test_the_readers_case_is_calculated_on_its_page(case):
 # The text that an A4 sheet has room for, in pixels.
 SHEET = {"width": 680, "height": 1000}
 PRESSED = "button, input, select, summary, nav, header, .bd-sidebar, .headerlink, .fs-skip"
-CUT = """() => [...document.querySelectorAll("article *:not(.math, .math *, .fs-heard)")].filter(
+CUT = """() => [
+    ...document.querySelectorAll("article *:not(.math, .math *, .fs-heard)")
+].filter(
     (node) => node.clientWidth > 1 && (node.getBoundingClientRect().right > innerWidth + 1
         || node.scrollWidth > node.clientWidth + 2
             && getComputedStyle(node).overflowX !== "visible")
@@ -672,7 +674,7 @@ def test_what_does_not_fit_on_paper_would_be_noticed(sheet, site):
     )
     assert {line.split()[0] for line in sheet.evaluate(CUT)} >= {"PRE"}
     sheet.emulate_media(media="screen")
-    assert sheet.evaluate("document.documentElement.dataset.theme") == "dark"
+    sheet.wait_for_function("document.documentElement.dataset.theme === 'dark'")
     assert not sheet.locator(".solution > section").first.is_visible()
 
 
