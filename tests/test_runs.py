@@ -380,7 +380,20 @@ def test_the_report(repository):
     assert report.startswith(REPORT.lstrip())
     assert f"delete {repository / 'a-cpu'}" in report
     assert "git checkout records chapters" in report
+    assert report.endswith("\nto reach the rest: --minutes 30, or make record MINUTES=30")
     assert run.status() == 1
+
+
+@pytest.mark.parametrize("reason", ["not reached in time", "needs a CUDA device"])
+def test_the_report_of_nothing_says_so(repository, reason):
+    """And offers more time only where that would help."""
+    run = runs.Run(repository, MACHINE, NAMES)
+    run.begin()
+    run.lose("ceilings", reason)
+    run.finish()
+    last = run.report().split("\n\n")[-1].splitlines()
+    assert last[0] == "no record was changed"
+    assert (len(last) == 2) is ("not reached" in reason)
 
 
 def test_long_reasons_are_cut():

@@ -173,13 +173,15 @@ class Run:
 
     def status(self):
         """3 if not all was reached in time; 1 if something was wrong or failed; else 0."""
-        reasons = [*self.broken.values()]
-        for record in self.complete:
-            for case in record.cases:
-                reasons += case.skipped.values()
+        reasons = self._reasons()
         if any(reason.startswith((WRONG, FAILED)) for reason in reasons):
             return 1
         return 3 if any(reason.startswith(LATE) for reason in reasons) else 0
+
+    def _reasons(self):
+        """Why what was not measured was not."""
+        cases = (case for record in self.complete for case in record.cases)
+        return [*self.broken.values(), *(why for c in cases for why in c.skipped.values())]
 
     def report(self):
         """What was measured, what was not and why, and who reads it: text."""
@@ -195,6 +197,10 @@ class Run:
         lines += ["  nothing"] if lines[-1] == "skipped" else []
         if self.complete:
             lines += ["", "who reads it", *readers(self.place), "", *self._where()]
+        else:
+            lines += ["", "no record was changed"]
+        if any(reason.startswith(LATE) for reason in self._reasons()):
+            lines += ["to reach the rest: --minutes 30, or make record MINUTES=30"]
         return "\n".join(lines)
 
     def _where(self):
