@@ -130,16 +130,20 @@ def defined():
     return [line for line in lines[start + 1 :] if line and line[0] not in " `"]
 
 
+def blanked(source):
+    """A cell's text with ~ for what is not read."""
+    return APART.sub(lambda apart: "~" * len(apart[0]), source)
+
+
 def prose(source):
-    """A cell's text: spaces for the ends of lines, and ~ for what is not read."""
-    blank = APART.sub(lambda found: "~" * len(found[0]), source).replace("*", "~")
-    return re.sub(r"\s", " ", blank)
+    """The same, also for emphasis, and with spaces for the ends of lines."""
+    return re.sub(r"\s", " ", blanked(source).replace("*", "~"))
 
 
 def in_prose(pattern, replace, source):
     """`re.sub` in what is read of a cell's text."""
     parts, end = [], 0
-    for found in pattern.finditer(APART.sub(lambda apart: "~" * len(apart[0]), source)):
+    for found in pattern.finditer(blanked(source)):
         parts += [source[end : found.start()], replace(found)]
         end = found.end()
     return "".join([*parts, source[end:]])

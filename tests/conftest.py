@@ -22,3 +22,28 @@ def in_float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+# Browsers are imported where they are asked for: most tests want none.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium for the tests of one file."""
+    import chromium
+
+    with chromium.launching() as launch:
+        running = launch()
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def fox(tmp_path_factory):
+    """A Firefox for the tests of one file."""
+    import firefox
+
+    if not firefox.FOUND:
+        pytest.skip("no Firefox is installed")
+    with firefox.running(tmp_path_factory.mktemp("profile")) as running:
+        yield running

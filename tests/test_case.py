@@ -20,14 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 labs = importlib.import_module("hfusion.show.lab")  # `show.lab` is the function
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.launching() as launch:
-        running = launch()
-        yield running
-        running.close()
-
-
 # Both languages have the same formulas
 
 FORMULAS = (labs.FOLDER / "cost.js").read_text(encoding="utf-8")

@@ -2,20 +2,16 @@
 
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
+import launch
 import nbformat
 import pytest
 import yaml
 from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "_ext"))
-
-import launch  # noqa: E402
-
 PARTS = ("_config.yml", "_ext", "_static", "_templates", "pyproject.toml", "references.bib")
 WHEEL = launch.wheel(ROOT).name
 METADATA = {"language_info": {"name": "python"}}

@@ -3,11 +3,10 @@
 import json
 import re
 
+import plain
 import pytest
 import test_chapters
-
-import plain  # isort: skip
-import written  # isort: skip
+import written
 
 LIN = "https://arxiv.org/abs/1312.4400"
 SZEGEDY = "https://arxiv.org/abs/1409.4842"

@@ -4,14 +4,13 @@ import importlib
 import itertools
 import re
 import subprocess
-import sys
 import sysconfig
 import time
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 import chromium
-import firefox
+import pdf
 import pypdf
 import pytest
 from bs4 import BeautifulSoup
@@ -20,9 +19,6 @@ from playwright.sync_api import sync_playwright
 from hfusion import figures
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "_ext"))
-
-import pdf  # noqa: E402
 
 six = importlib.import_module("hfusion.show.case")  # it may show two siblings more
 PAGES = ["index", *re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text())]
@@ -434,14 +430,6 @@ def test_a_search_without_a_result_marks_nothing(visit, site):
     assert page.locator("#search-results li").count() == 0
     page = visit((site / "index.html").as_uri() + "?found=zzzz")
     assert page.locator(".fs-found").count() == 0
-
-
-@pytest.fixture(scope="module")
-def fox(tmp_path_factory):
-    if not firefox.FOUND:
-        pytest.skip("there is no Firefox here")
-    with firefox.running(tmp_path_factory.mktemp("profile")) as running:
-        yield running
 
 
 def test_the_search_quotes_and_marks_in_firefox_from_a_file(fox, site):

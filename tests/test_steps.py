@@ -38,14 +38,6 @@ def moving():
     )
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with chromium.launching() as launch:
-        found = launch()
-        yield found
-        found.close()
-
-
 @pytest.fixture
 def opened(browser):
     """Opens a page that holds this HTML; what goes wrong in it fails the test."""

@@ -14,7 +14,6 @@ import statistics
 from pathlib import Path
 
 import chromium
-import firefox
 import jsonschema
 import numpy as np
 import pytest
@@ -1915,14 +1914,6 @@ def test_a_gpus_two_launches_show_wins_and_losses_alike(opened, tmp_path, width)
 
 
 # In Firefox
-
-
-@pytest.fixture(scope="module")
-def fox(tmp_path_factory):
-    if not firefox.FOUND:
-        pytest.skip("no Firefox is installed")
-    with firefox.running(tmp_path_factory.mktemp("profile")) as running:
-        yield running
 
 
 def test_labs_run_in_firefox_from_a_file(fox, tmp_path):
