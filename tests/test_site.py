@@ -227,7 +227,7 @@ def test_words_of_a_picture_are_outlines_whatever_fonts_there_are(browser, pictu
 # In a browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # two at a time Playwright does not allow
 def browser():
     with sync_playwright() as playwright:
         found = pdf.launched(playwright)
@@ -626,7 +626,7 @@ CUT = """() => [
 ).map((node) => `${node.tagName} ${node.className}`)"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sheet(browser):
     page = browser.new_page(viewport=SHEET, color_scheme="dark")
     yield page
