@@ -97,15 +97,13 @@ bench: .venv/test.stamp
 record: .venv/$(or $(EXTRAS),record).stamp
 	$(BIN)/python -m hfusion record $(EXPERIMENTS) $(MINUTES:%=--minutes %) $(if $(FROM),--from "$(FROM)")
 
-# The whole book, with its look and without news; the reader's own settings stay in force.
-# To root, the only user of a container, JupyterLab opens with --allow-root only.
-AS_THE_BOOK = --custom-css --LabApp.app_settings_dir="$(CURDIR)/tools/lab" \
-	--ServerApp.tornado_settings=static_custom_path="$(CURDIR)/tools/lab" \
-	--LabApp.default_url=/lab/tree/index.md --allow-root
-
+# The whole book with its look, by tools/lab; the reader's own settings stay in force.
+lab: export JUPYTER_CONFIG_PATH := $(CURDIR)/tools/lab$(if $(JUPYTER_CONFIG_PATH),:$(JUPYTER_CONFIG_PATH))
 lab: .venv/lab.stamp
-	@echo "to have the notebooks back as they were: git checkout chapters back"
-	$(BIN)/jupyter lab $(AS_THE_BOOK) $(OPTIONS)
+	@echo "JupyterLab opens the book; stop it with Ctrl-C. What you save stays: 'git diff' shows it,"
+	@echo "and 'git checkout chapters back' brings the notebooks back as they were."
+	@[ "$$(id -u)" != 0 ] || echo "You are root, as in a container, so JupyterLab's refusal of root is turned off."
+	$(BIN)/jupyter lab $(OPTIONS)
 
 run: .venv/test.stamp
 	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
