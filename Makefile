@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
+OR_SAY := || { echo "The packages could not be installed; above is what pip says. Is there a network? Then make the same target again."; exit 1; }
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline hatchling
 PDF    := beautifulsoup4 playwright pypdf pyyaml
 
@@ -10,21 +11,25 @@ PDF    := beautifulsoup4 playwright pypdf pyyaml
 .PHONY: help book wheel pdf zip test test-all nbval zoo mutants bench record lab run lint lock clean
 
 help:
-	@echo "make book   build the book into _build/html/index.html"
-	@echo "make wheel  the library as a file, with all that a notebook needs beside it"
-	@echo "make pdf    the whole book as _build/fusing-sideways.pdf (wants Chromium or Chrome)"
-	@echo "make zip    the pages as _build/fusing-sideways.zip, to read anywhere"
-	@echo "make test   unit tests, property tests, and nbval over every chapter"
-	@echo "make test-all  the slow ones too: notebooks alone from the wheel, JupyterLab"
-	@echo "make zoo    the pass on networks of torchvision and timm, and ONNX export"
-	@echo "make mutants  changes the library in ten thousand places: does a test notice? (an hour)"
-	@echo "make bench  how long planning takes, beside torch.compile"
-	@echo "make record run the experiments on this machine, into records/ (MINUTES=8)"
-	@echo "make lab    open the book in JupyterLab (OPTIONS=\"--no-browser --port 8890\")"
-	@echo "make run    execute every chapter anew, in place (MACHINE=… of which records)"
-	@echo "make lint   style and spelling of code, text and notebooks"
-	@echo "make lock   write constraints.txt anew from the newest versions"
-	@echo "make clean  delete everything that make has made"
+	@echo "To read"
+	@echo "  make book      the pages, _build/html/index.html"
+	@echo "  make pdf       the whole book as _build/fusing-sideways.pdf (wants Chromium or Chrome)"
+	@echo "  make zip       the pages as _build/fusing-sideways.zip, to read anywhere"
+	@echo "To run"
+	@echo "  make lab       the book in JupyterLab (OPTIONS=\"--no-browser --port 8890\")"
+	@echo "  make wheel     one file, with which a chapter runs in a folder of its own"
+	@echo "  make record    the experiments on this machine, into records/ (MINUTES=8)"
+	@echo "  make run       every chapter again, in place (CHAPTERS=… MACHINE=…)"
+	@echo "To change"
+	@echo "  make test      the tests, and every cell compared with what it printed"
+	@echo "  make test-all  the slow tests too: each chapter alone from the wheel, JupyterLab"
+	@echo "  make lint      style and spelling of code, text and notebooks"
+	@echo "  make zoo       the pass on networks of torchvision and timm, and ONNX export"
+	@echo "  make mutants   ten thousand changes of the library: does a test notice? (MUTANTS=…)"
+	@echo "  make bench     how long planning takes, beside torch.compile"
+	@echo "  make lock      constraints.txt again, from the newest versions"
+	@echo "  make clean     delete all that make has made"
+	@echo "make PYTHON=python3.12 … takes another Python. The first time, each needs a network."
 
 # One stamp for each set of packages; pip sees the exact versions of all of them.
 .venv/pip:
@@ -34,12 +39,12 @@ help:
 	touch $@
 
 .venv/%.stamp: .venv/pip pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$*]" $(OR_SAY)
 	touch $@
 
 # The pages are built from executed notebooks: no torch, and little to download.
 .venv/book.stamp: .venv/pip Makefile constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(BOOK)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(BOOK) $(OR_SAY)
 	touch $@
 
 # The library with all that the notebooks read; pages built after it offer it.
@@ -51,7 +56,7 @@ book: .venv/book.stamp wheel
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 
 .venv/pdf.stamp: .venv/pip Makefile constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(PDF)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PDF) $(OR_SAY)
 	touch $@
 
 pdf: book .venv/pdf.stamp
@@ -73,7 +78,9 @@ test: .venv/test.stamp .venv/book.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules -m "not slow" tests code
 	$(MAKE) nbval
 
-# Also what takes minutes: every notebook alone from the wheel, and JupyterLab in a browser.
+# Also what takes minutes: every notebook alone from the wheel, and JupyterLab in a browser,
+# which may not be missing here.
+test-all: export HFUSION_TESTS := all
 test-all: .venv/test.stamp .venv/book.stamp .venv/lab.stamp
 	$(MAKE) test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow tests

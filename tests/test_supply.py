@@ -239,3 +239,34 @@ def test_make_says_why_it_has_no_environment(tmp_path, script):
     said = [line for line in PYTHONS.values() if line in done.stdout]
     assert said == [PYTHONS[script]]
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("stamp", ["test", "book", "pdf"])
+def test_make_says_what_to_do_where_pip_fails(tmp_path, stamp):
+    """As it does without a network; and nothing then counts as installed."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "pip").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text("#!/bin/sh\necho no such host >&2\nexit 1\n")
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["make", f".venv/{stamp}.stamp"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "no such host" in done.stderr
+    assert "Is there a network?" in done.stdout
+    assert not (tmp_path / ".venv" / f"{stamp}.stamp").exists()
+
+
+def test_help_names_every_target():
+    """And its lines fit a terminal."""
+    makefile = read(ROOT / "Makefile")
+    targets = set(re.search(r"^\.PHONY: help (.*)$", makefile, re.M)[1].split())
+    printed = re.findall(r'^\t@echo "(.*)"$', makefile.partition("help:")[2], re.M)
+    said = [line.replace('\\"', '"') for line in printed]
+    named = {name for line in said for name in re.findall(r"^  make ([a-z-]+) ", line)}
+    assert named == targets - {"nbval"}
+    assert max(map(len, said)) <= 90
