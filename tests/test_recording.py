@@ -352,6 +352,7 @@ def test_fewer_rounds_than_the_least_are_not_kept(clock, monkeypatch):
 
 def test_the_limit_is_looked_at_while_warming_up(clock, monkeypatch):
     monkeypatch.setattr(recording, "_race_s", lambda call_s: 0)
+    monkeypatch.setattr(recording, "SLACK", 0)
     arms = {name: clock.arm(5) for name in "abcdef"}
     (case,), took_s = timed(clock, 31, arms)
     assert case.skipped == {"every arm": "not reached within 31 s"}
@@ -363,8 +364,9 @@ def test_fewer_rounds_are_enough_if_no_more_were_planned(clock):
     assert len(case.samples["a"]) == 2
 
 
-def test_what_takes_long_to_make_is_interrupted(clock):
+def test_what_takes_long_to_make_is_interrupted(clock, monkeypatch):
     """A compiler cannot look at the clock. What was ready is raced."""
+    monkeypatch.setattr(recording, "SLACK", 0)
     arms = {"a": clock.arm(0.01), "slow": clock.arm(0.01, 1000), "late": clock.arm(0.01)}
     (case, after), took_s = timed(clock, 20, arms, {"a": clock.arm(0.01)})
     reason = "not reached within 20 s"
@@ -372,6 +374,37 @@ def test_what_takes_long_to_make_is_interrupted(clock):
     assert len(case.samples["a"]) >= recording.LEAST_ROUNDS
     assert took_s < 20 + 2
     assert after.skipped == {"every arm": reason}
+
+
+def test_what_is_interrupted_may_take_a_while_to_end_and_the_others_race(clock):
+    """As a compiler does that first waits for its processes."""
+
+    def make():
+        try:
+            clock.spend(1000)
+        finally:
+            clock.spend(0.04 * 20)
+
+    (case,), took_s = timed(clock, 20, {"a": clock.arm(0.001), "slow": make})
+    assert list(case.skipped) == ["slow"]
+    assert len(case.samples["a"]) >= recording.LEAST_ROUNDS
+    assert took_s < 20 + 0.1
+
+
+def test_once_the_time_is_over_no_further_case_begins(clock):
+    """So a bar does not say that it is done."""
+    begun = []
+
+    def progress(cases):
+        for case in cases:
+            begun.append(case)
+            yield case
+
+    races = [Race({"a": clock.arm(5)}, TWICE, 1e-6) for _ in range(5)]
+    made = recording.record(experiment(*races, ROUNDS=2), limit_s=20, progress=progress)
+    assert len(begun) < 4
+    reasons = [case.skipped for case in made.cases[len(begun) :]]
+    assert reasons == [{"every arm": "not reached within 20 s"}] * len(reasons)
 
 
 def test_what_an_interrupted_compiler_makes_of_it_is_the_limit_s(clock):

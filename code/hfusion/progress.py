@@ -9,7 +9,11 @@ import time
 
 EVERY_S = 0.2  # the line is drawn anew at most so often
 FORMAT = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} cases{postfix}"
-PLAIN = {"dtype", "layout"}  # parameters whose values say by themselves what they are
+PLAIN = {
+    "what",
+    "dtype",
+    "layout",
+}  # parameters whose values say by themselves what they are
 
 
 class Bar:
@@ -30,6 +34,8 @@ class Bar:
 
     def __exit__(self, *_):
         if self.line is not None:
+            took = clock(time.monotonic() - self.began)
+            self.line.set_postfix_str(f"in {took}")
             self.line.close()
 
     def cases(self, planned):
@@ -44,8 +50,6 @@ class Bar:
             yield parameters
             self.done += 1
             self.line.update()
-        took = clock(time.monotonic() - self.began)
-        self.line.set_postfix_str(f"in {took}")
 
     def say(self, words=None, every_s=EVERY_S):
         """Draw the line, with what is done now; without words, with the same as before."""

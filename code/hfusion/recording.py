@@ -42,6 +42,7 @@ LEAST_ROUNDS = 5  # so many are kept, if there was no time for more
 TURN_US = 2000  # each arm has so many calls that its turn takes about this long
 TICK_S = 1  # so often what takes long to make shows that it lives
 STOPPED = f"{LATE} before the run was stopped"
+SLACK = 0.05  # of the limit: what is interrupted may be late, and then what is ready races
 # Words of errors that mean that there was not enough memory.
 NO_MEMORY = ("DefaultCPUAllocator", "backend out of memory", "OUT_OF_DEVICE_MEMORY")
 
@@ -92,19 +93,21 @@ def record(
     there = [case for case in (known.cases if known else ()) if not unfinished(case)]
     cases = {_key(case.parameters): case for case in there}
 
-    def so_far():
-        rest = {_key(p): Case(p, {}, skipped={EVERY: STOPPED}) for p in planned}
+    def so_far(reason):
+        rest = {_key(p): Case(p, {}, calls={}, skipped={EVERY: reason}) for p in planned}
         return made(cases=tuple((rest | cases).values()), missing=_missing(cases.values()))
 
     try:
         for parameters in progress([p for p in planned if _key(p) not in cases]):
+            if deadline.late():
+                break
             found = _case(experiment, device, parameters, deadline)
             cases[_key(parameters)] = found
             if keep:
-                keep(so_far())
+                keep(so_far(STOPPED))
     finally:
         cudnn.allow_tf32, cudnn.benchmark = before
-    return so_far()
+    return so_far(deadline.reason)
 
 
 def _key(parameters):
@@ -238,13 +241,15 @@ def _case(experiment, device, parameters, deadline):
         found, why = _made(deadline, check, name, reserve_s)
         skips |= why
         if found:
-            arms[name], call_s = found
-            reserve_s += _race_s(call_s)
+            reserve_s += _race_s(found[1]) + (0 if arms else SLACK * deadline.limit_s)
+            arms[name], _ = found
     rounds = getattr(experiment, "ROUNDS", ROUNDS)
-    say(f"{len(arms)} in turns")
+    if arms:
+        say(f"{len(arms)} in turns")
     samples, calls, why = _raced(race, arms, device, rounds, deadline)
     skips |= why
-    say("counting")
+    if samples:
+        say("counting")
     launches, faults, why = _counted(race, {n: arms[n] for n in samples}, device)
     once = {name: race.repeats.get(name, 1) for name in samples}
     return Case(
