@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = next((ROOT / "records").glob("*/"))
 ALL = os.environ.get("HFUSION_ALL_CUTS") == "1"
 LEFT_OUT = runpy.run_path(ROOT / "conftest.py")["REASONS"]  # what cannot run here
-READS = ("experiments.result", "records.load_all")
+READS = ("experiments.result", "experiments.several", "records.load_all")
 
 LOAD = records.load
 SAID = r"not recorded|in two launches yet|not reached within 1 s"

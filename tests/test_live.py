@@ -179,6 +179,21 @@ def test_what_a_device_lacks_is_said(live_with, monkeypatch, capsys):
         assert "no CUDA graphs, and kernels cannot be counted" in lines(capsys)[0]
 
 
+def test_a_page_about_one_kind_of_device_measures_no_other(live_with, monkeypatch, capsys):
+    runs = live_with()
+    names = ("stage", "network")
+    assert experiments.several(names, "nowhere", True, kind="cuda") == {
+        n: {} for n in names
+    }
+    assert lines(capsys) == [
+        "Nothing is measured: that takes a cuda device, and torch finds none."
+    ]
+    monkeypatch.setattr(experiments, "here", lambda: "cuda")
+    for kind in ("cuda", "cpu", None):
+        experiments.several(names[:1], "nowhere", True, kind=kind)
+    assert [device for _, device, _ in runs.calls] == ["cuda", "cpu"]  # then it is known
+
+
 def test_minutes_may_be_said_from_outside(live_with, monkeypatch):
     runs = live_with()
     monkeypatch.setenv("HFUSION_LIVE", "1")

@@ -50,7 +50,7 @@ def run(
     return record(experiment, device, limit_s, progress, keep, say, known)
 
 
-def several(names, folder, live=False, minutes=MINUTES) -> dict:
+def several(names, folder, live=False, minutes=MINUTES, kind=None) -> dict:
     """What is known about experiments: {name: {machine: Record}}, GPUs first, and {} for
     an experiment of which there is no record.
 
@@ -58,11 +58,16 @@ def several(names, folder, live=False, minutes=MINUTES) -> dict:
     or the environment's HFUSION_LIVE=1 says so, measured now on the device at hand, in at
     most so many minutes for all of them (HFUSION_LIVE_MINUTES goes first), and not saved;
     see `live.measured`. Of records, the machine that the environment's HFUSION_MACHINE
-    names goes first.
+    names goes first. kind: "cpu", "cuda", …, where only devices of that kind fit; what has
+    none measures nothing, and says so.
     """
     if live or os.environ.get("HFUSION_LIVE") == "1":
-        shares = {name: SHARES[name] for name in names}
-        made = measured(shares, here(), _minutes(minutes), run)
+        device, made = kind or here(), {}
+        if device in ("cpu", here()):
+            shares = {name: SHARES[name] for name in names}
+            made = measured(shares, device, _minutes(minutes), run)
+        else:
+            print(f"Nothing is measured: that takes a {kind} device, and torch finds none.")
         found = {n: {r.machine.name: r} for n, r in made.items()}
         return {name: {} for name in names} | found
     chosen, place = os.environ.get("HFUSION_MACHINE"), shipped(folder)
@@ -71,11 +76,11 @@ def several(names, folder, live=False, minutes=MINUTES) -> dict:
         raise records.RecordError(
             f"HFUSION_MACHINE: expected a folder in {folder} ({fits}), got {chosen}"
         )
-    found = {name: records.load_all(place, name) for name in names}
-    return {
-        name: dict(sorted(machines.items(), key=lambda item: item[0] != chosen))
-        for name, machines in found.items()
-    }
+    found = {}
+    for name in names:
+        every = sorted(records.load_all(place, name).items(), key=lambda r: r[0] != chosen)
+        found[name] = {m: r for m, r in every if kind in (None, r.machine.kind)}
+    return found
 
 
 def _minutes(given):
@@ -107,17 +112,15 @@ def results(name, folder, live=False, minutes=MINUTES) -> dict:
     return found
 
 
-def first(found, name, kind=None):
+def first(found, name):
     """The Record of an experiment that a page reads, of what `several` has found.
 
-    kind: "cpu", "cuda", …, where only machines of that kind fit. Where there is no such
-    record, one without cases, labelled "not recorded", whose `select` raises
-    records.NotRecorded; see `show.recorded`.
+    Where nothing was found, one without cases, labelled "not recorded", whose `select`
+    raises records.NotRecorded; see `show.recorded`.
     """
-    fits = (r for r in found[name].values() if kind in (None, r.machine.kind))
-    return next(fits, records.nothing(name))
+    return next(iter(found[name].values()), records.nothing(name))
 
 
 def result(name, folder, live=False, kind=None, minutes=MINUTES):
     """The Record that a page reads: the `first` of one experiment."""
-    return first(several((name,), folder, live, minutes), name, kind)
+    return first(several((name,), folder, live, minutes, kind), name)
