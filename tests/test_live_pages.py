@@ -141,7 +141,7 @@ def main(path, minutes, stop=""):
     page, took = run(path, folder, float(minutes), bool(stop))
     whole_s = time.monotonic() - began
     for number, cell in enumerate(page.cells):
-        if text(cell) and min(took) <= number:
+        if text(cell) and min(took, default=0) <= number:
             print(f"--- cell {number}", *seen(cell), sep="\n")
     print("measuring took", {n: f"{s:.1f} s" for n, s in took.items()}, f"of {whole_s:.1f}")
 
