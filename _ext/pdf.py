@@ -37,7 +37,7 @@ PAPER = {
     "tagged": True,  # for screen readers
 }
 # What is of use on a screen only.
-SCREEN = "a.headerlink, .fs-lab > script, .fs-lab ~ style, .fs-lab ~ script, summary"
+SCREEN = "a.headerlink, summary"
 HEADINGS = ("h4", "h3", "h2", "h1")
 
 

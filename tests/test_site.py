@@ -666,18 +666,27 @@ def test_what_does_not_fit_on_paper_would_be_noticed(sheet, site):
     assert not sheet.locator(".solution > section").first.is_visible()
 
 
+def words_of(path):
+    """The words of a PDF, with a space between any two."""
+    text = "".join(sheet.extract_text() for sheet in pypdf.PdfReader(path).pages)
+    return " ".join(text.split())
+
+
+def in_order(text, steps):
+    """Whether a text has all steps with their numbers, one after the other."""
+    places = [text.find(f"{number}. {step[:20]}") for number, step in enumerate(steps, 1)]
+    return min(places) > 0 and places == sorted(places)
+
+
 def test_a_printed_page_has_what_moves_in_order_and_its_solutions(visit, site, tmp_path):
     """As the browser prints it, and not only as it would style it."""
     page = visit((site / "chapters/03-stack-the-weights.html").as_uri(), scheme="dark")
     path = tmp_path / "page.pdf"
     page.pdf(path=path, format="A4")
-    text = "".join(sheet.extract_text() for sheet in pypdf.PdfReader(path).pages)
-    text = " ".join(text.split())
+    text = words_of(path)
     steps = page.locator("fs-player .fs-step p").all_text_contents()
-    places = [text.find(f"{number}. {step[:20]}") for number, step in enumerate(steps, 1)]
-    assert len(places) == 9
-    assert min(places) > 0
-    assert places == sorted(places)
+    assert len(steps) == 9
+    assert in_order(text, steps)
     for solution in page.locator(".solution > section > p:first-child").all():
         assert solution.text_content()[:30] in text
     assert not page.locator(".solution > section").first.is_visible()  # folded again
@@ -728,6 +737,27 @@ def test_the_pdf_has_bookmarks_equations_and_figures(
     assert "∑" in text
     assert "\\ones" not in text  # TeX that MathJax has not set
     assert "\\(" not in text
+
+
+def test_the_pdf_has_what_moves_in_order_and_solutions(
+    browser, site, soups, tmp_path, monkeypatch
+):
+    """The tool of chapter 9 as well: its case in words, and nothing about controls."""
+    chapters = [
+        f"chapters/{name}" for name in ("03-stack-the-weights", "09-when-fusion-pays")
+    ]
+    monkeypatch.setattr(pdf, "contents", lambda: [("", ["index"]), ("Two", chapters)])
+    pdf.print_book(browser, site, tmp_path / "book.pdf")
+    text = words_of(tmp_path / "book.pdf")
+    player, case = (soups[name] for name in chapters)
+    steps = [step.get_text() for step in player.select("fs-player li")]
+    assert len(steps) == 9
+    assert in_order(text, steps)
+    for solution in player.select(".solution > section > p:first-child"):
+        assert solution.get_text()[:30] in text
+    assert case.select_one("[data-case] p").get_text()[:40] in text
+    assert "Where scripts run" not in text
+    assert "Show code cell" not in text
 
 
 def test_a_bookmark_that_chromium_says_twice_is_said_once(tmp_path):
