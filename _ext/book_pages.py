@@ -33,11 +33,24 @@ def setup(app):
     SearchEnglish.split = words
     launch.setup(app)
     app.connect("source-read", plain.read)
+    app.connect("env-get-updated", count_on_each_page, priority=900)
     app.connect("html-page-context", mend)
     app.connect("html-page-context", keep_text)
     app.connect("build-finished", write_texts)
     app.connect("build-finished", drop_unused)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def count_on_each_page(app, env):
+    """Figures outside of chapters are counted on each page, as its notebook says.
+
+    Sphinx, which has counted them before this, goes on from page to page.
+    """
+    for kinds in env.toc_fignumbers.values():
+        for numbers in kinds.values():
+            if all(len(number) == 1 for number in numbers.values()):
+                numbers.update({name: (i,) for i, name in enumerate(numbers, 1)})
+    return []
 
 
 def mend(app, page, template, context, doctree):

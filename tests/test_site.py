@@ -1,7 +1,9 @@
 """The built pages: complete, quiet, self-contained; seen in a browser if there is one."""
 
+import copy
 import importlib
 import itertools
+import json
 import re
 import subprocess
 import sysconfig
@@ -13,6 +15,7 @@ import chromium
 import pdf
 import pypdf
 import pytest
+import terms
 from bs4 import BeautifulSoup
 from playwright.sync_api import sync_playwright
 
@@ -131,6 +134,76 @@ def test_every_chapter_can_be_downloaded_from_its_page(site, soups):
             link = soups[name].select_one("a.btn-download-source-button")["href"]
             copy = (site / name).parent / link
             assert copy.read_bytes() == (ROOT / f"{name}.ipynb").read_bytes()
+
+
+# What the notebooks say, and what their pages make of it
+
+NOTEBOOKS = [name for name in PAGES if (ROOT / f"{name}.ipynb").exists()]
+CHAPTERS = [name for name in NOTEBOOKS if name.startswith("chapters/")]
+NOT_PROSE = """h1, h2, h3, a, code, pre, .math, .eqno, script, style, svg, fs-player,
+    fs-walk, .fs-lab, .fs-skip, .admonition-title, figcaption"""
+
+
+def says(name):
+    """The text of a notebook as its file has it."""
+    cells = json.loads((ROOT / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return "\n\n".join(texts)
+
+
+def numbers(soup, selector):
+    """What has a number on a page, in order: "3.1"."""
+    found = [node.get_text() for node in soup.select(f"article {selector}")]
+    return [re.search(r"\d[\d.]*", text)[0] for text in found]
+
+
+def leads(soup, page):
+    """The fragments of an article's links to another page, in order."""
+    links = [link["href"] for link in soup.select(f"article a[href*='{page}.html#']")]
+    return [link.partition("#")[2] for link in links]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_page_numbers_all_that_its_notebook_numbers(soups, name):
+    page, text = soups[name], says(name)
+    captions = re.findall(r"^\*\*Figure ([\d.]+)\.\*\* \S", text, re.M)
+    assert numbers(page, "figcaption .caption-number") == captions
+    assert numbers(page, ".eqno") == re.findall(r"\\tag\{([\d.]+)\}", text)
+    exercises = re.findall(r"^### Exercise ([\d.]+)$", text, re.M)
+    assert numbers(page, ".exercise > .admonition-title") == exercises
+    solutions = re.findall(r"^### Solution ([\d.]+)$", text, re.M)
+    assert sorted(solutions) == sorted(exercises)
+    assert numbers(page, ".exercise + .solution.dropdown > .admonition-title") == exercises
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_page_cites_all_that_its_notebook_cites(soups, name):
+    """A link to an address of references.bib has become one to the bibliography.
+
+    Or it has stayed a link, but then it does not say "[2014]" or "[…, 2014]".
+    """
+    entries = (ROOT / "references.bib").read_text(encoding="utf-8")
+    known = set(re.findall(r"\burl = \{(.*?)\}", entries))
+    links = re.findall(r"\]\((https?://[^\s)]*)\)", says(name))
+    stayed = [a for a in soups[name].select("article a") if a.get("href") in known]
+    cited = [link for link in links if link in known]
+    assert len(leads(soups[name], "bibliography")) + len(stayed) == len(cited)
+    assert len(cited) > 1 or "chapters/" not in name
+    assert [a for a in stayed if re.search(r"\[|\b\d{4}$|n\.d\.", a.get_text())] == []
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_page_links_each_of_its_terms_once(soups, name):
+    """Terms, by their names: what the glossary's page calls them."""
+    called = {dt["id"]: dt.get_text() for dt in soups["back/glossary"].select("dt[id]")}
+    linked = [called[there].rstrip("#") for there in leads(soups[name], "glossary")]
+    assert len(linked) == len(set(linked)) > 10
+    article = copy.copy(soups[name].select_one("article.bd-article"))
+    for node in article.select(NOT_PROSE):
+        node.replace_with("~")
+    prose = " ".join(article.get_text().replace("’", "'").split())
+    used = [term for term, like in terms.TERMS.items() if re.search(like, prose, re.I)]
+    assert sorted(set(used) - set(linked)) == []
 
 
 # Colours
