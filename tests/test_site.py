@@ -691,11 +691,10 @@ def test_the_readers_case_is_calculated_on_its_page(case):
 SHEET = {"width": 680, "height": 1000}
 PRESSED = "button, input, select, summary, nav, header, .bd-sidebar, .headerlink, .fs-skip"
 CUT = """() => [
-    ...document.querySelectorAll("article *:not(.math, .math *, .fs-heard)")
+    ...document.querySelectorAll("article *:not(.math, .math *, svg *, .fs-heard)")
 ].filter(
     (node) => node.clientWidth > 1 && (node.getBoundingClientRect().right > innerWidth + 1
-        || node.scrollWidth > node.clientWidth + 2
-            && getComputedStyle(node).overflowX !== "visible")
+        || node.scrollWidth > node.clientWidth + 2)
 ).map((node) => `${node.tagName} ${node.className}`)"""
 
 
@@ -707,6 +706,7 @@ def sheet(browser):
 
 
 def laid_on(sheet, site, name):
+    sheet.set_viewport_size(SHEET)
     sheet.emulate_media(media="screen")
     sheet.goto((site / f"{name}.html").as_uri())
     sheet.wait_for_load_state("networkidle")
