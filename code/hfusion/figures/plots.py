@@ -306,9 +306,10 @@ def _rows(axis, panel, styles):
         step = 0.8 * _tall(row) / len(dots)
         for n, ((colour, marker), (low, median, high)) in enumerate(dots):
             height = top + 0.1 * _tall(row) + (n + 0.5) * step
-            ring = {"markeredgecolor": INK, "markeredgewidth": 1.2} if high < 1 else {}
             axis.plot([low, high], [height] * 2, color=OTHERS[colour], alpha=0.5, lw=1)
-            axis.plot(median, height, marker, color=OTHERS[colour], markersize=3.8, **ring)
+            axis.plot(median, height, marker, color=OTHERS[colour], markersize=3.8)
+            if high < 1:  # apart from the dot, which may be as dark
+                axis.plot(median, height, "o", mec=INK, mfc="none", mew=0.9, markersize=7.5)
         middles.append(top + _tall(row) / 2)
         top += _tall(row)
     axis.set_yticks(middles, list(panel))
