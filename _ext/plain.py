@@ -14,6 +14,8 @@ become directives and roles, which on the pages have numbers, links and folds:
     [why](#A-heading)                  a link within the notebook
 
 Words of the glossary stay words: `terms.py` links the first use of each.
+
+The first page, index.md, is written so too; `front` has its forms.
 """
 
 import json
@@ -42,11 +44,16 @@ TEXTUAL = re.compile(r"\[[^\[\]]*\[[^\[\]]*\]\]\((https?://[^\s)]*)\)")
 COMPUTED = re.compile(r"<!-- \w+(?::\S*)? -->")
 WITHIN = re.compile(r"\[([^\[\]]*)\]\(#([^\s)]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.M)
+COVER = re.compile(r"^!\[(.*)\]\((\S+)\)\n\n((?:.+\n)+)", re.M)
+CARDS = re.compile(r"(?:^### .+\n\n(?:.+\n)+\n(?:- .+\n)+\n)+", re.M)
+TERM = re.compile(r"\[([^\[\]]*)\]\(back/glossary\.md#term\)")
 
 
 def read(app, docname, source):
-    """Before Sphinx parses a notebook; for its event "source-read"."""
-    if Path(app.env.doc2path(docname)).suffix == ".ipynb":
+    """Before Sphinx parses a notebook or index.md; for its event "source-read"."""
+    if docname == "index":
+        source[0] = front(source[0])
+    elif Path(app.env.doc2path(docname)).suffix == ".ipynb":
         page = to_myst(json.loads(source[0]), Path(docname).name)
         source[0] = json.dumps(page)
 
@@ -61,6 +68,27 @@ def to_myst(notebook, page):
     aim(texts)
     terms.link(texts)
     return notebook | {"cells": cells}
+
+
+def front(text):
+    """The first page: a cover with its lead, ways in as cards, and terms that it links."""
+
+    def covered(cover):
+        alt, path, lead = cover.groups()
+        image = directive("image", path, f":alt: {alt}\n:class: fs-picture", "")
+        return f"{image}\n\n{directive('div', 'fs-lead', '', lead)}\n"
+
+    def in_cards(cards):
+        _, *each = re.split(r"^### ", cards[0], flags=re.M)
+        made = ["::::::{grid} 1 1 3 3\n:gutter: 3"]
+        for n, card in enumerate(each, start=1):
+            title, body = card.split("\n", 1)
+            name = f":class-card: fs-way-{n}"
+            made.append(directive("grid-item-card", title, name, body))
+        return "\n\n".join([*made, "::::::\n\n"])
+
+    text = CARDS.sub(in_cards, COVER.sub(covered, text, count=1))
+    return TERM.sub(r"{term}`\1`", text)
 
 
 def is_text(cell, form=None):

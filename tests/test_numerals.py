@@ -76,4 +76,4 @@ def test_the_minutes_of_a_chapter_are_those_of_the_contents():
     index = (ROOT / "index.md").read_text(encoding="utf-8")
     for page in CHAPTERS:
         (minutes,) = re.findall(r"\*\*Time\*\* (\d+) minutes", TEXTS[page])
-        assert re.search(rf"\({re.escape(page)}\) \| {minutes} \|", index), page
+        assert re.search(rf"\({re.escape(page)}.ipynb\) \| {minutes} \|", index), page

@@ -161,3 +161,81 @@ def test_a_citation_names_its_source(name):
     found = list(citations(" ".join(text.replace("\n> ", " ").split())))
     assert len(found) > 1
     assert [said for said, named_so in found if said != named_so] == []
+
+
+# The first page
+
+FIRST = """# A book
+
+![A drawing](cover.svg)
+
+A [launch](back/glossary.md#term) costs,
+see the [glossary](back/glossary.md).
+
+## Ways
+
+### One
+
+*Why?* So.
+
+- 1 [a](a.ipynb)
+
+### Two
+
+How?
+
+- 2 [b](b.ipynb)
+- [c](c.md)
+
+Or [a](a.ipynb)
+"""
+
+
+def test_the_first_page_has_its_lead_and_its_cards():
+    assert (
+        plain.front(FIRST).replace(plain.FENCE, "FENCE")
+        == """# A book
+
+FENCE{image} cover.svg
+:alt: A drawing
+:class: fs-picture
+FENCE
+
+FENCE{div} fs-lead
+A {term}`launch` costs,
+see the [glossary](back/glossary.md).
+FENCE
+
+## Ways
+
+::::::{grid} 1 1 3 3
+:gutter: 3
+
+FENCE{grid-item-card} One
+:class-card: fs-way-1
+*Why?* So.
+
+- 1 [a](a.ipynb)
+FENCE
+
+FENCE{grid-item-card} Two
+:class-card: fs-way-2
+How?
+
+- 2 [b](b.ipynb)
+- [c](c.md)
+FENCE
+
+::::::
+
+Or [a](a.ipynb)
+"""
+    )
+
+
+def test_the_first_page_of_the_book_has_every_form_and_is_plain():
+    source = (plain.ROOT / "index.md").read_text(encoding="utf-8")
+    assert re.findall(r":::|\{[\w-]+\}", source) == []
+    page = plain.front(source)
+    found = [page.count(part) for part in ("{image}", "{div} fs-lead", "{grid}", "{term}")]
+    assert (found, page.count("{grid-item-card}")) == ([1, 1, 1, 3], 3)
