@@ -64,7 +64,8 @@ class Case:
             f'<p class="fs-lab-title">Your case</p>\n<p>{escape(_said(*first))}</p>\n'
             f'<p class="fs-lab-large">{escape(call)}</p>\n<p>{escape(doubt)}</p>\n'
             f'<div class="fs-case-shown">{drawn}\n{_table(rows(*first))}</div>\n'
-            '<p class="fs-lab-note">Where scripts run, you can set every number.</p>\n'
+            '<p class="fs-lab-note">Where scripts run, you can set every number; '
+            "in a notebook, run the cells first.</p>\n"
             f'<script type="application/json">{data}</script>\n</div>\n'
             f"<style>\n{style}</style>\n"
             f'<script>\n(() => {{\n"use strict";\n{script}}})();\n</script>'

@@ -70,8 +70,8 @@ def lab(
     rows: the modules that "ladder" and "two" offer or "pays" measures, of models.TABLE or
     "ragged", for "pays" also "widening"; else all but "ragged".
     small: "launches" with three sizes in place of ten. book: records of `stage`: "pays"
-    shows their gains beside the page's. Without JavaScript, or in a notebook that is not
-    trusted, a sentence stands there. Raises ValueError for another kind or row.
+    shows their gains beside the page's. Without JavaScript, or in a notebook whose cells
+    have not run, a sentence stands there. Raises ValueError for another kind or row.
 
     >>> lab("launches")
     Here the page can measure what a launch costs on your own GPU.
@@ -88,7 +88,7 @@ def lab(
     return Lab(
         kind,
         f'<div class="fs-lab" data-lab="{kind}">\n<p>{SAYS[kind]}. That takes a browser '
-        "with WebGPU, JavaScript and, in a notebook, that it is trusted.</p>\n"
+        "with WebGPU and JavaScript; in a notebook, run the cells first.</p>\n"
         f'<script type="application/json">{data}</script>\n</div>\n'
         f"<style>\n{_text('lab.css')}</style>\n<script>\n{script(kind)}</script>",
     )
