@@ -25,6 +25,10 @@ MOVES = re.compile(r"<(?:fs-player|fs-walk|\w+ [^>]*\bdata-(?:lab|case)\b)")
 THERE = '<span id="moves" tabindex="-1"></span>'
 TO_MOVES = '<p class="fs-skip"><a href="#moves">Skip to what moves on this page</a></p>'
 
+# Fewer than eight lines. On paper they stay together, and CSS cannot count: a box with
+# padding minds no `orphans`.
+SHORT = re.compile(r"<pre>(?=(?:[^\n]*\n){0,7}</pre>)")
+
 # Of MathJax, which sphinx-mathjax-offline copies whole: what the pages can ask for.
 MATHJAX = ("tex-chtml.js", "output/chtml/", "input/tex/", "a11y/", "sre/", "ui/")
 
@@ -54,10 +58,11 @@ def count_on_each_page(app, env):
 
 
 def mend(app, page, template, context, doctree):
-    """Replace what is WRONG in a page, and lead the keyboard to what MOVES."""
+    """Replace what is WRONG, mark what is SHORT, and lead the keyboard to what MOVES."""
     body = context.get("body", "")
     for wrong, right in WRONG.items():
         body = body.replace(wrong, right)
+    body = SHORT.sub('<pre class="fs-short">', body)
     body, moves = MOVES.subn(lambda begin: THERE + begin[0], body, count=1)
     context["body"] = (TO_MOVES if moves else "") + body
 

@@ -766,6 +766,41 @@ def test_a_printed_page_has_what_moves_in_order_and_its_solutions(visit, site, t
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
+# Copies of what says `words`, each on a new sheet and a little lower than the one before.
+LOWER = """([what, words]) => {
+    const copies = [], found = [...document.querySelectorAll(what)].find(
+        (one) => one.textContent.includes(words));
+    for (let above = 600; above < 1040; above += 20) {
+        const copy = document.createElement("section");
+        copy.style.breakBefore = "page";
+        copy.innerHTML = `<div style="height: ${above}px"></div><p>Before it.</p>`;
+        copy.append(found.cloneNode(true));
+        copies.push(copy);
+    }
+    document.querySelector("article").replaceChildren(...copies);
+}"""
+
+
+@pytest.mark.parametrize(
+    ("what", "begin", "end", "breaks"),
+    [
+        ("div.cell", "first = calls_us", "times the median", False),
+        ("div.cell", "random = np", "in order, it is noticed", True),
+        (".fs-lab", "What a launch costs", "it is trusted", False),
+        (".solution", "Solution to", "equal within rounding", True),
+    ],
+)
+def test_only_what_is_short_stays_on_one_sheet(
+    visit, site, tmp_path, what, begin, end, breaks
+):
+    page = visit((site / "chapters/08-what-a-launch-costs.html").as_uri())
+    page.evaluate(LOWER, [what, begin])
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    sheets = [s.extract_text() for s in pypdf.PdfReader(tmp_path / "page.pdf").pages]
+    assert any(begin in sheet for sheet in sheets)
+    assert any(begin in sheet and end not in sheet for sheet in sheets) == breaks
+
+
 def test_the_one_page_for_paper_has_everything_in_order(site, soups):
     page = BeautifulSoup(pdf.one_page(site), "html.parser")
     ids = [node["id"] for node in page.select("article, article [id]")]
