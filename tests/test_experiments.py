@@ -1132,9 +1132,10 @@ def ran(monkeypatch):
 def test_results_are_records_unless_live(tmp_path, monkeypatch, ran):
     with pytest.raises(records.NotRecorded, match="has no record of stage: `LIVE = True`"):
         experiments.results("stage", tmp_path)
-    assert experiments.results("stage", tmp_path, live=True) == {"m": MADE}
+    measured = {"m": live.Measured(**vars(MADE))}
+    assert experiments.results("stage", tmp_path, live=True) == measured
     monkeypatch.setenv("HFUSION_LIVE", "1")
-    assert experiments.results("stage", tmp_path) == {"m": MADE}
+    assert experiments.results("stage", tmp_path) == measured
     assert ran == [("stage", "cpu", 180)]  # the second time it is known
     monkeypatch.setenv("HFUSION_LIVE", "0")
     records.save(MADE, tmp_path)

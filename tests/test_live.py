@@ -102,6 +102,17 @@ def test_a_page_that_measures_says_on_what_and_how_long_at_most(live_with, capsy
     ]
 
 
+def test_what_was_measured_now_does_not_say_that_it_was_recorded(live_with, tmp_path):
+    live_with(each_s=20.0)
+    found = several("stage", "network", minutes=1)
+    labels = [r.label for machines in found.values() for r in machines.values()]
+    assert labels == 2 * ["measured on M, 2026-11-22"]
+    with pytest.raises(records.NotRecorded, match=r"stage \(measured on M, .*not reached"):
+        found["stage"]["m"].raced(module="4a")
+    saved = records.load(records.save(found["stage"]["m"], tmp_path))
+    assert saved.label == "recorded on M, 2026-11-22"
+
+
 @pytest.mark.parametrize("minutes", [0.5, 1, 2, 40])
 def test_it_takes_no_longer_than_it_says(live_with, minutes):
     """A case takes ten seconds, nine of them 90; none begins that could not end in time."""

@@ -418,6 +418,28 @@ def test_what_an_interrupted_compiler_makes_of_it_is_the_limit_s(clock):
     assert case.skipped == {"slow": "not reached within 9 s"}
 
 
+@pytest.mark.parametrize("seconds", [100, 0])
+def test_only_an_alarm_that_rings_in_a_finalizer_is_lost_in_silence(
+    clock, monkeypatch, seconds
+):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    hook = sys.unraisablehook
+
+    class Held:
+        def __del__(self):
+            clock.spend(seconds)
+            raise ValueError("another fault")
+
+    def make():
+        Held()
+        return lambda: X + X
+
+    timed(clock, 9, {"slow": make})
+    assert [lost.exc_type for lost in heard] == [ValueError] * (seconds == 0)
+    assert sys.unraisablehook is hook
+
+
 def test_an_alarm_is_taken_back(clock):
     deadline = recording.Deadline(9)
     with deadline.alarm():

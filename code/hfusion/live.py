@@ -8,13 +8,21 @@ import contextlib
 import importlib.util
 import sys
 
-from . import measure
+from . import measure, records
 from .progress import Bar
 from .recording import shared, unfinished
 
-KNOWN = {}  # {(experiment, device): the Record of this session}
+KNOWN = {}  # {(experiment, device): what this session has measured}
 LACKS = "It has no CUDA graphs, and kernels cannot be counted there: operators are. "
 AGAIN = "Run this cell again to measure the rest"
+
+
+class Measured(records.Record):
+    """A Record of this session, which nobody has saved."""
+
+    @property
+    def label(self):
+        return super().label.replace("recorded", "measured", 1)
 
 
 def measured(shares, device, minutes, run):
@@ -44,7 +52,7 @@ def _measure(name, device, limit_s, run):
     """Measure what is missing of an experiment; a case is known as soon as it is done."""
 
     def keep(record):
-        KNOWN[name, device] = record
+        KNOWN[name, device] = Measured(**vars(record))
 
     known = KNOWN.get((name, device))
     with contextlib.ExitStack() as bars:

@@ -25,6 +25,7 @@ import re
 import signal
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -160,6 +161,17 @@ def _circumstances(experiment, device):
 
 class TooLate(BaseException):
     """Raised inside what takes too long; no Exception, so that it is not mistaken."""
+
+
+@contextlib.contextmanager
+def _lost_in_silence():
+    """In a finalizer Python drops a TooLate and says so, though the alarm rings again."""
+    heard = sys.unraisablehook
+    sys.unraisablehook = lambda lost: lost.exc_type is TooLate or heard(lost)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = heard
 
 
 class Deadline:
@@ -334,7 +346,7 @@ def _made(deadline, make, arm=EVERY, reserve_s=0, interrupts=True):
         if deadline:
             deadline.check(reserve_s)
             alarm = deadline.alarm(reserve_s) if interrupts else alarm
-        with torch.no_grad(), alarm:
+        with torch.no_grad(), _lost_in_silence(), alarm:
             return make(), {}
     except TooLate:
         return None, {arm: deadline.reason}
