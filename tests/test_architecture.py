@@ -30,7 +30,7 @@ ALLOWED = {
     "folding": {"layers", "modes", "siblings", "torch", "tracing"},
     "kernels": {"layers", "measure", "models", "torch", "triton"},
     "layers": {"embedding", "torch"},
-    "live": {"measure", "progress", "recording"},
+    "live": {"measure", "progress", "recording", "records"},
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},
     "modes": {"layers", "torch"},

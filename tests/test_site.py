@@ -786,7 +786,7 @@ LOWER = """([what, words]) => {
     [
         ("div.cell", "first = calls_us", "times the median", False),
         ("div.cell", "random = np", "in order, it is noticed", True),
-        (".fs-lab", "What a launch costs", "it is trusted", False),
+        (".fs-lab", "What a launch costs", "run the cells first", False),
         (".solution", "Solution to", "equal within rounding", True),
     ],
 )
