@@ -28,6 +28,16 @@ class FusionError(ValueError):
     """Layers that cannot be stacked, or a state_dict that does not fit them."""
 
 
+def kind_of(module):
+    """Which of KINDS a module is, or claims to be; None for all others.
+
+    Quantised layers have the names of those that they replace.
+    """
+    named = {kind.__name__: kind for kind in KINDS}
+    kinds = (kind for kind in KINDS if isinstance(module, kind))
+    return next(kinds, named.get(type(module).__name__))
+
+
 def _settings(layer, name):
     """What a layer's parameters have for `name`: one entry if they agree."""
     return sorted({str(getattr(p, name)) for p in layer.parameters()})
@@ -47,9 +57,14 @@ def hooks(layer):
 _METHODS = ("forward", "_conv_forward", "train", "eval")
 
 
+def _ours(layer, name):
+    return getattr(getattr(vars(layer)[name], "__self__", None), "routes", False)
+
+
 def _extras(layer):
     """What somebody has added to a layer: methods of its own, buffers, modules."""
-    methods = [name for name in _METHODS if name in vars(layer)]
+    # What a fused model puts there goes back to what the class does.
+    methods = [name for name in _METHODS if name in vars(layer) and not _ours(layer, name)]
     parameters = [name for name in layer._parameters if name not in ("weight", "bias")]
     return [*methods, *parameters, *layer._buffers, *layer._modules]
 
@@ -73,10 +88,37 @@ GEOMETRY += ("padding_mode", "dilation")
 # … and what of it may differ if a smaller window is embedded in a larger one.
 WINDOW = ("kernel_size", "padding", "dilation", "size of weight", "strides of weight")
 
+# … and what a layer may keep where its weight lies beside others' (see `packed`).
+KEPT = ("hooks", "requires_grad of weight", "requires_grad of bias")
+KEPT += ("requires_grad of output", "training")
+
+
+def in_effect(layer, name):
+    """A setting of GEOMETRY by what it does; None where it does nothing, or is not there.
+
+    >>> in_effect(nn.Conv2d(1, 1, 3, padding="same"), "padding")
+    (1, 1)
+    >>> in_effect(nn.Conv2d(1, 1, 1, dilation=2), "dilation")
+    (None, None)
+    """
+    value = getattr(layer, name, None)
+    if name == "dilation" and value is not None:
+        return tuple(embedding.dilation(layer, axis) for axis in range(len(value)))
+    if name == "padding" and value is not None and embedding.even(layer):
+        spans = zip(layer.dilation, layer.kernel_size, strict=True)
+        return {
+            "same": tuple(step * (side - 1) // 2 for step, side in spans),
+            "valid": (0,) * len(layer.kernel_size),
+        }.get(value, value)
+    if name == "padding_mode" and not any(in_effect(layer, "padding") or ()):
+        return None
+    return value
+
+
 # What siblings must have in common: (name, how to read it; None where it has none).
 TOGETHER = (
     ("type", lambda m: type(m).__name__),
-    *((name, lambda m, name=name: getattr(m, name, None)) for name in GEOMETRY),
+    *((name, lambda m, name=name: in_effect(m, name)) for name in GEOMETRY),
     ("dtype", lambda m: str(m.weight.dtype)),
     ("device", lambda m: str(m.weight.device)),
     ("size of weight", lambda m: tuple(m.weight.shape[1:])),
@@ -89,11 +131,11 @@ TOGETHER = (
 EMBEDDED = (*(row for row in TOGETHER if row[0] not in WINDOW), *embedding.TOGETHER)
 
 
-def refusal(layers, embed=False):
+def refusal(layers, embed=False, kept=()):
     """Why these layers cannot be stacked, in a sentence; "" if they can.
 
     layers: a list of modules, or a dict from names to modules. embed: whether small
-    windows may be embedded in larger ones.
+    windows may be embedded in larger ones. kept: what need not be looked at, names of rows.
 
     >>> print(refusal([nn.Linear(4, 2), nn.Linear(5, 2)]))
     in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features
@@ -102,15 +144,15 @@ def refusal(layers, embed=False):
         named = _named(layers)
     except FusionError as error:
         return str(error)
-    return _refusal(named, embed)
+    return _refusal(named, embed, kept)
 
 
-def _refusal(named, embed):
+def _refusal(named, embed, kept=()):
     if not named:
         return "layers is empty; one layer or more fits"
     labelled = {f"layers[{name}]": layer for name, layer in named.items()}
-    alone = (unfit(label, layer) for label, layer in labelled.items())
-    reason = next(filter(None, alone), "") or unlike(labelled, embed)
+    alone = (unfit(label, layer, kept) for label, layer in labelled.items())
+    reason = next(filter(None, alone), "") or unlike(labelled, embed, kept)
     if reason:
         return reason
     parameters = [p for layer in named.values() for p in layer.parameters()]
@@ -120,13 +162,13 @@ def _refusal(named, embed):
     return ""
 
 
-def unfit(label, layer):
+def unfit(label, layer, kept=()):
     """Why a layer cannot be stacked with any other, in a sentence; "" if it can.
 
     >>> unfit("depthwise", nn.Conv2d(4, 4, 3, groups=4))
     'groups of depthwise was 4; 1 fits'
     """
-    return _first_misfit(label, layer, ALONE)
+    return _first_misfit(label, layer, [row for row in ALONE if row[0] not in kept])
 
 
 def _first_misfit(label, layer, rows):
@@ -136,7 +178,7 @@ def _first_misfit(label, layer, rows):
     return ""
 
 
-def unlike(labelled, embed=False):
+def unlike(labelled, embed=False, kept=()):
     """In what labelled layers differ though siblings must not; "" if in nothing.
 
     embed: whether small windows may be embedded in larger ones.
@@ -148,6 +190,8 @@ def unlike(labelled, embed=False):
             if reason := _first_misfit(label, layer, embedding.ALONE):
                 return reason
     for name, read in rows:
+        if name in kept:
+            continue
         values = {label: read(layer) for label, layer in labelled.items()}
         values = {label: value for label, value in values.items() if value is not None}
         if len({repr(value) for value in values.values()}) > 1:

@@ -20,12 +20,12 @@ from functools import partial
 
 from torch import nn
 
-from . import layers, modes, siblings
+from . import layers, modes, observe, packed, siblings
 from .layers import FusionError
 from .tracing import Network, Trace, copied, put, trace
 
 
-def plan(model, min_siblings=2, accept=None, embed=False):
+def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False):
     """Find every group of siblings in a model, and decide about each: a FusionPlan.
 
     model: an nn.Module that torch.fx can trace, or a GraphModule; it is left as it
@@ -48,11 +48,50 @@ def plan(model, min_siblings=2, accept=None, embed=False):
         raise FusionError(f"accept was {accept!r}; a function of a group fits")
     if type(embed) is not bool:
         raise FusionError(f"embed was {embed!r}; True or False fits")
+    if example_inputs is not None:
+        return _observed(model, example_inputs, min_siblings, accept)
     traced, sought = trace(model), {"min_siblings": min_siblings, "embed": embed}
     groups = siblings.find(
         siblings.Scene(model, traced), **sought, asked=partial(_asked, accept)
     )
     return FusionPlan(tuple(groups), model, traced, sought)
+
+
+def _observed(model, example_inputs, min_siblings, accept):
+    """A plan of what a run has shown."""
+    run = observe.Run(model, example_inputs)
+    candidates = [family for paths in run.families for family in _fit(model, paths)]
+    fusable = [paths for paths, reason in candidates if not reason]
+    asking = run.asking(fusable) if fusable else set()
+    groups = []
+    for paths, reason in candidates:
+        if not reason and len(paths) < min_siblings:
+            reason = f"{len(paths)} siblings; min_siblings is {min_siblings}"
+        dense = [index for index, path in enumerate(paths) if path in asking]
+        about = siblings.about_run(model, paths, run.calls[paths[0]], dense)
+        if not reason and about["launches_saved"] <= 0:
+            reason = (
+                "as many copies as launches: readers of their outputs want contiguous ones"
+            )
+        group = siblings.Group(reason=reason, fused=not reason, **about)
+        groups.append(_asked(accept, group))
+    return FusionPlan(tuple(groups), model, None, {}, dict(run.kinds))
+
+
+def _fit(model, paths):
+    """(paths, why they cannot be fused or "") of layers that read the same tensors."""
+    named = {path: model.get_submodule(path) for path in paths}
+    fit = {}
+    for path, layer in named.items():
+        reason = layers.unfit(path, layer, layers.KEPT)
+        if packed.member_of(layer):
+            reason = f"{path} is fused already"
+        if reason:
+            yield (path,), reason
+        else:
+            fit[path] = layer
+    if len(fit) > 1:
+        yield tuple(fit), layers.refusal(fit, kept=layers.KEPT)
 
 
 def _asked(accept, group):
@@ -64,9 +103,11 @@ def _asked(accept, group):
     return dataclasses.replace(group, fused=False, reason=answer)
 
 
-def fuse(model):
-    """`plan(model).apply()`: the fused network, beside the model, in the mode it is in."""
-    found = plan(model)
+def fuse(model, example_inputs=None):
+    """`plan(model, example_inputs).apply()`: the fused model, beside the model."""
+    found = plan(model, example_inputs)
+    if found.trace is None:
+        return found.apply()
     return _fused(model, found.trace, found.groups)
 
 
@@ -90,19 +131,26 @@ class FusionPlan:
     model: nn.Module = dataclasses.field(repr=False)
     trace: Trace = dataclasses.field(repr=False)
     sought: dict = dataclasses.field(repr=False)  # the arguments of `plan`, less accept
+    kinds: dict | None = dataclasses.field(default=None, repr=False)  # calls, as run
 
     @property
     def calls(self):
         """How often layers of each kind are called: {kind: (before, after)}."""
+        if self.trace is None:
+            kinds = self.kinds
+        else:
+            kinds = self._traced_kinds()
+        saved = Counter()
+        for group in self.groups:
+            saved[group.kind] += (len(group.members) - 1) * group.calls * group.fused
+        return {kind: (count, count - saved[kind]) for kind, count in sorted(kinds.items())}
+
+    def _traced_kinds(self):
         modules = self.trace.modules
         called = [
             modules[n.target] for n in self.trace.graph.nodes if n.op == "call_module"
         ]
-        kinds = Counter(k.__name__ for m in called if (k := siblings.kind_of(m)))
-        saved = Counter()
-        for group in self.groups:
-            saved[group.kind] += (len(group.members) - 1) * group.fused
-        return {kind: (count, count - saved[kind]) for kind, count in sorted(kinds.items())}
+        return Counter(k.__name__ for m in called if (k := layers.kind_of(m)))
 
     def __str__(self):
         lines = [line for group in self.groups for line in _rows(group)]
@@ -132,6 +180,8 @@ class FusionPlan:
         The keys of its state_dict() are the model's. The weights are copied, those
         of the model are left alone; the model may be deleted.
         """
+        if self.trace is None:
+            return _side_by_side(self.model, self.groups)
         planned = {group.members: group for group in self.groups if group.fused}
         try:
             traced = trace(self.model)
@@ -168,6 +218,26 @@ def _why_not(members, groups):
     """Why members of a planned group are in none that can be fused."""
     reasons = [g.reason for g in groups if g.reason and {*members} & {*g.members}]
     return reasons[0] if reasons else f"{_short(members)} are no siblings any more"
+
+
+def _side_by_side(model, groups):
+    """A copy of the model whose siblings lie side by side, see `packed`."""
+    try:
+        double = copy.deepcopy(model)
+    except Exception as error:
+        raise FusionError(f"model cannot be copied: {error}") from error
+    for group in groups:
+        if not group.fused:
+            continue
+        try:
+            members = [double.get_submodule(path) for path in group.members]
+        except AttributeError as error:
+            raise FusionError(f"model has changed since it was planned: {error}") from error
+        named = dict(zip(group.members, members, strict=True))
+        if reason := layers.refusal(named, kept=layers.KEPT):
+            raise FusionError(f"model has changed since it was planned: {reason}")
+        packed.route(members, group.members, dense=group.dense)
+    return double
 
 
 def _fused(model, traced, groups):
@@ -292,6 +362,12 @@ def unfuse(fused):
     back, and the weights are copied bit for bit. Raises FusionError for anything
     else.
     """
+    if isinstance(fused, nn.Module) and any(map(packed.member_of, fused.modules())):
+        double = copy.deepcopy(fused)
+        for layer in double.modules():
+            if packed.member_of(layer):
+                packed.release(layer)
+        return double
     if not isinstance(fused, Fused):
         raise FusionError(f"fused was a {type(fused).__name__}; what fuse() returned fits")
     stacked = _stacked_of(fused)

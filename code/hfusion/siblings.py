@@ -44,6 +44,8 @@ class Group:
     split_bytes: int = 0  # for each pixel (row), if consumers copy all strided branches
     window: embedding.Window | None = None  # for all members, where theirs differ
     extra_macs: int = 0  # multiply-adds more for each pixel of the output, if so
+    calls: int = 1  # how often each member is called in a run
+    dense: tuple = ()  # the indices of members whose outputs are copied for their readers
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
     nodes: tuple = dataclasses.field(default=(), repr=False)  # the calls
     ends: tuple = dataclasses.field(default=(), repr=False)  # the calls, or what follows
@@ -62,16 +64,6 @@ class Group:
         embed = self.window is not None
         activation = copy.deepcopy(self.activation)
         return layers.stack(self.layers, activation, embed, self.hoist)
-
-
-def kind_of(module):
-    """Which of `layers.KINDS` a module is, or claims to be; None for all others.
-
-    Quantised layers have the names of those that they replace.
-    """
-    named = {kind.__name__: kind for kind in layers.KINDS}
-    kinds = (kind for kind in layers.KINDS if isinstance(module, kind))
-    return next(kinds, named.get(type(module).__name__))
 
 
 class Scene:
@@ -226,7 +218,7 @@ def find(scene, min_siblings, embed=False, asked=lambda group: group):
     for node in scene.graph.nodes:
         given = [*node.args, *node.kwargs.values()]
         module = scene.modules.get(node.target) if node.op == "call_module" else None
-        if kind_of(module) and len(given) == 1 and isinstance(given[0], fx.Node):
+        if layers.kind_of(module) and len(given) == 1 and isinstance(given[0], fx.Node):
             calls.append(node)
     groups = []
     for family in families(scene, calls, embed):
@@ -245,10 +237,10 @@ def families(scene, calls, embed=False):
     names = [name for name in layers.GEOMETRY if not (embed and name in layers.WINDOW)]
     for node in calls:
         module = scene.modules[node.target]
-        geometry = [str(getattr(module, name, None)) for name in names]
+        geometry = [str(layers.in_effect(module, name)) for name in names]
         if embed and isinstance(module, layers.KINDS):  # others only have the name of one
             geometry.append(str(embedding.growth(module)))
-        found[node.all_input_nodes[0], kind_of(module), *geometry].append(node)
+        found[node.all_input_nodes[0], layers.kind_of(module), *geometry].append(node)
     return [family for family in found.values() if len(family) > 1]
 
 
@@ -356,13 +348,34 @@ def _extra_macs(members, window):
     return whole - sum(m.weight.numel() for m in members)
 
 
+def about_run(model, paths, calls, dense):
+    """What a group is that a run has shown, fused or not; `dense` are indices."""
+    members = [model.get_submodule(path) for path in paths]
+    sizes = _sizes(members)
+    item_bytes = members[0].weight.element_size()
+    return {
+        "members": tuple(paths),
+        "kind": layers.kind_of(members[0]).__name__,
+        "c_out": sizes,
+        "launches_saved": (len(paths) - 1 - len(dense)) * calls,
+        "split_bytes": 2 * sum(sizes[index] for index in dense) * item_bytes,
+        "calls": calls,
+        "dense": tuple(dense),
+        "model": model,
+    }
+
+
+def _sizes(members):
+    return tuple(getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members)
+
+
 def _about(scene, nodes):
     """What a group is, fused or not."""
     members = [scene.modules[node.target] for node in nodes]
-    sizes = [getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members]
+    sizes = _sizes(members)
     return {
         "members": tuple(node.target for node in nodes),
-        "kind": kind_of(members[0]).__name__,
+        "kind": layers.kind_of(members[0]).__name__,
         "c_out": tuple(sizes),
         "model": scene.model,
         "nodes": tuple(nodes),

@@ -1,0 +1,203 @@
+"""Find siblings by running a model once, whatever its forward does. torch.
+
+torch.fx stops at control flow on shapes, and looks into no compiled code; a run goes through
+both. Each layer notes what it is called with:
+
+    layer      call 1            call 2                     the same tensor, written to
+    q          tensor 7, v. 0    tensor 31, v. 0            as often: siblings
+    k          tensor 7, v. 0    tensor 31, v. 0
+    o          tensor 9, v. 0    tensor 33, v. 0            nobody's sibling
+
+A run is one example: another input may go another way. So nothing that is found here is
+relied on; `packed` looks again at each call. A second run hands on strided parts, as the
+fused model will, and notes who cannot read them.
+"""
+
+import contextlib
+import copy
+import itertools
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from . import effects, layers
+from .layers import FusionError
+
+# Who asks how memory is laid out: they get a contiguous part.
+_ASKS = effects.LAYOUT | {"is_contiguous"}
+
+
+class Run:
+    """What one run of a model has shown.
+
+    model: an nn.Module, left as it was: a copy runs that shares its parameters, no gradient
+    is recorded, and random numbers go on as if nothing had run. example_inputs: a tensor, a
+    tuple of positional arguments or a dict of keywords. Raises FusionError where the model
+    cannot be copied or run.
+
+    families: the paths of layers that were called with the same tensors and have the same
+    geometry, two or more each, in the order of their calls; calls: how often each layer was
+    called, by path; kinds: how often layers of each kind were.
+
+    >>> class Cell(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 3)
+    ...     def forward(self, x):
+    ...         return self.a(x), self.b(x) if x.sum() > 0 else None
+    >>> run = Run(Cell(), torch.ones(1, 4))
+    >>> run.families, run.kinds
+    ([('a', 'b')], {'Linear': 2})
+    """
+
+    def __init__(self, model, example_inputs):
+        self._args, self._kwargs = arguments(example_inputs)
+        self._double = _double(model)
+        self._paths = {
+            m: path for path, m in self._double.named_modules() if layers.kind_of(m)
+        }
+        seen = self._called()
+        self.calls = {self._paths[layer]: len(inputs) for layer, inputs in seen.items()}
+        self.kinds, together = Counter(), defaultdict(list)
+        for layer, inputs in seen.items():
+            kind = layers.kind_of(layer).__name__
+            self.kinds[kind] += len(inputs)
+            geometry = (str(layers.in_effect(layer, name)) for name in layers.GEOMETRY)
+            together[tuple(inputs), kind, *geometry].append(self._paths[layer])
+        self.families = [tuple(paths) for paths in together.values() if len(paths) > 1]
+
+    def _called(self):
+        """{layer: [(number of its input, how often that had been written to), …]}."""
+        seen, numbers, count = defaultdict(list), WeakIdKeyDictionary(), itertools.count()
+
+        def note(layer, given, keywords):
+            values = [*given, *keywords.values()]
+            if len(values) == 1 and torch.is_tensor(values[0]):
+                x = values[0]
+                if x not in numbers:
+                    numbers[x] = next(count)
+                seen[layer].append((numbers[x], x._version))
+
+        hooks = [
+            layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self._paths
+        ]
+        try:
+            _run(self._double, self._args, self._kwargs)
+        except Exception as error:
+            raise FusionError(
+                f"model cannot be run with example_inputs: {type(error).__name__}: {error}"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def asking(self, groups):
+        """Which layers' output somebody reads who cannot read a strided part: paths.
+
+        groups: of paths. The model runs again, and these layers hand on strided parts.
+        """
+        watch, hooks = _Watch(), []
+        for paths in groups:
+            members = [self._double.get_submodule(path) for path in paths]
+            sizes = [len(layer.weight) for layer in members]
+            for index, layer in enumerate(members):
+                hand_on = _strided(watch, paths[index], layer, sizes, index)
+                hooks.append(layer.register_forward_hook(hand_on))
+        try:
+            with watch:
+                _run(self._double, self._args, self._kwargs)
+        except Exception:  # somebody cannot read one, and it is not known who
+            return {path for paths in groups for path in paths}
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return watch.asking
+
+
+def arguments(example_inputs):
+    """(args, kwargs) of a call: from a tensor, a tuple or a dict.
+
+    >>> arguments({"x": 1})
+    ((), {'x': 1})
+    """
+    if torch.is_tensor(example_inputs):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, tuple):
+        return example_inputs, {}
+    if isinstance(example_inputs, dict):
+        return (), example_inputs
+    raise FusionError(
+        "example_inputs: expected a tensor, a tuple or a dict, got "
+        f"{type(example_inputs).__name__}"
+    )
+
+
+def _double(model):
+    """A copy that shares the parameters: what a run changes on the side stays in it."""
+    if not isinstance(model, nn.Module):
+        raise FusionError(f"model: expected an nn.Module, got {type(model).__name__}")
+    try:
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    except Exception as error:
+        raise FusionError(f"model cannot be copied: {error}") from error
+
+
+def _strided(watch, path, layer, sizes, index):
+    """A hook that returns a layer's output as the part of a tensor for all siblings."""
+    dim = 1 - layer.weight.ndim
+
+    def hand_on(module, given, y):
+        order = sorted(range(y.ndim), key=lambda axis: -y.stride(axis))
+        shape = list(y.shape)
+        shape[dim] = sum(sizes)
+        whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)
+        part = whole.unsafe_split_with_sizes(sizes, dim)[index].copy_(y)
+        watch.parts[part.untyped_storage()._cdata] = path, whole
+        return part
+
+    return hand_on
+
+
+class _Watch(TorchFunctionMode):
+    """Notes whose parts are asked for their layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.asking = {}, set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name != "view" and name not in _ASKS or not args or not torch.is_tensor(args[0]):
+            return function(*args, **kwargs)
+        path, _ = self.parts.get(args[0].untyped_storage()._cdata, (None, None))
+        if path is None:
+            return function(*args, **kwargs)
+        if name == "view":
+            with contextlib.suppress(RuntimeError):
+                return function(*args, **kwargs)
+        if not args[0].is_contiguous():
+            self.asking.add(path)
+            args = (args[0].contiguous(), *args[1:])
+        return function(*args, **kwargs)
+
+
+def _run(double, args, kwargs):
+    """Call a model without recording gradients, and without drawing random numbers."""
+    chance = random.getstate(), np.random.get_state()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=_devices(double)):
+            double(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    finally:
+        random.setstate(chance[0])
+        np.random.set_state(chance[1])
+
+
+def _devices(model):
+    return sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
