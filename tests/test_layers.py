@@ -906,12 +906,18 @@ REFUSED = [
     (r"kernel_size differs: .*\(1, 1\).*\(3, 3\); ", lambda: [conv(), conv(kernel=3)]),
     (r"stride differs: .*\(1, 1\).*\(2, 2\); ", lambda: [conv(), conv(stride=2)]),
     (r"padding differs: .*\(0, 0\).*\(1, 1\); ", lambda: [conv(), conv(padding=1)]),
-    (r"padding differs: .*\(0, 0\).*same; ", lambda: [conv(), conv(padding="same")]),
+    (
+        r"padding differs: .*\(0, 0\).*\(1, 1\); ",
+        lambda: [conv(kernel=3), conv(kernel=3, padding="same")],
+    ),
     (
         "padding_mode differs: .*zeros.*circular; siblings have one padding_mode",
-        lambda: [conv(), conv(padding_mode="circular")],
+        lambda: [conv(padding=1), conv(padding=1, padding_mode="circular")],
     ),
-    (r"dilation differs: .*\(1, 1\).*\(2, 2\); ", lambda: [conv(), conv(dilation=2)]),
+    (
+        r"dilation differs: .*\(1, 1\).*\(2, 2\); ",
+        lambda: [conv(kernel=3), conv(kernel=3, dilation=2)],
+    ),
     ("dtype differs: .*float32.*float64; ", lambda: [conv(), conv().double()]),
     ("device differs: .*cpu.*meta; ", lambda: [conv(), conv(device="meta")]),
     (
@@ -1083,3 +1089,27 @@ def test_branches_with_an_activation_may_be_changed_in_place(batch, hoist):
     ):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             gradients(layer, outputs)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"kernel": 3, "padding": "same"}, {"kernel": 3, "padding": 1}),
+        ({"kernel": 3, "padding": "valid"}, {"kernel": 3}),
+        ({"padding": "same"}, {}),
+        ({"dilation": 2}, {}),
+        ({"kernel": (1, 3), "dilation": (2, 1)}, {"kernel": (1, 3)}),
+        ({"kernel": 3, "padding_mode": "reflect"}, {"kernel": 3}),
+        ({"kernel": 3, "padding": "valid", "padding_mode": "circular"}, {"kernel": 3}),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_geometry_is_compared_by_its_effect(one, other, turned):
+    siblings = [conv(2, **one).double(), conv(5, **other).double()][:: -1 if turned else 1]
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    for layer, part in zip(siblings, layers.stack(siblings)(x), strict=True):
+        assert torch.allclose(layer(x), part, rtol=1e-12)
+    for layer, again in zip(
+        siblings, layers.unstack(layers.stack(siblings)).values(), strict=True
+    ):
+        assert torch.equal(layer(x), again(x))

@@ -181,7 +181,7 @@ def _plan(options):
             model.eval()
         if options.fold:
             model = hfusion.fold_batchnorm(model)
-        print(hfusion.plan(model, options.min_siblings, embed=options.embed))
+        print(hfusion.plan(model, min_siblings=options.min_siblings, embed=options.embed))
     except hfusion.FusionError as error:
         return _fail(1, error)
     return 0

@@ -93,7 +93,7 @@ KEPT = ("hooks", "requires_grad of weight", "requires_grad of bias")
 KEPT += ("requires_grad of output", "training")
 
 
-def in_effect(layer, name):
+def in_effect(layer, name, default=None):
     """A setting of GEOMETRY by what it does; None where it does nothing, or is not there.
 
     >>> in_effect(nn.Conv2d(1, 1, 3, padding="same"), "padding")
@@ -101,7 +101,7 @@ def in_effect(layer, name):
     >>> in_effect(nn.Conv2d(1, 1, 1, dilation=2), "dilation")
     (None, None)
     """
-    value = getattr(layer, name, None)
+    value = getattr(layer, name, default)
     if name == "dilation" and value is not None:
         return tuple(embedding.dilation(layer, axis) for axis in range(len(value)))
     if name == "padding" and value is not None and embedding.even(layer):

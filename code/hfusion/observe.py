@@ -1,7 +1,7 @@
 """Find siblings by running a model once, whatever its forward does. torch.
 
-torch.fx stops at control flow on shapes, and looks into no compiled code; a run goes through
-both. Each layer notes what it is called with:
+torch.fx stops at control flow on shapes, and looks into no compiled code; a run goes
+through both. Each layer notes what it is called with:
 
     layer      call 1            call 2                     the same tensor, written to
     q          tensor 7, v. 0    tensor 31, v. 0            as often: siblings

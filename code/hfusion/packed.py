@@ -6,10 +6,10 @@
 
 Each layer keeps its own Parameter at its own path; only their numbers are neighbours in
 memory, as those of nn.LSTM are after `flatten_parameters`. The first sibling that is called
-computes for all of them. Each other one takes its part if everything is still as it was: the
-same tensor, not written to since, the same weights, the same modes. Otherwise, and always
-while gradients are recorded, a layer computes for itself, as it would without us. So the
-answer never depends on whether a guess was right; only the time does.
+computes for all of them. Each other one takes its part if everything is still as it was:
+the same tensor, not written to since, the same weights, the same modes. Otherwise, and
+always while gradients are recorded, a layer computes for itself, as it would without us. So
+the answer never depends on whether a guess was right; only the time does.
 """
 
 import itertools
@@ -137,7 +137,7 @@ class _Round:
         self.parts, self.left = parts, len(parts)
 
     def take(self, index, x, mode):
-        """A part, once; None if it is gone, or if anything differs from when it was made."""
+        """A part, once; None if it is gone, or if anything is not as it was."""
         if self.x() is not x or x._version != self.version or self.mode != mode:
             return None
         if self.rows[index].versions() != self.versions[index]:
@@ -300,8 +300,8 @@ class Group:
     def _traced_part(self, index, x):
         """What `part` does where torch.compile writes down what happens.
 
-        Here no address can be looked at. The operator `product` does so when it runs, and the
-        tensors' versions are asked by `written`.
+        Here no address can be looked at. The operator `product` does so when it runs, and
+        `written` asks how often x was written to.
         """
         layers = [reference() for reference in self._layers]
         if self.off or self.window is not None or self.dense or not _traceable(layers, x):

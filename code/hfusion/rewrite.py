@@ -136,10 +136,7 @@ class FusionPlan:
     @property
     def calls(self):
         """How often layers of each kind are called: {kind: (before, after)}."""
-        if self.trace is None:
-            kinds = self.kinds
-        else:
-            kinds = self._traced_kinds()
+        kinds = self.kinds if self.trace is None else self._traced_kinds()
         saved = Counter()
         for group in self.groups:
             saved[group.kind] += (len(group.members) - 1) * group.calls * group.fused

@@ -237,7 +237,8 @@ def families(scene, calls, embed=False):
     names = [name for name in layers.GEOMETRY if not (embed and name in layers.WINDOW)]
     for node in calls:
         module = scene.modules[node.target]
-        geometry = [str(layers.in_effect(module, name)) for name in names]
+        read = getattr if embed else layers.in_effect
+        geometry = [str(read(module, name, None)) for name in names]
         if embed and isinstance(module, layers.KINDS):  # others only have the name of one
             geometry.append(str(embedding.growth(module)))
         found[node.all_input_nodes[0], layers.kind_of(module), *geometry].append(node)
