@@ -1109,7 +1109,6 @@ def test_geometry_is_compared_by_its_effect(one, other, turned):
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     for layer, part in zip(siblings, layers.stack(siblings)(x), strict=True):
         assert torch.allclose(layer(x), part, rtol=1e-12)
-    for layer, again in zip(
-        siblings, layers.unstack(layers.stack(siblings)).values(), strict=True
-    ):
-        assert torch.equal(layer(x), again(x))
+    again = layers.unstack(layers.stack(siblings))
+    for layer, copied in zip(siblings, again.values(), strict=True):
+        assert torch.equal(layer(x), copied(x))

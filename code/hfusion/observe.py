@@ -174,9 +174,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        if name != "view" and name not in _ASKS or not args or not torch.is_tensor(args[0]):
-            return function(*args, **kwargs)
-        path, _ = self.parts.get(args[0].untyped_storage()._cdata, (None, None))
+        path = self._whose(args) if name == "view" or name in _ASKS else None
         if path is None:
             return function(*args, **kwargs)
         if name == "view":
@@ -186,6 +184,12 @@ class _Watch(TorchFunctionMode):
             self.asking.add(path)
             args = (args[0].contiguous(), *args[1:])
         return function(*args, **kwargs)
+
+    def _whose(self, args):
+        """The path of the layer whose part is asked; None where it is nobody's."""
+        if not args or not torch.is_tensor(args[0]) or args[0].layout != torch.strided:
+            return None
+        return self.parts.get(args[0].untyped_storage()._cdata, (None, None))[0]
 
 
 def _run(double, args, kwargs):
