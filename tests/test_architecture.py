@@ -40,7 +40,7 @@ ALLOWED = {
         *("arithmetic", "compiled", "eager", "estimates", "experiments", "kernels"),
         *("models", "torch"),
     },
-    "observe": {"effects", "layers", "numpy", "torch"},
+    "observe": {"effects", "layers", "numpy", "packed", "torch"},
     "outcomes": {"records"},
     "packed": {"layers", "torch"},
     "progress": {"tqdm"},

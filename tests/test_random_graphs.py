@@ -34,7 +34,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import hfusion
-from hfusion import effects, embedding, layers, rewrite, siblings, tracing
+from hfusion import effects, embedding, layers, packed, rewrite, siblings, tracing
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -855,6 +855,106 @@ def agree_in_this_mode(draw, model, fused, how):
     if fused.state_dict().keys() == model.state_dict().keys():
         close(f"{how}: state", actual[count:], expected[count:], bound_of(draw))
     yield "right"
+
+
+# Found by running: the model is still itself, and each call is checked.
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What became of one case."""
+
+    status: str = "compared"
+    groups: tuple = ()
+    rounds: int = 0  # how often one product served a group
+    compared: int = 0
+
+
+def check_observed(seed):
+    """Draw a network, run it to find siblings, fuse it, and switch what can be switched."""
+    draw, rng = Draw(seed), random.Random(seed)
+    model = as_graph(draw.root) if draw.is_graph else draw.root
+    try:
+        run(copy.deepcopy(model), draw)
+    except FAILS:
+        return Observed("raised")
+    before = copy.deepcopy(model.state_dict())
+    plan = attempt("plan", hfusion.plan, model, tuple(draw.inputs(draw.base)))
+    same_state("planned", model.state_dict(), before)
+    fused = attempt("apply", plan.apply)
+    states = fused.state_dict(), model.state_dict()
+    if draw.is_graph:  # a copied GraphModule has another order
+        states = (dict(sorted(state.items())) for state in states)
+    same_state("fused", *states)
+    if not isinstance(fused, nn.Module) or type(fused).__name__ != type(model).__name__:
+        raise Mismatch(f"a {type(model).__name__} became a {type(fused).__name__}")
+    compared = agree_as_they_are(draw, model, fused, "fused")
+    if seed % 2 == 0:
+        check_same_gradients(draw, model, fused)
+    for _ in range(3):
+        how = random_switch(rng, model)
+        for network in (model, fused):
+            switch(network, *how)
+        compared += agree_as_they_are(draw, model, fused, how)
+    rounds = sum(group.rounds for group in groups_of(fused))
+    if seed % 5 == 1:
+        check_loading(draw, model, fused)
+    if groups_of(fused):
+        separate = attempt("unfuse", hfusion.unfuse, fused)
+        if groups_of(separate):
+            raise Mismatch("unfused layers are still in groups")
+        agree_as_they_are(draw, model, separate, "unfused", 0.01)
+    return Observed(groups=plan.groups, rounds=rounds, compared=compared)
+
+
+def groups_of(network):
+    members = [packed.member_of(module) for module in network.modules()]
+    return {member.group for member in members if member}
+
+
+def agree_as_they_are(draw, model, fused, how, exact=1):
+    """Whether the original runs; raises where the fused network then does something else.
+
+    The fused one is called itself, not a copy, so that its groups remember what they saw.
+    """
+    state = copy.deepcopy(model.state_dict())
+    try:
+        expected = run(copy.deepcopy(model), draw)
+    except FAILS:
+        return False
+    actual = attempt(f"{how}: call", run, fused, draw)
+    close(f"{how}: tensor", actual, expected, bound_of(draw) * exact)
+    fused.load_state_dict(state)
+    return True
+
+
+def check_same_gradients(draw, model, fused):
+    """While gradients are recorded nothing is fused: they have the same bits."""
+    try:
+        expected, require = gradients(copy.deepcopy(model), draw)
+    except FAILS:
+        return
+    actual, requires = attempt("gradient", gradients, copy.deepcopy(fused), draw)
+    if requires != require or set(actual) != set(expected):
+        raise Mismatch(f"outputs require gradients: {requires}, not {require}")
+    for name, grad in expected.items():
+        close(f"gradient of {name or 'the input'}", [actual[name]], [grad], 0)
+
+
+def test_networks_whose_siblings_a_run_found_compute_what_the_originals_do():
+    outcomes, wrong = [], []
+    for seed in range(CASES):
+        try:
+            outcomes.append(check_observed(seed))
+        except Mismatch as error:
+            wrong.append(f"seed {seed}: {error}\n{Draw(seed).root}")
+    assert not wrong, f"{len(wrong)} of {CASES}\n" + "\n\n".join(wrong[:3])
+    groups = [group for outcome in outcomes for group in outcome.groups]
+    fused = sum(any(g.fused for g in o.groups) for o in outcomes)
+    served = sum(outcome.rounds > 0 for outcome in outcomes)
+    print(f"fused {fused}, served {served} of {len(outcomes)}; {len(groups)} groups; "
+          f"{sum(o.compared for o in outcomes)} comparisons")  # fmt: skip
+    assert served > len(outcomes) / 3
 
 
 def failure(seed):

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import effects, layers
+from . import effects, layers, packed
 from .layers import FusionError
 
 # Who asks how memory is laid out: they get a contiguous part.
@@ -56,12 +57,13 @@ class Run:
     """
 
     def __init__(self, model, example_inputs):
-        self._args, self._kwargs = arguments(example_inputs)
-        self._double = _double(model)
-        self._paths = {
-            m: path for path, m in self._double.named_modules() if layers.kind_of(m)
-        }
-        seen = self._called()
+        self._given = arguments(example_inputs)
+        if not isinstance(model, nn.Module):
+            raise FusionError(f"model: expected an nn.Module, got {type(model).__name__}")
+        try:
+            seen = self._seen(model, {id(p): p for p in model.parameters()})
+        except _Written:  # forward changes its parameters, which are the model's
+            seen = self._seen(model, {})
         self.calls = {self._paths[layer]: len(inputs) for layer, inputs in seen.items()}
         self.kinds, together = Counter(), defaultdict(list)
         for layer, inputs in seen.items():
@@ -70,6 +72,24 @@ class Run:
             geometry = (str(layers.in_effect(layer, name)) for name in layers.GEOMETRY)
             together[tuple(inputs), kind, *geometry].append(self._paths[layer])
         self.families = [tuple(paths) for paths in together.values() if len(paths) > 1]
+
+    def _seen(self, model, shared):
+        """What `_called` returns, of a copy of the model that has shared[id(p)] for p."""
+        try:
+            self._double = copy.deepcopy(model, dict(shared))
+        except Exception as error:
+            raise FusionError(f"model cannot be copied: {error}") from error
+        named = self._double.named_modules()
+        self._paths = {module: path for path, module in named if layers.kind_of(module)}
+        try:
+            with _Watched(shared.values()):
+                return self._called()
+        except _Written:
+            raise
+        except Exception as error:
+            raise FusionError(
+                f"model cannot be run with example_inputs: {type(error).__name__}: {error}"
+            ) from error
 
     def _called(self):
         """{layer: [(number of its input, how often that had been written to), …]}."""
@@ -87,11 +107,7 @@ class Run:
             layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self._paths
         ]
         try:
-            _run(self._double, self._args, self._kwargs)
-        except Exception as error:
-            raise FusionError(
-                f"model cannot be run with example_inputs: {type(error).__name__}: {error}"
-            ) from error
+            _run(self._double, *self._given)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -111,7 +127,7 @@ class Run:
                 hooks.append(layer.register_forward_hook(hand_on))
         try:
             with watch:
-                _run(self._double, self._args, self._kwargs)
+                _run(self._double, *self._given)
         except Exception:  # somebody cannot read one, and it is not known who
             return {path for paths in groups for path in paths}
         finally:
@@ -138,14 +154,35 @@ def arguments(example_inputs):
     )
 
 
-def _double(model):
-    """A copy that shares the parameters: what a run changes on the side stays in it."""
-    if not isinstance(model, nn.Module):
-        raise FusionError(f"model: expected an nn.Module, got {type(model).__name__}")
+class _Written(Exception):
+    """Somebody is about to write to a tensor that is watched."""
+
+
+class _Watched(TorchDispatchMode):
+    """Stops whoever is about to write to one of these tensors, or to its memory."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.memory = {_memory(tensor) for tensor in tensors}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = dict(zip((a.name for a in function._schema.arguments), args, strict=False))
+        given |= kwargs or {}
+        for argument in function._schema.arguments:
+            if argument.alias_info and argument.alias_info.is_write:
+                value = given.get(argument.name)
+                for tensor in value if isinstance(value, list | tuple) else [value]:
+                    if torch.is_tensor(tensor) and _memory(tensor) in self.memory:
+                        raise _Written
+        return function(*args, **kwargs or {})
+
+
+def _memory(tensor):
+    """What tensors have in common that share memory."""
     try:
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    except Exception as error:
-        raise FusionError(f"model cannot be copied: {error}") from error
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return id(tensor)
 
 
 def _strided(watch, path, layer, sizes, index):
@@ -158,7 +195,7 @@ def _strided(watch, path, layer, sizes, index):
         shape[dim] = sum(sizes)
         whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)
         part = whole.unsafe_split_with_sizes(sizes, dim)[index].copy_(y)
-        watch.parts[part.untyped_storage()._cdata] = path, whole
+        watch.parts[_memory(part)] = path, whole
         return part
 
     return hand_on
@@ -172,24 +209,27 @@ class _Watch(TorchFunctionMode):
         self.parts, self.asking = {}, set()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(function, "__name__", "")
-        path = self._whose(args) if name == "view" or name in _ASKS else None
-        if path is None:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        asks = name in _ASKS or name in effects.MAY_COPY
+        path = self._whose(args) if asks else None
+        if path is None or packed.is_dense(args[0]):
             return function(*args, **kwargs)
-        if name == "view":
-            with contextlib.suppress(RuntimeError):
-                return function(*args, **kwargs)
-        if not args[0].is_contiguous():
-            self.asking.add(path)
-            args = (args[0].contiguous(), *args[1:])
-        return function(*args, **kwargs)
+        if name in effects.MAY_COPY:
+            with contextlib.suppress(RuntimeError):  # a view that cannot be
+                result = function(*args, **kwargs)
+                if _memory(result) == _memory(args[0]):
+                    return result
+        # A copy costs as much here as there, and then it is plain who shares memory.
+        self.asking.add(path)
+        return function(
+            packed.dense(args[0], self.parts[_memory(args[0])][1]), *args[1:], **kwargs
+        )
 
     def _whose(self, args):
         """The path of the layer whose part is asked; None where it is nobody's."""
-        if not args or not torch.is_tensor(args[0]) or args[0].layout != torch.strided:
+        if not args or not torch.is_tensor(args[0]):
             return None
-        return self.parts.get(args[0].untyped_storage()._cdata, (None, None))[0]
+        return self.parts.get(_memory(args[0]), (None, None))[0]
 
 
 def _run(double, args, kwargs):

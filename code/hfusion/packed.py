@@ -227,7 +227,7 @@ class Group:
         # It is safe: the parts do not overlap, and nobody else has seen y.
         parts = list(y.unsafe_split_with_sizes(self.sizes, self.dim))
         for index in self.dense:
-            parts[index] = parts[index].contiguous()
+            parts[index] = dense(parts[index], y)
         first, parts[0] = parts[0], None
         here.turn = turn = _Round(x, self._mode(), self._rows, versions, parts)
         turn.left -= 1
@@ -328,6 +328,30 @@ class Group:
         if index == len(self.sizes) - 1:
             self._traced = None
         return part
+
+
+def dense(part, whole):
+    """The part without gaps in memory, its axes in the order of the whole's."""
+    if is_dense(part):
+        return part
+    order = sorted(range(whole.ndim), key=lambda axis: -whole.stride(axis))
+    empty = torch.empty_permuted(part.shape, order, dtype=part.dtype, device=part.device)
+    return empty.copy_(part)
+
+
+def is_dense(part):
+    """Whether a tensor's numbers lie side by side, whatever the order of its axes.
+
+    >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(2, 3)[:, :2])
+    (True, False)
+    """
+    axes = sorted(zip(part.stride(), part.shape, strict=True))
+    expected = 1
+    for stride, size in axes:
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _gone():
