@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
-from hfusion import records
+from hfusion import packed, records
 from hfusion.experiments import rungs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,3 +220,93 @@ def test_a_branch_outside_the_loss_is_moved_by_momentum():
     model = Two()
     apart, together = hfusion.unfuse(hfusion.fuse(model)), hfusion.fuse(model)
     assert not torch.allclose(steps(apart), steps(together))
+
+
+# … and what can be done with a model that was run
+
+
+def fused_by_running(model, x=X):
+    """(the fused model, the groups that it has)."""
+    fused = hfusion.fuse(model, x)
+    members = [packed.member_of(module) for module in fused.modules()]
+    return fused, {member.group for member in members if member}
+
+
+def same(fused, model, *inputs):
+    with torch.no_grad():
+        pairs = zip(fused(*inputs), model(*inputs), strict=True)
+        return all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in pairs)
+
+
+def test_a_model_that_was_run_stays_itself():
+    def forward(self, x):  # control flow on values and on the mode
+        y = x * 2 if self.training or x.sum() > 40 else x
+        return self.a(y), self.b(y)
+
+    model = changed(forward)
+    fused, (group,) = fused_by_running(model)
+    assert type(fused) is type(model)
+    assert fused.tag == "mine"
+    assert list(dict(fused.named_parameters())) == list(dict(model.named_parameters()))
+    for mode, scale in ((True, 1), (False, 1), (False, 2)):
+        assert same(fused.train(mode), model.train(mode), scale * X)
+    assert group.rounds == 3
+
+
+def test_layers_called_twice_and_hooks():
+    model = changed(lambda self, x: (*Two.forward(self, x), *Two.forward(self, x + 1)))
+    fused, (group,) = fused_by_running(model)
+    fused.a.register_forward_hook(lambda module, given, y: y + 1)
+    model.a.register_forward_hook(lambda module, given, y: y + 1)
+    assert same(fused, model, X)
+    assert group.rounds == 2
+
+
+def test_a_run_fuses_no_groups_and_no_unlike_windows():
+    for one, other in (
+        (nn.Conv1d(4, 8, 1, groups=2), nn.Conv1d(4, 8, 1, groups=2)),
+        (nn.Conv1d(4, 8, 1), nn.Conv1d(4, 8, 3, padding=1)),
+    ):
+        model = Two()
+        model.a, model.b = one, other
+        assert fused_by_running(model, torch.ones(2, 4, 8))[1] == set()
+
+
+def test_states_of_functions_and_of_optimisers():
+    model = Two()
+    fused, _ = fused_by_running(model)
+    state = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        assert not any(y.any() for y in torch.func.functional_call(fused, state, X))
+        for one, other in zip(torch.func.vmap(fused)(X), model(X), strict=True):
+            assert torch.allclose(one, other)
+    old, new = (torch.optim.Adam(m.parameters()) for m in (model, fused))
+    sum(y.sum() for y in model(X)).backward()
+    old.step()
+    new.load_state_dict(old.state_dict())
+    assert new.state_dict()["state"].keys() == old.state_dict()["state"].keys()
+
+
+def test_training_is_as_before():
+    model = Two()
+    fused, (group,) = fused_by_running(model)
+    for network in (model, fused):
+        network(X)[0].sum().backward()
+    assert torch.equal(fused.a.weight.grad, model.a.weight.grad)
+    assert fused.b.weight.grad is None
+    with torch.inference_mode():
+        assert torch.equal(fused(X)[1], model(X)[1])
+    assert group.rounds == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own parts
+def test_compilers():
+    model = Two().eval()
+    fused, _ = fused_by_running(model)
+    compiled = torch.compile(fused, fullgraph=True)
+    assert same(compiled, model, X)
+    exported = torch.export.export(fused, (X,))
+    assert len([n for n in exported.graph.nodes if "linear" in str(n.target)]) == 2
+    traced = torch.jit.trace(fused, X)
+    assert same(traced, model, X + 1)
+    assert str(traced.inlined_graph).count("aten::linear") == 2

@@ -28,19 +28,37 @@ from .tracing import Network, Trace, copied, put, trace
 def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False):
     """Find every group of siblings in a model, and decide about each: a FusionPlan.
 
-    model: an nn.Module that torch.fx can trace, or a GraphModule; it is left as it
-    was. min_siblings: smaller groups are refused. accept: is asked about every
-    group that could be fused, and returns True or a reason, a string. embed: let
+    model: an nn.Module, left as it was. example_inputs: a tensor, a tuple of positional
+    arguments or a dict of keywords. With them the model runs once (twice where there are
+    siblings), and layers that get the same tensor are siblings, whatever control flow led
+    there; `apply` then returns the same model, with siblings side by side (see `packed`).
+    Without them torch.fx reads the model, which has to be traceable, or a GraphModule, and
+    `apply` returns a graph. min_siblings: smaller groups are refused. accept: is asked about
+    every group that could be fused, and returns True or a reason, a string. embed: let
     convolutions with smaller windows join siblings with larger ones (see `embedding`):
-    more multiply-adds, which the plan tells, and for finite inputs only. What is changed
-    in the model before `apply`, such as its mode, is looked at again there. Raises
-    FusionError for arguments that do not fit and for models that cannot be traced.
+    more multiply-adds, which the plan tells, and for finite inputs only; not together with
+    example_inputs. What is changed in the model before `apply`, such as its mode, is looked
+    at again there. Raises FusionError for arguments that do not fit and for models that can
+    be neither traced nor run.
 
     >>> from hfusion import models
     >>> print(plan(models.Inception.from_table("3a")))
     members                      c_out   then saved   B/px
     {b1,b3_reduce,b5_reduce}.conv 64+96+16  2  1,408
     1 of 1 groups fused; Conv2d 6 -> 4 calls
+
+    >>> import torch
+    >>> class Attention(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+    ...     def forward(self, x):
+    ...         if len(x) > 1:  # here torch.fx stops
+    ...             x = x / len(x)
+    ...         return self.q(x) @ self.k(x).mT
+    >>> fused = plan(Attention(), torch.zeros(2, 8)).apply()
+    >>> type(fused).__name__, list(fused.state_dict())
+    ('Attention', ['q.weight', 'q.bias', 'k.weight', 'k.bias'])
     """
     if type(min_siblings) is not int or min_siblings < 2:
         raise FusionError(f"min_siblings was {min_siblings!r}; a whole number from 2 fits")
@@ -49,6 +67,8 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
     if type(embed) is not bool:
         raise FusionError(f"embed was {embed!r}; True or False fits")
     if example_inputs is not None:
+        if embed:
+            raise FusionError("embed: expected False with example_inputs, got True")
         return _observed(model, example_inputs, min_siblings, accept)
     traced, sought = trace(model), {"min_siblings": min_siblings, "embed": embed}
     groups = siblings.find(
@@ -353,7 +373,7 @@ def _stacked_of(network):
 
 
 def unfuse(fused):
-    """Separate layers again, with the current weights: a network beside `fused`.
+    """Separate layers again, with the current weights: a model beside `fused`.
 
     fused: what `fuse` or `FusionPlan.apply` made. The layers get their old paths
     back, and the weights are copied bit for bit. Raises FusionError for anything
