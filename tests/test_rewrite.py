@@ -2439,3 +2439,22 @@ def test_where_it_is_applied_survives_copies_and_compilation(make, batch):
     whole = torch.compile(fused, backend="eager", fullgraph=True)  # an error at a break
     assert torch.equal(whole(x), fused(x))
     check_same(run(hfusion.unfuse(fused), x), run(model, x))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "says"),
+    [
+        (nn.DataParallel, "got a DataParallel; give model.module"),
+        (torch.compile, "got a OptimizedModule; give model._orig_mod"),
+        (torch.jit.script, "got a ScriptModule; give the module that it was made from"),
+    ],
+)
+@pytest.mark.parametrize("inputs", [None, torch.ones(1, 2)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_holds_a_model_is_named(wrap, says, inputs):
+    with pytest.raises(FusionError, match=re.escape(says)):
+        plan(wrap(nn.Linear(2, 2)), inputs)
+
+
+def test_a_module_that_only_has_such_a_name_is_planned():
+    assert plan(type("DataParallel", (nn.Sequential,), {})(nn.Linear(2, 2))).groups == ()

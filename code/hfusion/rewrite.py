@@ -18,6 +18,7 @@ import textwrap
 from collections import Counter
 from functools import partial
 
+import torch
 from torch import nn
 
 from . import layers, modes, observe, packed, siblings
@@ -33,9 +34,9 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
     siblings), and layers that get the same tensor are siblings, whatever control flow led
     there; `apply` then returns the same model, with siblings side by side (see `packed`).
     Without them torch.fx reads the model, which has to be traceable, or a GraphModule, and
-    `apply` returns a graph. min_siblings: smaller groups are refused. accept: is asked about
-    every group that could be fused, and returns True or a reason, a string. embed: let
-    convolutions with smaller windows join siblings with larger ones (see `embedding`):
+    `apply` returns a graph. min_siblings: smaller groups are refused. accept: is asked
+    about every group that could be fused, and returns True or a reason, a string. embed:
+    let convolutions with smaller windows join siblings with larger ones (see `embedding`):
     more multiply-adds, which the plan tells, and for finite inputs only; not together with
     example_inputs. What is changed in the model before `apply`, such as its mode, is looked
     at again there. Raises FusionError for arguments that do not fit and for models that can
@@ -66,15 +67,45 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
         raise FusionError(f"accept was {accept!r}; a function of a group fits")
     if type(embed) is not bool:
         raise FusionError(f"embed was {embed!r}; True or False fits")
+    _refuse_wrapper(model)
     if example_inputs is not None:
         if embed:
             raise FusionError("embed: expected False with example_inputs, got True")
         return _observed(model, example_inputs, min_siblings, accept)
-    traced, sought = trace(model), {"min_siblings": min_siblings, "embed": embed}
+    try:
+        traced = trace(model)
+    except FusionError as error:
+        raise FusionError(
+            f"{error}; or give example_inputs, and the model is run instead"
+        ) from error
+    sought = {"min_siblings": min_siblings, "embed": embed}
     groups = siblings.find(
         siblings.Scene(model, traced), **sought, asked=partial(_asked, accept)
     )
     return FusionPlan(tuple(groups), model, traced, sought)
+
+
+_OR_RUN = "; or give example_inputs, and the model is run instead"
+# What holds a model, by the name of its class: where the model itself is.
+_WRAPPERS = {
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+    "FullyShardedDataParallel": "model.module",
+    "OptimizedModule": "model._orig_mod",  # of torch.compile
+}
+
+
+def _refuse_wrapper(model):
+    """Raise FusionError for what is no model but holds one, or cannot be looked into."""
+    kind = type(model).__name__
+    if kind in _WRAPPERS and type(model).__module__.startswith("torch."):
+        inner = _WRAPPERS[kind]
+        raise FusionError(f"model: expected the inner module, got a {kind}; give {inner}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise FusionError(
+            "model: expected an nn.Module in Python, got a ScriptModule; give the module "
+            "that it was made from"
+        )
 
 
 def _observed(model, example_inputs, min_siblings, accept):
