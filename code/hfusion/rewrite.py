@@ -75,9 +75,8 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
     try:
         traced = trace(model)
     except FusionError as error:
-        raise FusionError(
-            f"{error}; or give example_inputs, and the model is run instead"
-        ) from error
+        run = _OR_RUN if "cannot be traced" in str(error) else ""
+        raise FusionError(f"{error}{run}") from error
     sought = {"min_siblings": min_siblings, "embed": embed}
     groups = siblings.find(
         siblings.Scene(model, traced), **sought, asked=partial(_asked, accept)
