@@ -64,10 +64,11 @@ class Run:
             seen = self._seen(model, {id(p): p for p in model.parameters()})
         except _Written:  # forward changes its parameters, which are the model's
             seen = self._seen(model, {})
-        self.calls = {self._paths[layer]: len(inputs) for layer, inputs in seen.items()}
+        self.calls = {self._paths[layer]: len(calls) for layer, calls in seen.items()}
+        self._turns = {self._paths[m]: [turn for *_, turn in seen[m]] for m in seen}
         self.kinds, together = Counter(), defaultdict(list)
-        for layer, inputs in seen.items():
-            kind = layers.kind_of(layer).__name__
+        for layer, calls in seen.items():
+            kind, inputs = layers.kind_of(layer).__name__, [call[:2] for call in calls]
             self.kinds[kind] += len(inputs)
             geometry = (str(layers.in_effect(layer, name)) for name in layers.GEOMETRY)
             together[tuple(inputs), kind, *geometry].append(self._paths[layer])
@@ -91,9 +92,29 @@ class Run:
                 f"model cannot be run with example_inputs: {type(error).__name__}: {error}"
             ) from error
 
+    def in_turn(self, paths):
+        """Whether layers take turns: all of them with one input before any with the next.
+
+        Else the first one, which computes for all, computes again before the others have
+        fetched their parts.
+
+        >>> class Levels(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 3)
+        ...     def forward(self, x, y):
+        ...         return [self.a(x), self.a(y)], [self.b(x), self.b(y)]
+        >>> Run(Levels(), (torch.ones(1, 4), torch.ones(2, 4))).in_turn(["a", "b"])
+        False
+        """
+        rounds = list(zip(*(self._turns[path] for path in paths), strict=True))
+        first = all(turns[0] == min(turns) for turns in rounds)
+        return first and all(max(a) < min(b) for a, b in itertools.pairwise(rounds))
+
     def _called(self):
-        """{layer: [(number of its input, how often that had been written to), …]}."""
-        seen, numbers, count = defaultdict(list), WeakIdKeyDictionary(), itertools.count()
+        """{layer: [(number of its input, how often that was written to, turn), …]}."""
+        seen, numbers = defaultdict(list), WeakIdKeyDictionary()
+        count, turns = itertools.count(), itertools.count()
 
         def note(layer, given, keywords):
             values = [*given, *keywords.values()]
@@ -101,7 +122,7 @@ class Run:
                 x = values[0]
                 if x not in numbers:
                     numbers[x] = next(count)
-                seen[layer].append((numbers[x], x._version))
+                seen[layer].append((numbers[x], x._version, next(turns)))
 
         hooks = [
             layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self._paths
