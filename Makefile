@@ -24,7 +24,7 @@ help:
 	@echo "  make test      the tests, and every cell compared with what it printed"
 	@echo "  make test-all  the slow tests too: each chapter alone from the wheel, JupyterLab"
 	@echo "  make lint      style and spelling of code, text and notebooks"
-	@echo "  make zoo       the pass on networks of torchvision and timm, and ONNX export"
+	@echo "  make zoo       fuse a hundred models of others, with a table; ONNX export"
 	@echo "  make mutants   ten thousand changes of the library: does a test notice? (MUTANTS=…)"
 	@echo "  make bench     how long planning takes, beside torch.compile"
 	@echo "  make lock      constraints.txt again, from the newest versions"

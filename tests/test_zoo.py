@@ -1,13 +1,16 @@
-"""Networks of torchvision and timm, which this project did not write: make zoo.
+"""Models of torchvision, timm, transformers and diffusers, written by others: make zoo.
 
-The counts are those of convolutions before and after, as the networks' papers give them.
-Without the two packages these tests are skipped.
+First the networks that torch.fx can trace; the counts are those of convolutions before
+and after, as the networks' papers give them. Then many that it cannot, by a run of each
+(the rows are in `zoo`), and a table of them. Without the packages these tests are skipped.
 """
 
-import warnings
+import contextlib
 
 import pytest
 import torch
+import zoo
+from torch import nn
 
 import hfusion
 from hfusion import models
@@ -27,45 +30,29 @@ NETWORKS = (
 )
 
 
-@pytest.fixture(scope="module")
-def zoo():
-    """{package: a function that makes its network}."""
-    register = torch.library.register_fake
-
-    def lenient(name, *args, **kwargs):
-        # torchvision built for a GPU has no compiled operators beside a torch that was
-        # built for a CPU. Its networks do not need them, only its import does.
-        if str(name).startswith("torchvision::"):
-            return lambda function: function
-        return register(name, *args, **kwargs)
-
-    torch.library.register_fake = lenient
+def package(name):
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import timm
-            import torchvision
+        return zoo.package(name)
     except ImportError:
-        pytest.skip("torchvision and timm are not installed; `make zoo` installs them")
-    finally:
-        torch.library.register_fake = register
+        pytest.skip(f"{name} is not installed; `make zoo` installs it")
 
-    def from_torchvision(name):
-        own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(name, weights=None, **own)
 
-    return {"torchvision": from_torchvision, "timm": timm.create_model}
+def network(name, of):
+    if of == "timm":
+        return package(of).create_model(name)
+    own = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    return package(of).models.get_model(name, weights=None, **own)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("package", "name", "pixels", "before", "after"), NETWORKS)
-def test_a_network_of_others(zoo, package, name, pixels, before, after):
+@pytest.mark.parametrize(("of", "name", "pixels", "before", "after"), NETWORKS)
+def test_a_network_of_others(of, name, pixels, before, after):
     """The counts, the outputs, the keys, and the way back.
 
     In float64, so that a bound far below any mistake can be far above the rounding:
     2**-53 a step, through hundreds of layers that may each amplify it a little.
     """
-    model = models.randomise(zoo[package](name)).eval().double()
+    model = models.randomise(network(name, of)).eval().double()
     plan = hfusion.plan(model)
     assert plan.calls["Conv2d"] == (before, after)
     assert all(group.fused for group in plan.groups)
@@ -81,3 +68,69 @@ def test_a_network_of_others(zoo, package, name, pixels, before, after):
     assert list(fused.state_dict()) == list(state)
     back = hfusion.unfuse(fused).state_dict()
     assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+@pytest.fixture(scope="module")
+def examined():
+    """What the tests of the rows have found, for the table."""
+    return []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("row", zoo.ROWS, ids=lambda row: f"{row.package}-{row.name}")
+def test_a_model_of_others(row, examined):
+    """A plan, the same outputs, states, tokens and gradients, and groups that compute."""
+    package(row.package)
+    one = zoo.examine(row)
+    examined.append(one)
+    assert not one.failed
+    assert not one.wrong
+    assert not one.switched_off
+    assert not one.apart
+
+
+def test_the_table_of_all(examined, capsys):
+    """Printed; a group is fused in nearly all that have siblings."""
+    if not examined:
+        pytest.skip("no model was examined")
+    with capsys.disabled():
+        print("", zoo.table(examined), sep="\n")
+    related = [one for one in examined if one.fused or zoo.siblings(one)]
+    assert sum(bool(one.fused) for one in related) >= 0.95 * len(related)
+
+
+class Spoilt(nn.Module):
+    """A model that is fused wrongly: its copy is another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.a(x).tanh(), self.b(x)
+
+    def __deepcopy__(self, memo):
+        double = Spoilt().to(self.a.weight.dtype)
+        return double.eval()
+
+
+def test_a_wrong_model_is_told(monkeypatch):
+    """The other tests could not pass for want of looking."""
+    monkeypatch.setattr(zoo, "package", contextlib.nullcontext)
+    monkeypatch.setattr(zoo, "make", lambda row: Spoilt().eval().double())
+    one = zoo.examine(zoo.Row("", "", {}, lambda n: (torch.randn(n, 4),)))
+    told = [what.split(":")[0] for what in one.wrong]
+    assert told == ["state", "layers", "batch", "gradients", "outputs"]
+
+
+def test_safetensors_saves_a_fused_model(tmp_path):
+    """Side by side in memory, and yet no two weights in one storage."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, x = nn.ModuleDict({"a": nn.Linear(4, 3), "b": nn.Linear(4, 2)}), torch.ones(1, 4)
+    model.forward = lambda x: [layer(x) for layer in model.values()]
+    fused = hfusion.fuse(model, x)
+    safetensors.save_model(fused, tmp_path / "fused.safetensors")
+    state = safetensors.load_file(tmp_path / "fused.safetensors")
+    assert all(
+        torch.equal(state[key], tensor) for key, tensor in model.state_dict().items()
+    )

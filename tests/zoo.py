@@ -1,4 +1,4 @@
-"""Models of others, each as one row, and what is looked at: for `make zoo`.
+"""Models of others, each a row, and what is looked at: for `make zoo`.
 
 A row makes a small model with random numbers and the inputs of a batch. `examine` plans
 it with such inputs, fuses it, and compares the fused model with the original.
@@ -8,14 +8,12 @@ import contextlib
 import importlib
 import inspect
 import time
-import traceback
 import warnings
 from collections import Counter
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import hfusion
 from hfusion import packed
@@ -42,7 +40,7 @@ class Examined(NamedTuple):
     row: Row
     calls: str = ""
     fused: int = 0
-    refused: Counter = Counter()
+    refused: Counter | None = None  # {why: how many groups}
     switched_off: int = 0
     apart: int = 0  # groups that computed together less often than planned
     compared: str = ""  # what else than outputs
@@ -87,7 +85,11 @@ def noisy(channels, side, **others):
     def inputs(n):
         more = {k: torch.randn(n, *shape) for k, shape in others.items()}
         at = torch.randint(0, 99, (n,))
-        return {"hidden_states": torch.randn(n, channels, side, side), "timestep": at, **more}
+        return {
+            "hidden_states": torch.randn(n, channels, side, side),
+            "timestep": at,
+            **more,
+        }
 
     return inputs
 
@@ -140,9 +142,14 @@ WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2],
 RCNN = {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20,
         "box_detections_per_img": 9, "min_size": 64}  # fmt: skip
 ONE_STAGE = {"topk_candidates": 20, "detections_per_img": 9}
-DETR = {**S2S, "num_queries": 7, "use_timm_backbone": False, "use_pretrained_backbone": False}
-PATCHES = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "sample_size": 8,
-           "patch_size": 2}  # fmt: skip
+DETR = {
+    **S2S,
+    "num_queries": 7,
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+}
+PATCHES = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
+           "sample_size": 8, "patch_size": 2}  # fmt: skip
 
 ROWS = (
     Row("timm", "inception_v4", {}, image(128)),
@@ -183,7 +190,6 @@ ROWS = (
     Row("torchvision", "maskrcnn_resnet50_fpn", RCNN, images(64)),
     Row("torchvision", "retinanet_resnet50_fpn", {**ONE_STAGE, "min_size": 64}, images(64)),
     Row("torchvision", "fcos_resnet50_fpn", {**ONE_STAGE, "min_size": 64}, images(64)),
-    Row("torchvision", "ssd300_vgg16", ONE_STAGE, images(64)),
     Row("torchvision", "ssdlite320_mobilenet_v3_large", ONE_STAGE, images(96)),
     Row("transformers", "LlamaForCausalLM", FEW, text),
     Row("transformers", "MistralForCausalLM", {**FEW, "sliding_window": 4}, text),
@@ -201,8 +207,10 @@ ROWS = (
     Row("transformers", "GPTNeoXForCausalLM", TINY, text),
     Row("transformers", "GPTJForCausalLM", {**TINY, "rotary_dim": 8}, text),
     Row("transformers", "GPTNeoForCausalLM",
-        {**TINY, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}, text),
-    Row("transformers", "OPTForCausalLM", {**TINY, "ffn_dim": 96, "word_embed_proj_dim": 64}, text),
+        {**TINY, "num_layers": 2, "num_heads": 4,
+         "attention_types": [[["global", "local"], 1]]}, text),
+    Row("transformers", "OPTForCausalLM",
+        {**TINY, "ffn_dim": 96, "word_embed_proj_dim": 64}, text),
     Row("transformers", "BloomForCausalLM", TINY, text),
     Row("transformers", "MambaForCausalLM", {**TINY, "state_size": 8}, text),
     Row("transformers", "BertForMaskedLM", TINY, text),
@@ -233,7 +241,8 @@ ROWS = (
         lambda n: {"input_ids": tokens(n)} | pixels(32)(n)),
     Row("transformers", "WhisperForConditionalGeneration",
         {**S2S, "num_mel_bins": 20, "max_source_positions": 30},
-        lambda n: {"input_features": torch.randn(n, 20, 60), "decoder_input_ids": tokens(n)}),
+        lambda n: {"input_features": torch.randn(n, 20, 60),
+                   "decoder_input_ids": tokens(n)}),
     Row("transformers", "Wav2Vec2Model",
         {**TINY, "conv_dim": [16, 16], "conv_kernel": [8, 4], "conv_stride": [8, 4],
          "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 4,
@@ -255,7 +264,8 @@ ROWS = (
         {"block_out_channels": (32, 64), "norm_num_groups": 8,
          "down_block_types": ("DownEncoderBlock2D",) * 2,
          "up_block_types": ("UpDecoderBlock2D",) * 2}, image(32)),
-    Row("diffusers", "VQModel", {"block_out_channels": (32,), "norm_num_groups": 8}, image(16)),
+    Row("diffusers", "VQModel", {"block_out_channels": (32,), "norm_num_groups": 8},
+        image(16)),
     Row("diffusers", "AutoencoderTiny", {}, image(32), torch.float32),
     Row("diffusers", "SD3Transformer2DModel",
         {**PATCHES, "joint_attention_dim": 32, "caption_projection_dim": 32,
@@ -315,7 +325,7 @@ def package(name):
 
 
 def _operators(torchvision):
-    """The two compiled operators that detectors need, from Python where they are missing."""
+    """The two compiled operators that detectors need, in Python where they are missing."""
     if torchvision.extension._has_ops():
         return
     torchvision.ops.boxes.nms = _nms
@@ -326,8 +336,8 @@ def _nms(boxes, scores, threshold):
     kept, left = [], scores.argsort(descending=True)
     while len(left):
         kept.append(left[0])
-        overlap = importlib.import_module("torchvision").ops.box_iou(boxes[left[:1]], boxes[left])
-        left = left[1:][overlap[0, 1:] <= threshold]
+        iou = importlib.import_module("torchvision").ops.box_iou
+        left = left[1:][iou(boxes[left[:1]], boxes[left])[0, 1:] <= threshold]
     return torch.stack(kept) if kept else left
 
 
@@ -370,7 +380,7 @@ def _backbone(home, row):
 
 
 def livened(model):
-    """With noise where a fresh model has a constant, such as 0: else much would not count."""
+    """With noise where a fresh model has a constant, as 0: else much would not count."""
     with torch.no_grad():
         for p in model.parameters():
             if p.is_floating_point() and p.numel() > 1 and (p == p.flatten()[0]).all():
@@ -508,7 +518,8 @@ def _differences(row, model, fused, inputs, others):
         far = apart(call(model, others), call(fused, others))
         yield "batch", "" if far <= bound else f"{far:.0e}"
     if getattr(model, "can_generate", bool)() and "input_ids" in others:
-        yield "generate()", "" if _tokens(model, others).equal(_tokens(fused, others)) else "other"
+        same = _tokens(model, others).equal(_tokens(fused, others))
+        yield "generate()", "" if same else "other tokens"
     if sum(p.numel() for p in model.parameters()) < SMALL:
         yield from _gradients(model, fused, inputs)
 
@@ -541,14 +552,15 @@ def _gradients(model, fused, inputs):
     except RuntimeError:
         return
     found = _gradients_of(fused, inputs)
-    same = list(expected) == list(found) and all(found[p].equal(g) for p, g in expected.items())
+    same = list(expected) == list(found)
+    same = same and all(found[p].equal(g) for p, g in expected.items())
     yield "gradients", "" if same else "other"
 
 
 def _gradients_of(model, inputs):
     outputs = [y for y in leaves(call(model, inputs)) if y.requires_grad]
-    loss = sum((y.double() * torch.linspace(0.5, 1, y.numel()).view(y.shape)).sum() for y in outputs)
-    loss.backward()
+    weights = [torch.linspace(0.5, 1, y.numel()).to(y).view(y.shape) for y in outputs]
+    torch.autograd.backward(outputs, weights)
     found = {p: v.grad.clone() for p, v in model.named_parameters() if v.grad is not None}
     model.zero_grad()
     return found
@@ -562,10 +574,13 @@ def table(results):
     for one in results:
         name = f"{one.row.package} {one.row.name}"
         lines.append(
-            f"{name:<52} {one.fused:>5} {sum(one.refused.values()):>7} "
+            f"{name:<52} {one.fused:>5} {sum((one.refused or {}).values()):>7} "
             f"{one.plan_seconds:>6.2f} {one.forward_seconds:>5.2f} {one.error:>5.0e}"
         )
-        notes = [one.calls, *(f"{n} × {reason}" for reason, n in one.refused.items())]
+        notes = [
+            one.calls,
+            *(f"{n} × {reason}" for reason, n in (one.refused or {}).items()),
+        ]
         notes += [f"no plan: {one.failed}"] * bool(one.failed)
         notes += [f"{one.dense} parts copied for their readers"] * bool(one.dense)
         notes += [f"{one.switched_off} switched off"] * bool(one.switched_off)
@@ -580,36 +595,30 @@ def summary(results):
     related = [one for one in planned if one.fused or siblings(one)]
     fused = [one for one in related if one.fused]
     reasons = sum((one.refused for one in planned), Counter())
-    seconds = sum(one.plan_seconds for one in planned), sum(o.forward_seconds for o in planned)
+    plans = sum(one.plan_seconds for one in planned)
+    runs = sum(one.forward_seconds for one in planned)
     groups, refused = sum(o.fused for o in planned), sum(map(siblings, planned))
     yield f"planned: {_share(planned, results)}"
     yield f"with siblings: {_share(related, planned)}"
     yield f"a group fused, of those with siblings: {_share(fused, related)}"
-    yield f"groups fused: {groups}, refused: {refused}, switched off: {sum(o.switched_off for o in planned)}, less often together than planned: {sum(o.apart for o in planned)}"
+    off, apart = sum(o.switched_off for o in planned), sum(o.apart for o in planned)
+    compared = Counter(what for one in planned for what in one.compared.split(", "))
+    yield f"groups: {groups} fused, {refused} refused; of the fused {off} switched off,"
+    yield f"    {apart} less often together than planned"
+    yield f"compared: outputs of {len(planned)}, " + ", ".join(
+        f"{what} of {n}" for what, n in compared.items()
+    )
     yield f"models with something wrong: {sum(bool(one.wrong) for one in planned)}"
-    yield f"seconds of all plans: {seconds[0]:.1f}, of one run each: {seconds[1]:.1f}"
+    yield f"seconds of all plans: {plans:.1f}, of one run each: {runs:.1f}"
     yield from (f"refused {n} ×: {reason}" for reason, n in reasons.most_common())
 
 
 def siblings(one):
     """How many groups of two or more were refused."""
-    return sum(n for reason, n in one.refused.items() if not reason.startswith("alone: "))
+    return sum(
+        n for reason, n in (one.refused or {}).items() if not reason.startswith("alone: ")
+    )
 
 
 def _share(some, of):
     return f"{len(some)} of {len(of)}, {100 * len(some) / max(1, len(of)):.0f}%"
-
-
-if __name__ == "__main__":
-    import sys
-
-    warnings.simplefilter("ignore")
-    chosen = [row for row in ROWS if not sys.argv[1:] or any(a in f"{row.package}/{row.name}" for a in sys.argv[1:])]
-    results = []
-    for row in chosen:
-        try:
-            results.append(examine(row))
-        except Exception:
-            results.append(Examined(row, failed=traceback.format_exc(limit=-2)[-500:]))
-        print(table(results[-1:]).split("\n\n")[0].split("\n", 1)[1], flush=True)
-    print("\n".join(summary(results)))

@@ -118,7 +118,9 @@ def _observed(model, example_inputs, min_siblings, accept):
         if not reason and len(paths) < min_siblings:
             reason = f"{len(paths)} siblings; min_siblings is {min_siblings}"
         if not reason and not run.in_turn(paths):
-            reason = "they do not take turns: one is called with several inputs before another"
+            reason = (
+                "they do not take turns: one is called with several inputs before another"
+            )
         dense = [index for index, path in enumerate(paths) if path in asking]
         about = siblings.about_run(model, paths, run.calls[paths[0]], dense)
         if not reason and about["launches_saved"] <= 0:
