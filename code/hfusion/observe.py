@@ -29,8 +29,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from . import effects, layers, packed
 from .layers import FusionError
 
-# Who asks how memory is laid out: they get a contiguous part.
+# Who asks how memory is laid out: they get a contiguous part …
 _ASKS = effects.LAYOUT | {"is_contiguous"}
+# … but not where these share the part's memory: the others copy, or fail.
+_TRIES = effects.MAY_COPY | {"view_as_complex"}
 
 
 class Run:
@@ -52,7 +54,7 @@ class Run:
     ...     def forward(self, x):
     ...         return self.a(x), self.b(x) if x.sum() > 0 else None
     >>> run = Run(Cell(), torch.ones(1, 4))
-    >>> run.families, run.kinds
+    >>> run.families, dict(run.kinds)
     ([('a', 'b')], {'Linear': 2})
     """
 
@@ -231,11 +233,11 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
-        asks = name in _ASKS or name in effects.MAY_COPY
+        asks = name in _ASKS or name in _TRIES
         path = self._whose(args) if asks else None
         if path is None or packed.is_dense(args[0]):
             return function(*args, **kwargs)
-        if name in effects.MAY_COPY:
+        if name in _TRIES:
             with contextlib.suppress(RuntimeError):  # a view that cannot be
                 result = function(*args, **kwargs)
                 if _memory(result) == _memory(args[0]):
