@@ -237,16 +237,18 @@ class _Watch(TorchFunctionMode):
         path = self._whose(args) if asks else None
         if path is None or packed.is_dense(args[0]):
             return function(*args, **kwargs)
+        # As the layer's own output would lie there, or a view of it.
+        alone = packed.dense(args[0], args[0])
         if name in _TRIES:
             with contextlib.suppress(RuntimeError):  # a view that cannot be
                 result = function(*args, **kwargs)
                 if _memory(result) == _memory(args[0]):
                     return result
+                if _memory(function(alone, *args[1:], **kwargs)) != _memory(alone):
+                    return result  # it copies either way
         # A copy costs as much here as there, and then it is plain who shares memory.
         self.asking.add(path)
-        return function(
-            packed.dense(args[0], self.parts[_memory(args[0])][1]), *args[1:], **kwargs
-        )
+        return function(alone, *args[1:], **kwargs)
 
     def _whose(self, args):
         """The path of the layer whose part is asked; None where it is nobody's."""
