@@ -12,9 +12,11 @@ PACKAGE = ROOT / "code" / "hfusion"
 
 # module: what it may import, of the package and of third parties.
 ALLOWED = {
-    "__init__": {"algebra", "folding", "layers", "measure", "models", "rewrite"},
+    "__init__": {"accept", "algebra", "folding", "layers", "measure", "models", "rewrite"},
     "__main__": {"hfusion"},
+    "accept": {"arms", "layers", "measure", "observe", "records", "siblings", "torch"},
     "algebra": {"numpy"},
+    "arms": {"measure", "packed", "siblings", "torch"},
     "arithmetic": {"compiled", "cost", "kernels"},
     "compiled": {"cooperative", "kernels", "models", "occupancy", "triton"},
     "cooperative": {"kernels"},

@@ -7,7 +7,6 @@ slows them all.
 """
 
 import contextlib
-import copy
 import dataclasses
 import os
 import platform
@@ -21,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .records import gains
+from .records import gains as gains
 
 try:
     import resource
@@ -444,104 +443,7 @@ def timeline(fn, device="cpu"):
     ]
 
 
-def faster(example_inputs, margin=0.02, rounds=20, calls=10, graph=False):
-    """A judge for `hfusion.plan(…, accept=…)`: is the stacked layer faster here?
-
-    example_inputs: a tuple, what the model is called with. For each group it races, on
-    the device of the model and with an input of the size that the group gets, the
-    members one by one, each with the activation that all have, against the stacked
-    layer and a copy of each branch that is not contiguous, as consumers may need it.
-    It accepts a median gain above 1 + margin whose lower quartile is above 1, and
-    otherwise says what the gain was. graph: True races both as CUDA graphs, as a model
-    that is deployed as one runs; a group that is not on a CUDA device is then a
-    ValueError.
-
-    >>> from hfusion import models, plan
-    >>> x = torch.zeros(1, 192, 28, 28)
-    >>> judge = faster((x,), margin=1e6, rounds=3, calls=1)
-    >>> plan(models.Inception.from_table("3a"), accept=judge).groups[0].fused
-    False
-    """
-    if not isinstance(example_inputs, tuple):
-        kind = type(example_inputs).__name__
-        raise ValueError(f"example_inputs was a {kind}; a tuple fits")
-    if not margin >= 0:
-        raise ValueError(f"margin was {margin!r}; a number from 0 fits")
-    seen = {}  # of each model that groups come from, what its layers get
-
-    def accept(group):
-        weight = next(iter(group.layers.values())).weight
-        if graph and not weight.is_cuda:
-            raise ValueError(
-                f"graph: expected False for layers on {weight.device}, got {graph!r}; "
-                "only a CUDA device replays graphs"
-            )
-        key = id(group.model), weight.dtype, weight.device  # as model.half() changes them
-        if key not in seen:
-            seen[key] = group.model, _inputs(group.model, example_inputs)
-        like, device = seen[key][1].get(group.members[0], (None, None))
-        if like is None or not like.numel():
-            return f"{group.members[0]} gets no number from example_inputs"
-        x = torch.empty_like(like, device=device)
-        x.normal_(generator=torch.Generator(device).manual_seed(0))
-        samples = _race(group, x, rounds, calls, graph)
-        low, gain, high = gains(samples, "separate")["stacked"]
-        if gain > 1 + margin and low > 1:
-            return True
-        how = "stacked and copied" + ", as a graph," * graph
-        return (
-            f"{how} it is {gain:.2f} times as fast (quartiles {low:.2f} to "
-            f"{high:.2f}); a median above {1 + margin:g} and quartiles above 1 fit"
-        )
-
-    return accept
-
-
-def _inputs(model, example_inputs):
-    """{path: (a tensor on "meta" like the one that the layer there gets, its device)}.
-
-    A copy of the model is called, since in training mode a call changes batch norms.
-    """
-    double, seen = copy.deepcopy(model), {}
-
-    def keep(path, given):
-        if len(given) == 1 and isinstance(given[0], torch.Tensor):
-            seen[path] = torch.empty_like(given[0], device="meta"), given[0].device
-
-    for path, layer in double.named_modules():
-        layer.register_forward_pre_hook(
-            lambda _, args, kwargs, path=path: keep(path, [*args, *kwargs.values()]),
-            with_kwargs=True,
-        )
-    devices = range(torch.cuda.device_count())
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        double(*example_inputs)
-    return seen
-
-
-def _race(group, x, rounds, calls, graph=False):
-    """Samples of a group's members against their stacked layer, agreed before."""
-    dense = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if dense is None or x.is_contiguous() or not x.is_contiguous(memory_format=dense):
-        dense = torch.contiguous_format
-    stacked, activation = group.stacked(), group.activation or torch.nn.Identity()
-    arms = {
-        "separate": lambda: [activation(layer(x)) for layer in group.layers.values()],
-        "stacked": lambda: [part.contiguous(memory_format=dense) for part in stacked(x)],
-    }
-    if graph:
-        arms = {name: graphed(arm) for name, arm in arms.items()}
-    with torch.no_grad():
-        # Rounding is a share of the terms that are added, and they may cancel.
-        terms = max(m.weight.abs().flatten(1).sum(1).max() for m in group.layers.values())
-        bound = 2 * _unit(x) * (terms * x.abs().max()).item()
-        pairs = zip(arms["stacked"](), arms["separate"](), strict=True)
-        for part, output in pairs:
-            agree(part, output, bound)
-    return time_arms(arms, x.device, rounds=rounds, calls=calls)
-
-
-def _unit(x):
+def unit(x):
     """What a product with `x` may round by: float32 may be multiplied as TF32 on a GPU."""
     settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
     if x.is_cuda and x.dtype == torch.float32 and any(s.allow_tf32 for s in settings):

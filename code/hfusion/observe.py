@@ -45,7 +45,8 @@ class Run:
 
     families: the paths of layers that were called with the same tensors and have the same
     geometry, two or more each, in the order of their calls; calls: how often each layer was
-    called, by path; kinds: how often layers of each kind were.
+    called, by path; kinds: how often layers of each kind were; inputs: what each layer got
+    at each call, by path, as (a tensor like it on "meta", its device); double: what ran.
 
     >>> class Cell(nn.Module):
     ...     def __init__(self):
@@ -79,10 +80,10 @@ class Run:
     def _seen(self, model, shared):
         """What `_called` returns, of a copy of the model that has shared[id(p)] for p."""
         try:
-            self._double = copy.deepcopy(model, dict(shared))
+            self.double = copy.deepcopy(model, dict(shared))
         except Exception as error:
             raise FusionError(f"model cannot be copied: {error}") from error
-        named = self._double.named_modules()
+        named = self.double.named_modules()
         self._paths = {module: path for path, module in named if layers.kind_of(module)}
         try:
             with _Watched(shared.values()):
@@ -117,6 +118,7 @@ class Run:
         """{layer: [(number of its input, how often that was written to, turn), …]}."""
         seen, numbers = defaultdict(list), WeakIdKeyDictionary()
         count, turns = itertools.count(), itertools.count()
+        self.inputs = defaultdict(list)
 
         def note(layer, given, keywords):
             values = [*given, *keywords.values()]
@@ -125,12 +127,14 @@ class Run:
                 if x not in numbers:
                     numbers[x] = next(count)
                 seen[layer].append((numbers[x], x._version, next(turns)))
+                like = torch.empty_like(x, device="meta", requires_grad=False)
+                self.inputs[self._paths[layer]].append((like, x.device))
 
         hooks = [
             layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self._paths
         ]
         try:
-            _run(self._double, *self._given)
+            _run(self.double, *self._given)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -143,14 +147,14 @@ class Run:
         """
         watch, hooks = _Watch(), []
         for paths in groups:
-            members = [self._double.get_submodule(path) for path in paths]
+            members = [self.double.get_submodule(path) for path in paths]
             sizes = [len(layer.weight) for layer in members]
             for index, layer in enumerate(members):
                 hand_on = _strided(watch, paths[index], layer, sizes, index)
                 hooks.append(layer.register_forward_hook(hand_on))
         try:
             with watch:
-                _run(self._double, *self._given)
+                _run(self.double, *self._given)
         except Exception:  # somebody cannot read one, and it is not known who
             return {path for paths in groups for path in paths}
         finally:
@@ -259,10 +263,17 @@ class _Watch(TorchFunctionMode):
 
 def _run(double, args, kwargs):
     """Call a model without recording gradients, and without drawing random numbers."""
+    with undisturbed(double), torch.no_grad():
+        double(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+
+
+@contextlib.contextmanager
+def undisturbed(model):
+    """Random numbers go on after it as if nothing had been drawn."""
     chance = random.getstate(), np.random.get_state()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_devices(double)):
-            double(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+        with torch.random.fork_rng(devices=_devices(model)):
+            yield
     finally:
         random.setstate(chance[0])
         np.random.set_state(chance[1])

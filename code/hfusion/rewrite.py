@@ -35,9 +35,10 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
     there; `apply` then returns the same model, with siblings side by side (see `packed`).
     Without them torch.fx reads the model, which has to be traceable, or a GraphModule, and
     `apply` returns a graph. min_siblings: smaller groups are refused. accept: is asked
-    about every group that could be fused, and returns True or a reason, a string. embed:
-    let convolutions with smaller windows join siblings with larger ones (see `embedding`):
-    more multiply-adds, which the plan tells, and for finite inputs only; not together with
+    about every group that could be fused, and returns True or a reason, a string; or it is
+    a judge of all of them together, as `hfusion.faster(…)` makes one. embed: let
+    convolutions with smaller windows join siblings with larger ones (see `embedding`): more
+    multiply-adds, which the plan tells, and for finite inputs only; not together with
     example_inputs. What is changed in the model before `apply`, such as its mode, is looked
     at again there. Raises FusionError for arguments that do not fit and for models that can
     be neither traced nor run.
@@ -71,17 +72,51 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
     if example_inputs is not None:
         if embed:
             raise FusionError("embed: expected False with example_inputs, got True")
-        return _observed(model, example_inputs, min_siblings, accept)
+        groups, kinds = _observed(model, example_inputs, min_siblings)
+        return _judged(
+            lambda asked: FusionPlan(tuple(map(asked, groups)), model, None, {}, kinds),
+            accept,
+        )
     try:
         traced = trace(model)
     except FusionError as error:
         run = _OR_RUN if "cannot be traced" in str(error) else ""
         raise FusionError(f"{error}{run}") from error
     sought = {"min_siblings": min_siblings, "embed": embed}
-    groups = siblings.find(
-        siblings.Scene(model, traced), **sought, asked=partial(_asked, accept)
-    )
-    return FusionPlan(tuple(groups), model, traced, sought)
+    scene = siblings.Scene(model, traced)
+
+    def found(asked):
+        groups = siblings.find(scene, **sought, asked=asked)
+        return FusionPlan(tuple(groups), model, traced, sought)
+
+    return _judged(found, accept)
+
+
+def _judged(found, accept):
+    """The plan that `found` makes with who has the last word on a group.
+
+    A judge of all of them has two methods. groups(groups) returns an answer for each; it
+    is asked again about parts of those that it refused. whole(model, fused) is asked at
+    the end, and with another answer than True no group is fused.
+    """
+    if not hasattr(accept, "groups"):
+        return found(partial(_asked, accept))
+    answers = {}
+
+    def so_far(group):
+        return _answered(group, answers.get(group.members, True))
+
+    while True:
+        plan = found(so_far)
+        fused = [group for group in plan.groups if group.fused]
+        asked = [group for group in fused if group.members not in answers]
+        if not asked:
+            break
+        paths = [group.members for group in asked]
+        answers |= zip(paths, accept.groups(asked), strict=True)
+    answer = accept.whole(plan.model, plan.apply()) if fused else True
+    groups = [_answered(g, answer) if g.fused else g for g in plan.groups]
+    return dataclasses.replace(plan, groups=tuple(groups))
 
 
 _OR_RUN = "; or give example_inputs, and the model is run instead"
@@ -107,8 +142,8 @@ def _refuse_wrapper(model):
         )
 
 
-def _observed(model, example_inputs, min_siblings, accept):
-    """A plan of what a run has shown."""
+def _observed(model, example_inputs, min_siblings):
+    """The groups that a run has shown, and how often layers of each kind were called."""
     run = observe.Run(model, example_inputs)
     candidates = [family for paths in run.families for family in _fit(model, paths)]
     fusable = [paths for paths, reason in candidates if not reason]
@@ -127,9 +162,8 @@ def _observed(model, example_inputs, min_siblings, accept):
             reason = (
                 "as many copies as launches: readers of their outputs want contiguous ones"
             )
-        group = siblings.Group(reason=reason, fused=not reason, **about)
-        groups.append(_asked(accept, group))
-    return FusionPlan(tuple(groups), model, None, {}, dict(run.kinds))
+        groups.append(siblings.Group(reason=reason, fused=not reason, **about))
+    return groups, dict(run.kinds)
 
 
 def _fit(model, paths):
@@ -149,7 +183,11 @@ def _fit(model, paths):
 
 
 def _asked(accept, group):
-    answer = accept(group) if accept and group.fused else True
+    return _answered(group, accept(group) if accept and group.fused else True)
+
+
+def _answered(group, answer):
+    """A group as it is to be, with what was answered about it."""
     if answer is True:
         return group
     if not isinstance(answer, str) or not answer:
