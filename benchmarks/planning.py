@@ -1,8 +1,10 @@
-"""How long planning and fusing take: make bench.
+"""How long planning and fusing take, and the checks of each call: make bench.
 
 First on GoogLeNet, beside the first call of torch.compile on the same module; then on
 chains of generated modules of growing length, where the time for each node shows
-whether the pass is linear in the graph.
+whether the pass is linear in the graph. Then three Linears that read one tensor: one by
+one, side by side (`hfusion.packed`), and the product and its split alone; what is between
+the last two, round by round, is the price of the checks.
 """
 
 import statistics
@@ -10,9 +12,12 @@ import sys
 import time
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hfusion
+from hfusion import measure as timing
+from hfusion import packed
 from hfusion.models import GoogLeNet
 
 
@@ -50,6 +55,44 @@ def measure(model, rounds):
     return statistics.median(plans), statistics.median(applies), nodes, len(plan.groups)
 
 
+def checks(features, rows, bursts=7, rounds=7, calls=50):
+    """µs of a call of three Linears: {way: median of the bursts' medians}."""
+    found = {"separate": [], "packed": [], "product": [], "checks": []}
+    for _ in range(bursts):
+        layers = [nn.Linear(features, features).requires_grad_(False) for _ in range(3)]
+        side_by_side = [
+            nn.Linear(features, features).requires_grad_(False) for _ in range(3)
+        ]
+        packed.route(side_by_side, ["a", "b", "c"])
+        weight = torch.cat([layer.weight for layer in layers])
+        bias, sizes = torch.cat([layer.bias for layer in layers]), [features] * 3
+        x = torch.randn(rows, features)
+
+        def product(x=x, weight=weight, bias=bias, sizes=sizes):
+            return F.linear(x, weight, bias).unsafe_split_with_sizes(sizes, -1)
+
+        arms = {
+            "separate": lambda x=x, layers=layers: [layer(x) for layer in layers],
+            "packed": lambda x=x, layers=side_by_side: [layer(x) for layer in layers],
+            "product": product,
+        }
+        samples = timing.time_arms(arms, rounds=rounds, calls=calls)
+        pairs = zip(samples["packed"], samples["product"], strict=True)
+        samples["checks"] = [whole - alone for whole, alone in pairs]
+        for name, times in samples.items():
+            found[name].append(statistics.median(times))
+        time.sleep(0.1)  # the next burst is apart in time
+    return {name: statistics.median(medians) for name, medians in found.items()}
+
+
+def price_of_checks(cases=((64, 1), (64, 16), (256, 1), (256, 16), (768, 1), (768, 16))):
+    print(f"\nThree Linears, µs a call, {torch.get_num_threads()} threads")
+    print("features  rows  separate    packed   product  the checks")
+    for features, rows in cases:
+        us = checks(features, rows)
+        print(f"{features:8} {rows:5}", *(f"{us[name]:9.1f}" for name in us))
+
+
 def main(lengths=(1_000, 3_000, 10_000, 30_000)):
     model, x = GoogLeNet().eval(), torch.zeros(1, 3, 224, 224)
     hfusion.fuse(model)  # what is imported on first use is not counted
@@ -67,6 +110,7 @@ def main(lengths=(1_000, 3_000, 10_000, 30_000)):
         plan_s, apply_s, nodes, groups = measure(model, rounds=3 if length < 10_000 else 1)
         each_us = (plan_s + apply_s) / nodes * 1e6
         print(f"{nodes:7,} {groups:7,} {plan_s:7.2f} {apply_s:8.2f} {each_us:10.0f}")
+    price_of_checks()
 
 
 if __name__ == "__main__":

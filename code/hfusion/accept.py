@@ -5,14 +5,17 @@
     group b  s f  f s  …  group b  s f  f s  …      group b
 
 A slow second of the machine slows the rounds that fall into it, all of them: they are no
-independent answers. A burst is one answer, the median of its rounds; the next comes later,
-with all layers made anew in other memory. Were fusing no faster, each burst would be above
-the threshold by a chance of one half at most, and all but one of eight by 9/256. So many
-have to be: with fewer the group is left alone, clearly not faster or undecided.
+independent answers. A burst is one answer, and the next comes later, with all layers made
+anew in other memory. Its gain is the lower quartile of the times without fusing, divided by
+that with it: on a busy machine half of all turns are interrupted, and show what interrupts.
+Were fusing no faster, each burst would be above the threshold by a chance of one half at
+most, and all but one of eight by 9/256. So many have to be: with fewer the group is left
+alone, clearly not faster or undecided.
 """
 
 import copy
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -26,18 +29,20 @@ from . import observe
 from .arms import arms, inputs_like, together
 from .layers import FusionError
 from .measure import graphed, time_arms, wall
-from .records import gains, quartiles
+from .records import quartiles
 from .siblings import Group
 
 CHANCE = 0.05  # so often, at most, what is no faster is taken to be
-TURN_US = 2000  # a turn of a race ends after so long, or after `calls` calls
+TURN_US = 300  # a turn of a race ends after so long, or after `calls` calls
+BURST_S = 0.5  # a burst of a race ends after so long, or after `rounds` rounds …
+LEAST = 3  # … but not before so many
 
 Arms = dict[str, Callable[[], Any]]
 Answer = bool | str  # True, or a reason
 
 
 def faster(
-    example_inputs: Any, margin: float = 0.02, *, bursts: int = 8, rounds: int = 5,
+    example_inputs: Any, margin: float = 0.02, *, bursts: int = 8, rounds: int = 25,
     calls: int = 10, apart: float = 0.25, whole: bool = True, graph: bool = False,
 ) -> "Judge":  # fmt: skip
     """A judge for `hfusion.plan(…, accept=…)`: is it faster here, on this device?
@@ -49,14 +54,14 @@ def faster(
     layer; contiguous where readers may need it. In `bursts` bursts of `rounds` rounds, in
     which the bursts of all groups take turns, `apart` seconds or more from one to the next.
 
-    A group is accepted if all bursts but `allowed(bursts)` have a median above 1 + margin;
+    A group is accepted if all bursts but `allowed(bursts)` have a gain above 1 + margin;
     "undecided" is an answer, and leaves it alone. Then the whole model, as planned, is
     raced as it is against the accepted groups fused. Unless so many bursts are above 1,
     all groups are left alone, since nobody would notice; whole=False leaves this out.
 
-    Takes bursts · apart seconds at least, twice; the model runs about 15 · bursts times,
-    on copies, and random numbers go on as if nothing had run. calls: of one turn, fewer
-    where they are slow. graph: True races CUDA graphs, as a deployed model runs.
+    Takes bursts · apart seconds at least, twice; the model runs 14 · bursts times or more,
+    on copies, and random numbers go on as if nothing had run. rounds, and calls of a turn:
+    fewer where they are slow. graph: True races CUDA graphs, as a deployed model runs.
 
     >>> from hfusion import models, plan
     >>> x = torch.zeros(1, 192, 28, 28)
@@ -95,7 +100,17 @@ def allowed(bursts: int) -> int:
     return misses
 
 
-def verdict(medians: list[float], threshold: float) -> Answer:
+def gain_of(samples: dict[str, list[float]]) -> float:
+    """How many times as fast a burst was, from the times of its turns.
+
+    >>> gain_of({"separate": [3.0, 3.0, 9.0], "fused": [2.0, 8.0, 2.0]})
+    1.5
+    """
+    low = {name: quartiles(times)[0] for name, times in samples.items()}
+    return low["separate"] / low["fused"]
+
+
+def verdict(gains: list[float], threshold: float) -> Answer:
     """True, or why not, from the gain of each burst.
 
     >>> verdict([1.1, 1.2, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1], 1.02)
@@ -103,15 +118,15 @@ def verdict(medians: list[float], threshold: float) -> Answer:
     >>> print(verdict([1.1, 1.0, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1], 1.02))
     undecided: 1.10 times as fast (8 bursts, 0.90 to 1.10), 6 above 1.02; 7 fit
     """
-    wanted = len(medians) - allowed(len(medians))
-    above = sum(median > threshold for median in medians)
+    wanted = len(gains) - allowed(len(gains))
+    above = sum(gain > threshold for gain in gains)
     if above >= wanted:
         return True
-    word = "not faster" if len(medians) - above >= wanted else "undecided"
-    _, middle, _ = quartiles(medians)
+    word = "not faster" if len(gains) - above >= wanted else "undecided"
+    _, middle, _ = quartiles(gains)
     return (
-        f"{word}: {middle:.2f} times as fast ({len(medians)} bursts, {min(medians):.2f} to "
-        f"{max(medians):.2f}), {above} above {threshold:g}; {wanted} fit"
+        f"{word}: {middle:.2f} times as fast ({len(gains)} bursts, {min(gains):.2f} to "
+        f"{max(gains):.2f}), {above} above {threshold:g}; {wanted} fit"
     )
 
 
@@ -142,8 +157,8 @@ class Judge:
         raced = [index for index, answer in enumerate(answers) if answer is True]
         makers = [lambda i=i: arms(groups[i], inputs[i]) for i in raced]
         devices = [inputs[index][0].device for index in raced]
-        for index, medians in zip(raced, self._race(makers, devices), strict=True):
-            answers[index] = verdict(medians, 1 + self.margin)
+        for index, gains in zip(raced, self._race(makers, devices), strict=True):
+            answers[index] = verdict(gains, 1 + self.margin)
         return answers
 
     def whole(self, model: nn.Module, fused: nn.Module) -> Answer:
@@ -161,28 +176,34 @@ class Judge:
             return made
 
         with observe.undisturbed(model):
-            (medians,) = self._race([networks], [device])
-        answer = verdict(medians, 1)
+            (gains,) = self._race([networks], [device])
+        answer = verdict(gains, 1)
         return answer if answer is True else f"the whole model: {answer}"
 
     def _race(
         self, makers: list[Callable[[], Arms]], devices: list[torch.device]
     ) -> list[list[float]]:
-        """For each race the medians of its bursts; `makers` make the arms of a burst."""
-        medians: list[list[float]] = [[] for _ in makers]
+        """For each race the gains of its bursts; `makers` make the arms of a burst."""
+        gains: list[list[float]] = [[] for _ in makers]
         begun = -math.inf
         for _ in range(self.bursts if makers else 0):
             time.sleep(max(0.0, begun + self.apart - time.monotonic()))
             begun = time.monotonic()
-            for found, make, device in zip(medians, makers, devices, strict=True):
+            for found, make, device in zip(gains, makers, devices, strict=True):
                 with torch.no_grad():
                     arms = _as_graphs(make(), device) if self.graph else make()
                     samples = time_arms(
                         arms, device, self.rounds, warm_up=1, calls=self.calls,
-                        watches=dict.fromkeys(arms, _watch),
+                        watches=dict.fromkeys(arms, _watch), late=_late(),
                     )  # fmt: skip
-                found.append(gains(samples, "separate")["fused"][1])
-        return medians
+                found.append(gain_of(samples))
+        return gains
+
+
+def _late() -> Callable[[], bool]:
+    """Whether a burst has lasted long enough; it is asked before each turn of two arms."""
+    end, asked = time.monotonic() + BURST_S, itertools.count()
+    return lambda: next(asked) >= 2 * (1 + LEAST) and time.monotonic() > end
 
 
 def _watch(call: Callable[[], Any], calls: int, device: torch.device) -> float:
