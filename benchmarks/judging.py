@@ -1,7 +1,7 @@
 """With hfusion.faster nothing gets slower: .venv/bin/python benchmarks/judging.py
 
 A block as in Llama, whose forward looks at sizes, so that no graph can hold it, and
-GoogLeNet, at several sizes. For each: how many groups `faster` accepts, what it says of the
+GoogLeNet, at several sizes, siblings found by running, and where it says so by reading. For each: how many groups `faster` accepts, what it says of the
 rest, and then, in bursts of their own later, how many times as fast the model is with all
 groups fused and with those that were accepted; in brackets the lowest and highest burst.
 Where the two brackets of a row differ from 1 by less than those of "the same", a copy
@@ -51,9 +51,11 @@ def cases():
     for width, hidden in ((128, 352), (512, 1376)):
         for tokens in (1, 8, 64):
             blocks = nn.Sequential(*(Block(width, hidden) for _ in range(2)))
-            yield f"2 blocks of {width}, {tokens} tokens", blocks, (1, tokens, width)
+            yield f"2 blocks of {width}, {tokens} tokens", blocks, (1, tokens, width), True
     for size, images in ((64, 1), (224, 1), (64, 8)):
-        yield f"GoogLeNet, {images} of {size}²", models.GoogLeNet(), (images, 3, size, size)
+        for run in (True, False):
+            name = f"GoogLeNet, {images} of {size}²" + ", read" * (not run)
+            yield name, models.GoogLeNet(), (images, 3, size, size), run
 
 
 def raced(model, others, x, bursts=8, rounds=15):
@@ -74,14 +76,15 @@ def main(wanted=""):
     print(
         f"{'':26} {'accepted':>8} {'judged in':>9}  {'all fused':17} {'judged':17} the same"
     )
-    for name, model, shape in cases():
+    for name, model, shape, run in cases():
         if wanted not in name:
             continue
         model, x = model.eval().requires_grad_(False), torch.randn(shape)
         start = time.perf_counter()
-        judged = hfusion.plan(model, x, accept=hfusion.faster(x))
+        example = x if run else None  # else the graph is read
+        judged = hfusion.plan(model, example, accept=hfusion.faster(x))
         seconds = time.perf_counter() - start
-        others = {"all": hfusion.fuse(model, x), "judged": judged.apply()}
+        others = {"all": hfusion.fuse(model, example), "judged": judged.apply()}
         others["same"] = copy.deepcopy(model)
         for network in others.values():
             torch.testing.assert_close(network(x), model(x), rtol=1e-3, atol=1e-4)

@@ -41,8 +41,12 @@ class Convs(nn.Module):
 class Viewed(Two):
     """Somebody reads b's output who cannot read a strided part."""
 
+    def __init__(self):
+        super().__init__()
+        self.e = nn.Linear(3, 4)
+
     def forward(self, x):
-        return self.a(x).sum() + self.b(x).view(-1).sum()
+        return self.a(x).sum() + self.b(x).view(-1).sum() + self.e(x).sum()
 
 
 @pytest.fixture(autouse=True)
@@ -256,17 +260,11 @@ def test_layers_one_by_one_against_layers_side_by_side(raced):
 
 
 def test_a_part_is_copied_where_its_reader_needs_it(raced):
-    x = torch.zeros(2, 3)
-    model = Viewed()
-    model.e = nn.Linear(3, 4)
-    forward = type(model).forward
-    type(model).forward = lambda self, x: forward(self, x) + self.e(x).sum()
-    (group,) = judged(model, x).groups
-    type(model).forward = forward
+    (group,) = judged(Viewed(), torch.zeros(2, 3)).groups
     assert group.dense == (1,)
     ((_, second, _),) = raced.races[0].arms["fused"]()
     assert second.is_contiguous()
-    assert counted(raced.races[0].arms["fused"]) == ("addmm", "clone")
+    assert "copy_" in counted(raced.races[0].arms["fused"])
 
 
 def test_of_a_plan_by_reading_the_stacked_layer_and_copies(raced):
@@ -576,7 +574,7 @@ def test_one_group_can_be_judged_alone(raced):
 
 
 def test_an_error_of_the_model_comes_out(raced):
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(FusionError, match="shapes cannot be multiplied"):
         judged(Two(), torch.zeros(2, 8), by_running=False)
 
 
