@@ -1,11 +1,11 @@
 """With hfusion.faster nothing gets slower: .venv/bin/python benchmarks/judging.py
 
 A block as in Llama, whose forward looks at sizes, so that no graph can hold it, and
-GoogLeNet, at several sizes, siblings found by running, and where it says so by reading. For each: how many groups `faster` accepts, what it says of the
-rest, and then, in bursts of their own later, how many times as fast the model is with all
-groups fused and with those that were accepted; in brackets the lowest and highest burst.
-Where the two brackets of a row differ from 1 by less than those of "the same", a copy
-raced against the model itself, nothing can be said.
+GoogLeNet, at several sizes, siblings found by running, and where it says so by reading.
+For each: how many groups `faster` accepts, how long that takes, and then, in bursts of
+their own later, how many times as fast the model is with all groups fused, with those that
+were accepted, and as a copy of itself, "the same": what is within its brackets is noise. In
+brackets the lowest and the highest of eight bursts. At last what it said of the rest.
 """
 
 import copy

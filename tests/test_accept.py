@@ -609,6 +609,16 @@ def test_a_judge_of_all_is_asked_once_and_then_about_the_whole(inputs):
     assert [g.reason for g in plan(model, inputs, accept=judge).groups] == ["slow"] * 2
 
 
+def test_a_function_of_a_group_may_have_other_attributes():
+    def accept(group):
+        accept.groups.append(group.members)
+        return True
+
+    accept.groups = []
+    assert all(group.fused for group in plan(Two(), accept=accept).groups)
+    assert accept.groups == [("a", "b"), ("c", "d")]
+
+
 def test_it_is_asked_again_about_parts_of_what_it_refused():
     class Net(nn.Module):
         def __init__(self):

@@ -99,7 +99,7 @@ def _judged(found, accept):
     is asked again about parts of those that it refused. whole(model, fused) is asked at
     the end, and with another answer than True no group is fused.
     """
-    if not hasattr(accept, "groups"):
+    if not all(callable(getattr(accept, name, None)) for name in ("groups", "whole")):
         return found(partial(_asked, accept))
     answers = {}
 
