@@ -8,8 +8,11 @@ import minutes
 import nbformat
 import plain
 import pytest
+import torch
 from execute_chapters import README_FIGURE, named_figure
 from notebooks import WIDTH, code_cells, faults, is_picture
+
+import hfusion
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "chapters").glob("*.ipynb"))
@@ -193,9 +196,28 @@ def test_the_readme_shows_the_figure_of_chapter_6():
     assert named_figure(notebook, "fig-ladder") == README_FIGURE.read_bytes()
 
 
+class Llama(torch.nn.Module):
+    """A small stand-in: what its forward does depends on sizes, as theirs does."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = torch.nn.Linear(4, 8), torch.nn.Linear(4, 8)
+
+    def forward(self, input_ids):
+        x = torch.ones(len(input_ids), 4) if len(input_ids) > 1 else torch.zeros(1, 4)
+        return self.gate(x).relu() * self.up(x)
+
+    def generate(self, tokens):
+        self.generated = self(tokens)
+
+
 def test_the_readme_code_runs():
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S
-    )
-    assert len([line for line in code.splitlines() if line.strip()]) == 10
-    exec(code, {})
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    read, run = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len([line for line in read.splitlines() if line.strip()]) == 10
+    exec(read, {})
+    names = {"hfusion": hfusion, "torch": torch, "llama": Llama(), "tokens": torch.ones(3)}
+    exec(run, names)
+    with torch.no_grad():
+        expected = names["llama"](names["tokens"])
+    assert torch.allclose(names["fused"].generated, expected)
