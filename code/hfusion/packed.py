@@ -10,6 +10,9 @@ computes for all of them. Each other one takes its part if everything is still a
 the same tensor, not written to since, the same weights, the same modes. Otherwise, and
 always while gradients are recorded, a layer computes for itself, as it would without us. So
 the answer never depends on whether a guess was right; only the time does.
+
+What nobody can notice: x or a weight written to between the calls of two siblings in a way
+that autograd does not see either, through `.data` or a NumPy array of the same memory.
 """
 
 import itertools
@@ -21,18 +24,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import layers
+from . import embedding, layers
 
 logger = logging.getLogger("hfusion")
 
-WASTED = (
-    8  # so many rounds in a row whose parts nobody fetched, and a group is switched off
-)
+WASTED = 8  # so many rounds in a row that served nobody, and a group is switched off
 SETTLED = 8  # so many good rounds, and a group may be packed again …
 PACKED_AGAIN = 4  # … else it may be, so many times
 _CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
-_ROUTED = ("forward", "_replicate_for_data_parallel")  # what `route` sets in a layer
+_FORWARD = {kind: kind.forward for kind in layers.KINDS}  # what a product stands for
+_ROUTED = ("forward", "_apply", "_replicate_for_data_parallel")  # what is set in a layer
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+_GEOMETRY += ("_reversed_padding_repeated_twice",)
+# torch 2.6 cannot tell an export from torch.compile.
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 
 
 def route(members, names, window=None, dense=()):
@@ -48,6 +53,7 @@ def route(members, names, window=None, dense=()):
     for index, layer in enumerate(members):
         member = Member(group, index, layer)
         layer.forward = member.forward
+        layer._apply = member.apply
         layer._replicate_for_data_parallel = member.replica
     return group
 
@@ -73,15 +79,33 @@ class Member:
     routes = True  # for `layers`, which knows nothing of this file
 
     def __init__(self, group, index, layer):
-        self.group, self.index, self.layer = group, index, layer
+        vars(self).update(group=group, index=index)
+        self._layer = weakref.ref(layer)  # so that a deleted model is gone at once
+
+    def __getstate__(self):
+        return {"group": self.group, "index": self.index, "layer": self._layer()}
+
+    def __setstate__(self, state):
+        """A copy's group learns of those members that were copied with it."""
+        self.__init__(**state)
+        self.group._layers[self.index] = self._layer
 
     def forward(self, input):
         part = self.group.part(self.index, input)
-        return type(self.layer).forward(self.layer, input) if part is None else part
+        layer = self._layer()
+        return type(layer).forward(layer, input) if part is None else part
+
+    def apply(self, fn, recurse=True):
+        """For `.to()` and its like: memory that the weights have left is not kept."""
+        layer = self._layer()
+        result = type(layer)._apply(layer, fn, recurse)
+        self.group.look()
+        return result
 
     def replica(self):
         """For nn.DataParallel: the layer's copy on another device, on its own there."""
-        replica = type(self.layer)._replicate_for_data_parallel(self.layer)
+        layer = self._layer()
+        replica = type(layer)._replicate_for_data_parallel(layer)
         for name in _ROUTED:
             vars(replica).pop(name, None)
         return replica
@@ -90,36 +114,37 @@ class Member:
 class _Row:
     """What a member was when the group was packed."""
 
-    __slots__ = ("bias", "geometry", "kind", "layer", "places", "shape", "stride", "weight")
+    __slots__ = ("bias", "geometry", "kind", "layer", "memory", "weight")
 
     def __init__(self, layer):
         self.layer, self.kind = weakref.ref(layer), type(layer)
         self.weight, self.bias = layer._parameters["weight"], layer._parameters["bias"]
-        self.places = _places_of(self.weight, self.bias)
-        self.shape = self.weight.shape
-        self.stride = None if self.weight.is_contiguous() else self.weight.stride()
+        self.memory = _memory(self.weight), _memory(self.bias)
         self.geometry = None if self.kind is nn.Linear else _geometry(vars(layer))
 
     def versions(self):
-        """How often the weights were written to; None if they are not where they were."""
+        """How often the weights were written to; None if a member is not what it was."""
         layer = self.layer()
-        if type(layer) is not self.kind:
+        if type(layer) is not self.kind or self.kind.forward is not _FORWARD[self.kind]:
             return None
         own, weight, bias = layer.__dict__, self.weight, self.bias
         parameters = own["_parameters"]
         if parameters.get("weight") is not weight or parameters.get("bias") is not bias:
             return None
-        if _places_of(weight, bias) != self.places or weight.shape != self.shape:
+        if "weight" in own or "bias" in own or "_conv_forward" in own:
             return None
-        if weight.stride() != self.stride if self.stride else not weight.is_contiguous():
+        if (_memory(weight), _memory(bias)) != self.memory:
             return None
         if self.geometry is not None and _geometry(own) != self.geometry:
             return None
         return weight._version, bias is not None and bias._version
 
 
-def _places_of(weight, bias):
-    return weight.data_ptr(), bias is not None and bias.data_ptr()
+def _memory(tensor):
+    """Where a tensor's numbers are, and how they are read there."""
+    if tensor is None:
+        return None
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _geometry(own):
@@ -129,16 +154,20 @@ def _geometry(own):
 class _Round:
     """What the first sibling left for the others, and under which conditions it holds."""
 
-    __slots__ = ("left", "mode", "parts", "rows", "version", "versions", "x")
+    __slots__ = ("left", "memory", "mode", "parts", "rows", "version", "versions", "x")
 
     def __init__(self, x, mode, rows, versions, parts):
-        self.x, self.version, self.mode = weakref.ref(x), x._version, mode
+        # When x is gone, nobody can ask for the parts any more.
+        self.x = weakref.ref(x, lambda _: parts.clear())
+        self.version, self.memory, self.mode = x._version, _memory(x), mode
         self.rows, self.versions = rows, versions
         self.parts, self.left = parts, len(parts)
 
     def take(self, index, x, mode):
         """A part, once; None if it is gone, or if anything is not as it was."""
         if self.x() is not x or x._version != self.version or self.mode != mode:
+            return None
+        if _memory(x) != self.memory:
             return None
         if self.rows[index].versions() != self.versions[index]:
             return None
@@ -165,41 +194,41 @@ class Group:
         self.sizes = tuple(len(layer.weight) for layer in layers)
         self.dim = 1 - layers[0].weight.ndim  # of the output, counted from its end
         self.off, self.rounds = "", 0
-        self._layers = [weakref.ref(layer) for layer in layers]
-        self._start()
+        self._start([weakref.ref(layer) for layer in layers])
 
-    def _start(self):
+    def _start(self, layers):
         """What no copy takes along."""
+        self._layers = layers
         self._rows = self._weight = self._bias = None
         self._packed = self._wasted = self._settled = 0
+        self._biased = ()  # which ones have a bias, for torch.compile
         self._traced = None  # the round that torch.compile is at
+        self._apart = False  # whether compiled code is to call each layer
         self._here, self._lock = _Here(), threading.Lock()
 
     def __getstate__(self):
         kept = ("names", "window", "dense", "sizes", "dim", "off", "rounds")
-        layers = [reference() for reference in self._layers]
-        return {"layers": layers} | {name: getattr(self, name) for name in kept}
+        return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state):
-        layers = state.pop("layers")
         vars(self).update(state)
-        # Whoever copies one sibling alone lets go of the others here.
-        self._layers = [
-            weakref.ref(layer) if layer is not None else _gone for layer in layers
-        ]
-        self._start()
+        self._start([_gone] * len(self.sizes))  # those that are not will say so
 
     def part(self, index, x):
         """What a member's call returns; None where it has to compute for itself."""
         if torch.compiler.is_dynamo_compiling():
             return self._traced_part(index, x)
         here = self._here
+        if index == 0 and here.turn is not None:
+            self._waste(here)
+        if self.off or not _plain(x) or (torch.is_grad_enabled() and self._learns(x)):
+            return None
         if index == 0:
             return self._begin(x, here)
         turn = here.turn
         if turn is None:
             return None
-        part = turn.take(index, x, self._mode())
+        part = turn.take(index, x, self._mode(x))
         if part is not None and not turn.left:
             here.turn = None
             self.rounds += 1
@@ -208,19 +237,11 @@ class Group:
 
     def _begin(self, x, here):
         """One product for all: the first one's part."""
-        if here.turn is not None:
-            self._waste(here)
-        if self.off or type(x) is not torch.Tensor or not _plain(x):
+        rows, versions, weight, bias = self._whole()
+        if None in versions:
             return None
-        if torch.is_grad_enabled() and self._learns(x):
-            return None
-        versions = self._versions()
-        if None in versions:  # weights have moved
-            if not self._pack_again():
-                return None
-            versions = self._versions()
         try:
-            y = self._product(x, self._weight, self._bias)
+            y = self._product(x, weight, bias)
         except RuntimeError:  # the layer will say it in its own words
             return None
         # Not split: autograd and versions would count a write to one part as one to all.
@@ -229,17 +250,26 @@ class Group:
         for index in self.dense:
             parts[index] = dense(parts[index], y)
         first, parts[0] = parts[0], None
-        here.turn = turn = _Round(x, self._mode(), self._rows, versions, parts)
+        here.turn = turn = _Round(x, self._mode(x), rows, versions, parts)
         turn.left -= 1
         return first
+
+    def _whole(self):
+        """(rows, their versions, weight, bias), packed again if weights have moved."""
+        with self._lock:
+            versions = self._versions()
+            if None in versions and self._may_pack() and self._pack():
+                versions = self._versions()
+            return self._rows, versions, self._weight, self._bias
 
     def _versions(self):
         return [row.versions() for row in self._rows] if self._rows else [None]
 
-    def _mode(self):
+    def _mode(self, x):
         """What decides, besides x and the weights, which numbers a layer returns."""
-        cast = torch.is_autocast_enabled(self._device)
-        return torch.is_grad_enabled(), cast and torch.get_autocast_dtype(self._device)
+        device = x.device.type
+        cast = torch.is_autocast_enabled(device)
+        return torch.is_grad_enabled(), cast and torch.get_autocast_dtype(device)
 
     def _learns(self, x):
         """Whether a gradient of x or of a parameter will be wanted."""
@@ -262,71 +292,96 @@ class Group:
     def _waste(self, here):
         """Some parts of the last round were not fetched."""
         here.turn = None
+        self._in_vain(f"{WASTED} times in a row they were not called together")
+
+    def _in_vain(self, reason):
         self._wasted += 1
         if self._wasted == WASTED:
-            self._switch_off(f"{WASTED} times in a row they were not called together")
+            self._switch_off(reason)
 
-    def _pack_again(self):
+    def _may_pack(self):
         if self._settled >= SETTLED:
             self._packed = 0
         if self._packed == PACKED_AGAIN:
             self._switch_off("their weights keep moving in memory")
-            return False
-        with self._lock:
-            return self._pack()
+        return not self.off
 
     def _switch_off(self, reason):
         self.off = f"{', '.join(self.names)} compute separately from now on: {reason}"
         self._rows = self._weight = self._bias = None
         logger.warning(self.off)
 
+    def look(self):
+        """Let go of memory that the weights have left."""
+        with self._lock:
+            if None in self._versions():
+                self._rows = self._weight = self._bias = None
+
     def _pack(self):
         """Move the members' numbers side by side; whether that could be."""
         members = [reference() for reference in self._layers]
+        self._rows = self._weight = self._bias = None
         if None in members:
+            _part(members)
             self._switch_off("one of them is gone")
             return False
-        if not _fit(members, self.sizes, self.window is not None):
+        if reason := self._unfit(members):
+            self._in_vain(reason)
             return False
         with torch.inference_mode(False), torch.no_grad():
             places = _places(self.sizes, members, self.window)
-            whole = _whole([m.weight for m in members], places, self.window)
-            self._weight, self._device = whole, whole.device.type
-            self._bias = _whole_bias([m.bias for m in members], self.sizes, whole)
+            self._weight = _whole([m.weight for m in members], places, self.window)
+            self._bias = _whole_bias([m.bias for m in members], self.sizes, self._weight)
         self._rows = [_Row(m) for m in members]
+        self._biased = tuple(m.bias is not None for m in members)
         self._packed, self._settled = self._packed + 1, 0
         return True
+
+    def _unfit(self, members):
+        """Why members cannot lie side by side (now), in words; "" if they can."""
+        if tuple(len(layer.weight) for layer in members) != self.sizes:
+            return "their sizes have changed"
+        if self.window is not None and embedding.common(members) != self.window:
+            return "their windows have changed"
+        named = dict(zip(self.names, members, strict=True))
+        if reason := layers.refusal(named, self.window is not None, layers.KEPT):
+            return reason
+        return next(filter(None, itertools.starmap(_unmovable, named.items())), "")
 
     def _traced_part(self, index, x):
         """What `part` does where torch.compile writes down what happens.
 
         Here no address can be looked at. The operator `product` does so when it runs, and
-        `written` asks how often x was written to.
+        `written` asks how often x and the weights were written to.
         """
         layers = [reference() for reference in self._layers]
-        if self.off or self.window is not None or self.dense or not _traceable(layers, x):
+        if self.off or self._apart or self.window is not None or self.dense:
             return None
-        if torch.is_autocast_enabled(x.device.type):  # which knows no operators of ours
+        if not _traceable(layers, self.sizes, x):
             return None
         if torch.is_grad_enabled() and self._learns(x):
             return None
-        written = torch.ops.hfusion.written(x).shape[0]
-        if index == 0:
-            weights = [layer.weight for layer in layers]
-            biases = [layer.bias for layer in layers]
-            geometry = _traced_geometry(layers[0])
+        weights = [layer.weight for layer in layers]
+        biases = [layer.bias for layer in layers]
+        if tuple(bias is not None for bias in biases) != self._biased:
+            return None
+        written = torch.ops.hfusion.written([x, *weights, *biases])
+        turn, self._traced = self._traced, None
+        if index == 0 and turn is None:
             y = torch.ops.hfusion.product(
-                x, weights, biases, self._weight, self._bias, *geometry
+                x, weights, biases, self._weight, self._bias, *_traced_geometry(layers[0])
             )
-            parts = list(y.split(self.sizes, self.dim))
-            self._traced = (x, written, parts)
-        turn = self._traced
-        if turn is None or turn[0] is not x or turn[1] != written:
-            self._traced = None
+            self._traced = (x, written, list(y.split(self.sizes, self.dim)))
+            return self._traced[2][0]
+        if turn is None:
+            return None
+        # What an earlier graph has left is of no use: its `written` has size 0 by now.
+        if index == 0 or turn[0] is not x or turn[1].shape[0] != written.shape[0]:
+            self._apart = True
             return None
         part, turn[2][index] = turn[2][index], None
-        if index == len(self.sizes) - 1:
-            self._traced = None
+        if index < len(self.sizes) - 1:
+            self._traced = turn
         return part
 
 
@@ -360,28 +415,51 @@ def _gone():
 
 def _plain(x):
     """Whether x can be watched, and nobody else watches what is done to it."""
+    if type(x) is not torch.Tensor or x.layout is not torch.strided or x.is_nested:
+        return False
     return not (
-        x.is_inference()  # such a tensor does not count how often it is written to
+        x.is_meta
+        or x.is_inference()  # such a tensor does not count how often it is written to
         or torch.is_inference_mode_enabled()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
         or torch.jit.is_tracing()
         or torch.autograd.forward_ad._current_level >= 0
     )
 
 
-def _fit(members, sizes, embed):
-    """Whether members are as they were when the group was made, memory apart."""
-    for layer in members:
-        tensors = [p for p in layer._parameters.values() if p is not None]
-        if member_of(layer) is None and "forward" in vars(layer):
-            return False
-        if any(type(p) is not nn.Parameter or p.layout != torch.strided for p in tensors):
-            return False  # such as the weights that torchao or FSDP put in their place
-        if any(p.is_cpu and p.is_shared() for p in tensors):
-            return False  # other processes know them where they are
-    if tuple(len(layer.weight) for layer in members) != sizes:
-        return False
-    return not layers.refusal(members, embed, layers.KEPT)
+def _unmovable(name, layer):
+    """Why a layer's numbers must stay where they are, in words; "" if they may move."""
+    if member_of(layer) is None and "forward" in vars(layer):
+        return f"{name} has a forward of its own"
+    if type(layer).forward is not _FORWARD[type(layer)]:
+        return f"{type(layer).__name__}.forward was replaced"
+    for p in filter(None.__ne__, layer._parameters.values()):
+        # Such as the weights that torchao or FSDP put in their place.
+        if type(p) is not nn.Parameter or p.layout != torch.strided:
+            return f"a weight of {name} is no plain Parameter"
+        if p.is_meta or p.is_inference():
+            return f"a weight of {name} has no numbers, or is an inference tensor"
+        if p.is_cpu and p.is_shared():
+            return f"other processes know a weight of {name} where it is"
+        if _uses(p) > _USES:
+            return f"another tensor shares the memory of a weight of {name}"
+    return ""
+
+
+def _uses(tensor):
+    """How many know a tensor's memory."""
+    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+
+
+_USES = _uses(torch.empty(1))  # of a tensor that has it to itself
+
+
+def _part(members):
+    """Move what is left of a group out of the memory of those that are gone."""
+    for layer in filter(None, members):
+        if member_of(layer) and not _unmovable("", layer):
+            release(layer)
 
 
 def _places(sizes, members, window):
@@ -443,16 +521,31 @@ def _alone(place):
     )
 
 
-def _traceable(layers, x):
-    """Whether these layers are plain ones, as `product` knows them."""
-    if torch.compiler.is_exporting() or type(x) is not torch.Tensor:
+def _traceable(layers, sizes, x):
+    """Whether x and these layers are plain ones, as `product` knows them."""
+    if _is_exporting() or type(x) is not torch.Tensor or x.is_inference():
         return False
-    for layer in layers:
-        if layer is None or "weight" not in layer._parameters:
-            return False
-        if "_conv_forward" in vars(layer) or _traced_geometry(layer) is None:
-            return False
-    return True
+    # Autocast knows no operators of ours.
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(x.device.type):
+        return False
+    kinds = {None if layer is None else _traced_kind(layer) for layer in layers}
+    if None in kinds or len(kinds) > 1:
+        return False
+    return tuple(layer.weight.shape[0] for layer in layers) == sizes
+
+
+def _traced_kind(layer):
+    """What siblings have in common, for a layer that `product` can stand for, or None."""
+    own, kind = vars(layer), type(layer)
+    if kind not in _FORWARD or "_conv_forward" in own or {*layer._parameters} != _TENSORS:
+        return None
+    if kind.forward is not _FORWARD[kind] or (geometry := _traced_geometry(layer)) is None:
+        return None
+    shape, settings = layer.weight.shape[1:], tuple(map(tuple, geometry))
+    return kind.__name__, settings, tuple(shape), layer.weight.dtype
+
+
+_TENSORS = {"weight", "bias"}
 
 
 def _traced_geometry(layer):
@@ -460,50 +553,45 @@ def _traced_geometry(layer):
     if type(layer) is nn.Linear:
         return [], [], []
     plain = layer.padding_mode == "zeros" and type(layer.padding) is tuple
-    return (
-        (list(layer.stride), list(layer.padding), list(layer.dilation)) if plain else None
-    )
+    if not plain or layer.groups != 1:
+        return None
+    return list(layer.stride), list(layer.padding), list(layer.dilation)
 
 
-@torch.library.custom_op("hfusion::written", mutates_args=())
-def _written(x: torch.Tensor) -> torch.Tensor:
-    """A tensor whose size says how often x was written to; while tracing only."""
-    return x.new_empty(0)
+@torch.library.custom_op(
+    "hfusion::written", mutates_args=(), schema="(Tensor?[] tensors) -> Tensor"
+)
+def _written(tensors):
+    """A tensor whose size says how often these were written to; while tracing only."""
+    return tensors[0].new_empty(0)
 
 
 @_written.register_fake
-def _(x):
-    return x.new_empty(x._version)
+def _(tensors):
+    return tensors[0].new_empty(1 + sum(t._version for t in tensors if t is not None))
 
 
-@torch.library.custom_op("hfusion::product", mutates_args=())
-def _product(
-    x: torch.Tensor,
-    weights: list[torch.Tensor],
-    biases: list[torch.Tensor | None],
-    whole: torch.Tensor | None,
-    whole_bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> torch.Tensor:
-    """All siblings at once: from the whole if they still lie in it, else from a copy."""
-    if not _in(weights, weights, whole):
-        whole = torch.cat(weights)
-    if any(bias is not None for bias in biases) and not _in(biases, weights, whole_bias):
-        pairs = zip(weights, biases, strict=True)
-        whole_bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
-    return _apply(x, whole, whole_bias, stride, padding, dilation)
+@torch.library.custom_op(
+    "hfusion::product",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor? whole, "
+    "Tensor? whole_bias, int[] stride, int[] padding, int[] dilation) -> Tensor",
+)
+def _product(x, weights, biases, whole, whole_bias, *geometry):
+    """All siblings at once if they still lie in the whole, else one after the other."""
+    with_bias = any(bias is not None for bias in biases)
+    if _in(weights, weights, whole) and (not with_bias or _in(biases, weights, whole_bias)):
+        return _apply(x, whole, whole_bias if with_bias else None, *geometry)
+    pairs = zip(weights, biases, strict=True)
+    return torch.cat([_apply(x, w, b, *geometry) for w, b in pairs], 1 - weights[0].ndim)
 
 
 @_product.register_fake
-def _(x, weights, biases, whole, whole_bias, stride, padding, dilation):
+def _(x, weights, biases, whole, whole_bias, *geometry):
     bias = next((b for b in biases if b is not None), None)
     rows = sum(w.shape[0] for w in weights)
     whole = weights[0].new_empty((rows, *weights[0].shape[1:]))
-    return _apply(
-        x, whole, bias if bias is None else bias.new_empty(rows), stride, padding, dilation
-    )
+    return _apply(x, whole, bias if bias is None else bias.new_empty(rows), *geometry)
 
 
 def _in(parts, weights, whole):
@@ -512,8 +600,11 @@ def _in(parts, weights, whole):
         return False
     place, row = whole.data_ptr(), whole.stride(0) * whole.element_size()
     for part, weight in zip(parts, weights, strict=True):
-        if part is not None and part.data_ptr() != place:
-            return False
+        if part is not None:
+            if part.data_ptr() != place or part.dtype != whole.dtype:
+                return False
+            if part.shape[1:] != whole.shape[1:] or part.stride() != whole.stride():
+                return False
         place += len(weight) * row
     return True
 
