@@ -365,18 +365,22 @@ class Group:
         biases = [layer.bias for layer in layers]
         if tuple(bias is not None for bias in biases) != self._biased:
             return None
-        written = torch.ops.hfusion.written([x, *weights, *biases])
+        tensors = [x, *weights, *biases]
+        written = torch.ops.hfusion.written(tensors)
+        if written.shape[0] == 0:
+            return None
         turn, self._traced = self._traced, None
         if index == 0 and turn is None:
             y = torch.ops.hfusion.product(
                 x, weights, biases, self._weight, self._bias, *_traced_geometry(layers[0])
             )
-            self._traced = (x, written, list(y.split(self.sizes, self.dim)))
+            self._traced = (tensors, written, list(y.split(self.sizes, self.dim)))
             return self._traced[2][0]
         if turn is None:
             return None
         # What an earlier graph has left is of no use: its `written` has size 0 by now.
-        if index == 0 or turn[0] is not x or turn[1].shape[0] != written.shape[0]:
+        same = all(a is b for a, b in zip(turn[0], tensors, strict=True))
+        if index == 0 or not same or turn[1].shape[0] != written.shape[0]:
             self._apart = True
             return None
         part, turn[2][index] = turn[2][index], None
@@ -523,10 +527,9 @@ def _alone(place):
 
 def _traceable(layers, sizes, x):
     """Whether x and these layers are plain ones, as `product` knows them."""
-    if _is_exporting() or type(x) is not torch.Tensor or x.is_inference():
+    if _is_exporting() or type(x) is not torch.Tensor:
         return False
-    # Autocast knows no operators of ours.
-    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type):  # which knows no operators of ours
         return False
     kinds = {None if layer is None else _traced_kind(layer) for layer in layers}
     if None in kinds or len(kinds) > 1:
@@ -568,7 +571,10 @@ def _written(tensors):
 
 @_written.register_fake
 def _(tensors):
-    return tensors[0].new_empty(1 + sum(t._version for t in tensors if t is not None))
+    tensors = [t for t in tensors if t is not None]
+    if any(t.is_inference() for t in tensors):  # such tensors do not count
+        return tensors[0].new_empty(0)
+    return tensors[0].new_empty(1 + sum(t._version for t in tensors))
 
 
 @torch.library.custom_op(
