@@ -23,6 +23,7 @@ import weakref
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _device
 
 from . import embedding, layers
 
@@ -149,6 +150,13 @@ def _memory(tensor):
 
 def _geometry(own):
     return [own.get(name) for name in _GEOMETRY]
+
+
+def _margins(layer):
+    """What a convolution really pads with where it does not pad with zeros."""
+    if getattr(layer, "padding_mode", "zeros") == "zeros":
+        return None
+    return tuple(layer._reversed_padding_repeated_twice)
 
 
 class _Round:
@@ -343,6 +351,8 @@ class Group:
             return "their sizes have changed"
         if self.window is not None and embedding.common(members) != self.window:
             return "their windows have changed"
+        if len({_margins(layer) for layer in members}) > 1:
+            return "their paddings differ"
         named = dict(zip(self.names, members, strict=True))
         if reason := layers.refusal(named, self.window is not None, layers.KEPT):
             return reason
@@ -427,6 +437,7 @@ def _plain(x):
         or torch.is_inference_mode_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack() > (_device.CURRENT_DEVICE is not None)
         or torch.jit.is_tracing()
         or torch.autograd.forward_ad._current_level >= 0
     )
