@@ -435,12 +435,17 @@ def _plain(x):
         x.is_meta
         or x.is_inference()  # such a tensor does not count how often it is written to
         or torch.is_inference_mode_enabled()
-        or torch._C._are_functorch_transforms_active()
+        or _differentiates()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack() > (_device.CURRENT_DEVICE is not None)
         or torch.jit.is_tracing()
-        or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def _differentiates():
+    """Whether torch.func or forward differentiation is at work."""
+    level = torch.autograd.forward_ad._current_level
+    return level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _unmovable(name, layer):
@@ -540,7 +545,8 @@ def _traceable(layers, sizes, x):
     """Whether x and these layers are plain ones, as `product` knows them."""
     if _is_exporting() or type(x) is not torch.Tensor:
         return False
-    if torch.is_autocast_enabled(x.device.type):  # which knows no operators of ours
+    # These know no operators of ours.
+    if torch.is_autocast_enabled(x.device.type) or _differentiates():
         return False
     kinds = {None if layer is None else _traced_kind(layer) for layer in layers}
     if None in kinds or len(kinds) > 1:
