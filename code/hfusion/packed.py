@@ -557,6 +557,7 @@ def _traceable(layers, sizes, x):
 def _traced_kind(layer):
     """What siblings have in common, for a layer that `product` can stand for, or None."""
     own, kind = vars(layer), type(layer)
+    getattr(layer, "_conv_forward", None)  # so that compiled code looks whether it is there
     if kind not in _FORWARD or "_conv_forward" in own or {*layer._parameters} != _TENSORS:
         return None
     if kind.forward is not _FORWARD[kind] or (geometry := _traced_geometry(layer)) is None:
