@@ -23,7 +23,8 @@ import weakref
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils import _device
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from . import embedding, layers
 
@@ -437,7 +438,9 @@ def _plain(x):
         or torch.is_inference_mode_enabled()
         or _differentiates()
         or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack() > (_device.CURRENT_DEVICE is not None)
+        or any(
+            type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()
+        )
         or torch.jit.is_tracing()
     )
 
@@ -454,7 +457,7 @@ def _unmovable(name, layer):
         return f"{name} has a forward of its own"
     if type(layer).forward is not _FORWARD[type(layer)]:
         return f"{type(layer).__name__}.forward was replaced"
-    for p in filter(None.__ne__, layer._parameters.values()):
+    for p in layer.parameters():
         # Such as the weights that torchao or FSDP put in their place.
         if type(p) is not nn.Parameter or p.layout != torch.strided:
             return f"a weight of {name} is no plain Parameter"

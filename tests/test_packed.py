@@ -1,0 +1,609 @@
+"""A fused model gives what the model gives, whatever happens before, between and around."""
+
+import copy
+import gc
+import io
+import pickle
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import nn
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+import hfusion
+from hfusion import packed
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+CONV = {"stride": (2, 2), "padding": (0, 0), "dilation": (2, 2), "padding_mode": "reflect"}
+
+
+class Net(nn.Module):
+    """Two siblings; `between` happens between their calls, to a copy of x."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.a, self.b, self.between = make(), make(), None
+
+    def forward(self, x):
+        x = x * 1
+        first = self.a(x)
+        if self.between:
+            self.between(self, x)
+        return first, self.b(x)
+
+
+def linear():
+    return Net(lambda: nn.Linear(4, 4)), torch.randn(4, 4)
+
+
+def conv(**settings):
+    settings = {"padding": 1} | settings
+    return Net(lambda: nn.Conv2d(3, 5, 3, **settings)), torch.randn(2, 3, 9, 9)
+
+
+def pair(make=linear, learns=False):
+    """(a model, it fused, an input)."""
+    torch.manual_seed(0)
+    model, x = make()
+    model.eval().requires_grad_(learns)
+    return model, hfusion.fuse(model, x), x
+
+
+def group(fused):
+    return packed.member_of(fused.a).group
+
+
+def same(model, fused, *inputs, rounds=None, tolerance=1e-5):
+    """Whether they give the same; rounds: how many were served together meanwhile."""
+    before = rounds is not None and group(fused).rounds
+    for x in inputs:
+        want, got = answer(model, x), answer(fused, x)
+        if isinstance(want, str):
+            assert got == want
+            continue
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        assert [y.requires_grad for y in got] == [y.requires_grad for y in want]
+    assert rounds is None or group(fused).rounds - before == rounds
+
+
+def answer(model, x):
+    """What a model gives; the name of the error if it gives none."""
+    try:
+        return model(x)
+    except Exception as error:
+        return type(error).__name__
+
+
+def parameter(*shape):
+    return nn.Parameter(torch.full(shape, 0.5), requires_grad=False)
+
+
+def infer(do):
+    with torch.inference_mode():
+        do()
+
+
+def set_data(tensor, change):
+    tensor.data = change(tensor.data)
+
+
+def own(layer, **attributes):
+    vars(layer).update(attributes)
+
+
+BETWEEN = {
+    "nothing": lambda m, x: None,
+    "x": lambda m, x: x.add_(1),
+    "x by a view": lambda m, x: x.view(-1)[3:].mul_(2),
+    "x by out=": lambda m, x: torch.exp(x, out=x),
+    "x at once": lambda m, x: torch._foreach_mul_([x], 2),
+    "x in inference mode": lambda m, x: infer(lambda: x.add_(1)),
+    "x transposed": lambda m, x: x.t_(),
+    "x.data": lambda m, x: set_data(x, lambda t: t * 2),
+    "x.data transposed": lambda m, x: set_data(x, lambda t: t.t()),
+    "x learns": lambda m, x: x.requires_grad_(),
+    "weight": lambda m, x: m.b.weight.mul_(2),
+    "bias": lambda m, x: m.b.bias.add_(1),
+    "weight in inference mode": lambda m, x: infer(lambda: m.b.weight.add_(1)),
+    "weight by a view": lambda m, x: m.b.weight.view(-1)[:3].zero_(),
+    "weight loaded": lambda m, x: m.b.load_state_dict(m.a.state_dict()),
+    "weight.data": lambda m, x: set_data(m.b.weight, lambda t: t * 2),
+    "weight.data transposed": lambda m, x: set_data(m.b.weight, lambda t: t.t()),
+    "bias.data": lambda m, x: set_data(m.b.bias, lambda t: t * 2),
+    "bias.data cut": lambda m, x: set_data(m.b.bias, lambda t: t[:1]),
+    "weight learns": lambda m, x: m.b.weight.requires_grad_(),
+    "another weight": lambda m, x: setattr(m.b, "weight", parameter(4, 4)),
+    "another bias": lambda m, x: setattr(m.b, "bias", parameter(4)),
+    "no bias": lambda m, x: setattr(m.b, "bias", None),
+    "a weight beside it": lambda m, x: own(m.b, weight=torch.ones(4, 4)),
+    "a bias beside it": lambda m, x: own(m.b, bias=torch.ones(4)),
+    "half": lambda m, x: m.b.half(),
+    "another class": lambda m, x: setattr(m.b, "__class__", Doubling),
+    "a forward": lambda m, x: own(m.b, forward=lambda x: x * 3),
+    "a hook": lambda m, x: m.b.register_forward_hook(lambda m, x, y: y * 2),
+    "a pre-hook": lambda m, x: m.b.register_forward_pre_hook(lambda m, x: (x[0] * 2,)),
+    "autocast": lambda m, x: m.later(torch.autocast("cpu")),
+    "grad mode": lambda m, x: m.later(torch.enable_grad()),
+    "called twice": lambda m, x: m.b(x),
+    "called with another": lambda m, x: m.b(x * 2),
+    "the first called again": lambda m, x: m.a(x * 2),
+    "a failure": lambda m, x: answer(m.b, torch.ones(5)),
+}
+TOGETHER = ("nothing", "a hook", "called with another", "a failure", "called twice")
+TOGETHER += ("x learns", "weight learns")  # which nobody records here
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def later(model, context):
+    """Let the second sibling be called in a context."""
+    forward = model.b.forward
+
+    def in_context(x):
+        with context:
+            return forward(x)
+
+    model.b.forward = in_context
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_whatever_happens_between_two_siblings(name):
+    model, fused, x = pair()
+    for each in (model, fused):
+        own(each, between=BETWEEN[name], later=lambda c, each=each: later(each, c))
+    with torch.no_grad():
+        same(model, fused, x, rounds=int(name in TOGETHER))
+        same(model, fused, x, x * 2)
+
+
+def test_a_weight_that_learns_only_now_gets_its_gradient():
+    for name in ("x learns", "weight learns"):
+        model, fused, x = pair()
+        model.between = fused.between = BETWEEN[name]
+        same(model, fused, x, rounds=0)
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+@pytest.mark.parametrize("name", [*CONV, "_reversed_padding_repeated_twice", "forward"])
+def test_a_convolution_that_is_set_anew(name, mode, both):
+    model, fused, x = pair(lambda: conv(padding_mode=mode))
+    same(model, fused, x, rounds=1)
+    value = CONV.get(name, (2, 2, 2, 2))
+    value, name = (value, name) if name != "forward" else (twice, "_conv_forward")
+    for each in (model, fused):
+        for layer in (each.a, each.b) if both else (each.b,):
+            setattr(layer, name, value)
+    same(model, fused, x, x)
+    if name != "_conv_forward":
+        same(model, hfusion.fuse(model, x), x)  # planned as it is now
+
+
+def twice(x, weight, bias):
+    return 2 * x
+
+
+def test_margins_that_differ_when_it_is_planned():
+    torch.manual_seed(0)
+    model, x = conv(padding_mode="circular")
+    model.eval().requires_grad_(False).b._reversed_padding_repeated_twice = (2, 2, 2, 2)
+    same(model, hfusion.fuse(model, x), x)
+
+
+MOVES = {
+    "half": lambda m: m.half(),
+    "double": lambda m: m.double(),
+    "bfloat16": lambda m: m.bfloat16(),
+    "complex": lambda m: m.to(torch.complex64),
+    "there and back": lambda m: m.double().float(),
+    "data": lambda m: set_data(m.b.weight, lambda t: t * 2),
+    "assigned": lambda m: m.load_state_dict(
+        {key: value * 2 for key, value in m.state_dict().items()}, assign=True
+    ),
+    "channels_last": lambda m: m.to(memory_format=torch.channels_last),
+    "meta": lambda m: m.to_empty(device="meta").to_empty(device="cpu").apply(fill),
+}
+
+
+def fill(module):
+    for value in module.parameters():
+        nn.init.constant_(value, 0.25)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")
+@pytest.mark.parametrize("make", [linear, conv])
+@pytest.mark.parametrize("name", MOVES)
+def test_weights_that_move_are_packed_again(name, make):
+    model, fused, x = pair(make)
+    same(model, fused, x, rounds=1)
+    for each in (model, fused):
+        MOVES[name](each)
+    x = x.to(model.a.weight.dtype)
+    tolerance = 0.1 if x.dtype.itemsize == 2 else 1e-5
+    same(model, fused, x, x, rounds=2, tolerance=tolerance)
+
+
+def test_to_keeps_no_memory_that_the_weights_have_left():
+    _, fused, _ = pair()
+    fused.cpu()
+    assert group(fused)._weight is not None
+    fused.double()
+    assert group(fused)._weight is None
+
+
+def test_memory_that_others_know_stays_where_it_is(caplog):
+    model, fused, x = pair()
+    state = {key: value * 2 for key, value in model.state_dict().items()}
+    for each in (model, fused):
+        each.load_state_dict(state, assign=True)
+    same(model, fused, x, rounds=0)
+    for value in state.values():
+        value.mul_(3)
+    same(model, fused, *[x] * packed.WASTED, rounds=0)
+    assert "another tensor shares the memory of a weight of a" in caplog.text
+
+
+def test_shared_with_other_processes():
+    model, fused, x = pair()
+    fused.share_memory()
+    same(model, fused, x, rounds=0)
+    assert all(p.is_shared() for p in fused.parameters())
+
+
+def test_each_parameter_is_stored_once():
+    _, fused, _ = pair()
+    ends = [p.untyped_storage().nbytes() == p.nbytes for p in fused.parameters()]
+    assert ends == [True] * 4
+    assert group(fused)._weight.nbytes == 2 * fused.a.weight.nbytes
+    places = [fused.a.weight.data_ptr(), fused.b.weight.data_ptr()]
+    assert places[1] - places[0] == fused.a.weight.nbytes
+
+
+@pytest.mark.parametrize("tool", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies(tool):
+    model, fused, x = pair()
+    double = tool(fused)
+    assert group(double) is not group(fused)
+    same(model, double, x, rounds=1)
+    double.b.weight.data.zero_()
+    same(model, fused, x, rounds=1)
+    alone = tool(fused.b)
+    torch.testing.assert_close(alone(x), model.b(x))
+    assert len(pickle.dumps(fused.b)) < len(pickle.dumps(model.b)) + 500
+
+
+def test_saved_with_torch():
+    model, fused, x = pair()
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    same(model, torch.load(file, weights_only=False), x, rounds=1)
+
+
+def test_what_is_deleted_is_gone(caplog):
+    model, fused, x = pair()
+    weight = weakref.ref(group(fused)._weight)
+    gc.disable()
+    try:
+        sibling = weakref.ref(fused.b)
+        del fused.b
+        assert sibling() is None
+        torch.testing.assert_close(fused.a(x), model.a(x))
+        assert weight() is None
+        assert "a, b compute separately from now on: one of them is gone" in caplog.text
+        _, fused, _ = pair()
+        gone = weakref.ref(fused)
+        del fused
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_an_unfinished_round_goes_with_its_input():
+    _, fused, x = pair()
+    fused.a(x)
+    parts = group(fused)._here.turn.parts
+    assert len(parts) == 2
+    del x
+    assert parts == []
+
+
+def test_groups_that_keep_missing_switch_themselves_off(caplog):
+    model, fused, x = pair()
+    for _ in range(packed.WASTED):
+        fused.a(x)
+    assert not caplog.text
+    fused.a(x)
+    assert "a, b compute separately from now on: 8 times in a row" in caplog.text
+    same(model, fused, x, rounds=0)
+
+
+def test_groups_whose_weights_keep_moving_switch_themselves_off(caplog):
+    model, fused, x = pair()
+    for _ in range(packed.PACKED_AGAIN):
+        fused.b.weight.data = fused.b.weight.data.clone()
+        same(model, fused, x)
+    assert "their weights keep moving in memory" in caplog.text
+    _, fused, _ = pair()
+    for _ in range(packed.PACKED_AGAIN + 1):
+        fused.b.weight.data = fused.b.weight.data.clone()
+        same(model, fused, *[x] * packed.SETTLED, rounds=packed.SETTLED)
+
+
+INPUTS = {
+    "one row": lambda: torch.randn(1, 4),
+    "none": lambda: torch.randn(0, 4),
+    "unbatched": lambda: torch.randn(4),
+    "more axes": lambda: torch.randn(2, 3, 4),
+    "transposed": lambda: torch.randn(4, 7).t(),
+    "double": lambda: torch.randn(4, 4).double(),
+    "too wide": lambda: torch.randn(4, 5),
+    "sparse": lambda: torch.randn(4, 4).to_sparse(),
+    "inference": lambda: infer_tensor(),
+    "no tensor": lambda: 3,
+}
+
+
+@torch.inference_mode()
+def infer_tensor():
+    return torch.randn(4, 4)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs(name):
+    model, fused, _ = pair()
+    same(model, fused, INPUTS[name]())
+
+
+def test_unbatched_images():
+    model, fused, x = pair(conv)
+    same(model, fused, x[0], x[:0], x.to(memory_format=torch.channels_last), rounds=3)
+
+
+def test_a_view_of_a_part_that_was_in_one_piece_by_chance():
+    class Flat(Net):
+        def forward(self, x):
+            return self.a(x).view(-1), self.b(x)
+
+    torch.manual_seed(0)
+    model = Flat(lambda: nn.Linear(4, 4)).eval().requires_grad_(False)
+    fused = hfusion.fuse(model, torch.randn(1, 4))
+    torch.testing.assert_close(fused(torch.ones(5, 4)), model(torch.ones(5, 4)))
+
+
+TOOLS = {
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight_norm": lambda layer: (weight_norm(layer), layer.weight_g.data.mul_(2)),
+    "parametrized": lambda layer: (
+        parametrizations.weight_norm(layer),
+        layer.parametrizations.weight.original0.data.mul_(2),
+    ),
+    "spectral_norm": spectral_norm,
+    "spectral": parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_tools_that_change_a_weight(name):
+    model, fused, x = pair()
+    for each in (model, fused):
+        torch.manual_seed(1)
+        with warnings.catch_warnings(action="ignore"):
+            TOOLS[name](each.b)
+    with torch.no_grad():
+        same(model, fused, *[x] * 9, rounds=0)
+    assert fused.state_dict().keys() == model.state_dict().keys()
+
+
+def test_functions_of_torch_func():
+    model, fused, x = pair()
+    twice = {key: value * 2 for key, value in model.named_parameters()}
+    own_parameters = {key: nn.Parameter(value) for key, value in twice.items()}
+    call, wanted = torch.func.functional_call, []
+    for each in (model, fused):
+        wanted.append(
+            [
+                call(each, twice, x),
+                call(each, own_parameters, x),
+                torch.func.vmap(each)(x[None].repeat(3, 1, 1)),
+                torch.func.jvp(each, (x,), (x,)),
+                torch.func.jacrev(each)(x),
+                torch.func.grad(lambda p, each=each: call(each, p, x)[1].sum())(twice),
+            ]
+        )
+        with forward_ad.dual_level():
+            y = each(forward_ad.make_dual(x, x))[1]
+            wanted[-1].append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*wanted)
+    same(model, fused, x, rounds=1)
+
+
+class Rows(TorchFunctionMode):
+    """Sees how many rows the weights have."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        return y * len(args[1]) if function is nn.functional.linear else y
+
+
+def test_modes_that_watch():
+    model, fused, x = pair()
+    with Rows():
+        same(model, fused, x, rounds=0)
+    with FlopCounterMode(display=False) as counter:
+        same(model, fused, x, rounds=0)
+    counts = counter.get_flop_counts()
+    assert counts["Net.a"] == counts["Net.b"]
+    with torch.inference_mode():
+        same(model, fused, x, rounds=0)
+    with torch.device("cpu"):
+        same(model, fused, x, rounds=1)
+
+
+def test_a_class_whose_forward_is_replaced(monkeypatch):
+    model, fused, x = pair()
+    same(model, fused, x, rounds=1)
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: x * 2)
+    same(model, fused, x, rounds=0)
+
+
+def test_tracers():
+    model, fused, x = pair()
+    with torch.no_grad():
+        traced = torch.jit.trace(fused, (x,))
+    assert str(traced.inlined_graph).count("aten::linear") == 2
+    for graph in (traced, torch.fx.symbolic_trace(fused)):
+        torch.testing.assert_close(graph(x[:2]), model(x[:2]))
+    for strict in (True, False):
+        program = torch.export.export(fused, (x,), strict=strict)
+        torch.testing.assert_close(program.module()(x), model(x))
+        assert "hfusion" not in str(program.graph)
+        assert program.state_dict.keys() == model.state_dict().keys()
+
+
+def gradients(model, x, run):
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    run(model, x)
+    return [x.grad, *(p.grad for p in model.parameters())]
+
+
+RUNS = {
+    "both": lambda m, x: sum(y.square().sum() for y in m(x)).backward(),
+    "one": lambda m, x: m(x)[1].sum().backward(),
+    "one after the other": lambda m, x: [y.sum().backward(retain_graph=True) for y in m(x)],
+    "reentrant": lambda m, x: checkpoint(m, x, use_reentrant=True)[1].sum().backward(),
+    "checkpoint": lambda m, x: checkpoint(m, x, use_reentrant=False)[1].sum().backward(),
+    "after a call without": lambda m, x: (quiet(m, x), m(x)[1].sum().backward()),
+    "compiled": lambda m, x: torch.compile(m, backend="eager")(x)[1].sum().backward(),
+}
+
+
+@torch.no_grad()
+def quiet(model, x):
+    return model(x)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_gradients_are_the_models_bit_for_bit(name):
+    model, fused, x = pair(learns=True)
+    model.a.bias.requires_grad_(False)
+    fused.a.bias.requires_grad_(False)
+    want, got = (gradients(each, x, RUNS[name]) for each in (model, fused))
+    assert [g is None for g in got] == [g is None for g in want]
+    assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True) if w is not None)
+
+
+def test_training_and_validating_in_turn():
+    model, fused, x = pair(learns=True)
+    optimisers = [torch.optim.AdamW(each.parameters(), 0.1) for each in (model, fused)]
+    for _ in range(3):
+        for each, optimiser in zip((model, fused), optimisers, strict=True):
+            gradients(each, x, RUNS["both"])
+            optimiser.step()
+        with torch.no_grad():
+            same(model, fused, x, rounds=1)
+    optimisers[0].load_state_dict(optimisers[1].state_dict())
+
+
+def test_threads():
+    model, fused, _ = pair()
+    fused, failures = copy.deepcopy(fused), []
+
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(50):
+            x = torch.randn(4, 4, generator=generator)
+            if not torch.allclose(fused(x)[1], model(x)[1], atol=1e-5):
+                failures.append(seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert group(fused)._packed == 1
+    assert not group(fused).off
+
+
+def test_for_data_parallel_a_replica_is_on_its_own():
+    _, fused, _ = pair()
+    replica = fused.a._replicate_for_data_parallel()
+    assert not {*packed._ROUTED} & {*vars(replica)}
+    assert packed.member_of(fused.a)
+
+
+# Between the calls of two siblings, in code that is compiled.
+COMPILED = {key: BETWEEN[key] for key in ("nothing", "x", "x by a view", "weight", "bias")}
+COMPILED |= {
+    "a break": lambda m, x: torch._dynamo.graph_break(),
+    "x, break": lambda m, x: (x.add_(1), torch._dynamo.graph_break()),
+    "break, x": lambda m, x: (torch._dynamo.graph_break(), x.add_(1)),
+    "break, weight": lambda m, x: (torch._dynamo.graph_break(), m.b.weight.mul_(2)),
+    "the first again": lambda m, x: m.a(x * 2),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled(name):
+    torch._dynamo.reset()
+    model, fused, x = pair()
+    model.between = fused.between = COMPILED[name]
+    compiled = torch.compile(fused, backend="eager")
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(compiled(x), model(x))
+    assert group(fused)._apart == (name != "nothing")
+    assert group(fused)._traced is None
+
+
+@pytest.mark.parametrize("name", ["assigned", "data", "no bias", "one bias", "stride"])
+def test_compiled_and_then_changed(name):
+    torch._dynamo.reset()
+    model, fused, x = pair(conv)
+    compiled = torch.compile(fused, backend="eager", fullgraph=True)
+    graphs = count_products(fused, x)
+    assert graphs == 1
+    torch.testing.assert_close(compiled(x), model(x))
+    for each in (model, fused):
+        {
+            "no bias": lambda m: setattr(m.b, "bias", None),
+            "one bias": lambda m: setattr(m.b, "bias", parameter(5)),
+            "stride": lambda m: setattr(m.b, "stride", (2, 2)),
+        }.get(name, MOVES.get(name))(each)
+    same(model, compiled, x)
+
+
+def count_products(fused, x):
+    """How many products of siblings there are in a compiled model."""
+    graphs = []
+    torch.compile(fused, backend=lambda graph, _: graphs.append(graph) or graph)(x)
+    return sum("hfusion.product" in str(graph.code) for graph in graphs)
+
+
+def test_compiled_in_other_modes():
+    torch._dynamo.reset()
+    model, fused, x = pair()
+    with torch.autocast("cpu"):
+        assert count_products(fused, x) == 0
+    torch._dynamo.reset()
+    got = torch.compile(torch.vmap(fused), backend="eager")(x[None])
+    torch.testing.assert_close(got, torch.vmap(model)(x[None]))
+    torch._dynamo.reset()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        got = torch.compile(fused, backend="eager")(dual)[1]
+        tangents = [forward_ad.unpack_dual(y).tangent for y in (got, model(dual)[1])]
+    torch.testing.assert_close(*tangents)
