@@ -121,7 +121,7 @@ class _Row:
     def __init__(self, layer):
         self.layer, self.kind = weakref.ref(layer), type(layer)
         self.weight, self.bias = layer._parameters["weight"], layer._parameters["bias"]
-        self.memory = _memory(self.weight), _memory(self.bias)
+        self.memory = _memory(self.weight), self.bias is not None and _memory(self.bias)
         self.geometry = None if self.kind is nn.Linear else _geometry(vars(layer))
 
     def versions(self):
@@ -135,7 +135,7 @@ class _Row:
             return None
         if "weight" in own or "bias" in own or "_conv_forward" in own:
             return None
-        if (_memory(weight), _memory(bias)) != self.memory:
+        if (_memory(weight), bias is not None and _memory(bias)) != self.memory:
             return None
         if self.geometry is not None and _geometry(own) != self.geometry:
             return None
@@ -144,9 +144,7 @@ class _Row:
 
 def _memory(tensor):
     """Where a tensor's numbers are, and how they are read there."""
-    if tensor is None:
-        return None
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    return tensor.data_ptr(), tensor.dtype, tensor.stride(), tensor.numel()
 
 
 def _geometry(own):
@@ -168,7 +166,7 @@ class _Round:
     def __init__(self, x, mode, rows, versions, parts):
         # When x is gone, nobody can ask for the parts any more.
         self.x = weakref.ref(x, lambda _: parts.clear())
-        self.version, self.memory, self.mode = x._version, _memory(x), mode
+        self.version, self.memory, self.mode = x._version, (_memory(x), x.shape), mode
         self.rows, self.versions = rows, versions
         self.parts, self.left = parts, len(parts)
 
@@ -176,7 +174,7 @@ class _Round:
         """A part, once; None if it is gone, or if anything is not as it was."""
         if self.x() is not x or x._version != self.version or self.mode != mode:
             return None
-        if _memory(x) != self.memory:
+        if (_memory(x), x.shape) != self.memory:
             return None
         if self.rows[index].versions() != self.versions[index]:
             return None
@@ -237,7 +235,7 @@ class Group:
         turn = here.turn
         if turn is None:
             return None
-        part = turn.take(index, x, self._mode(x))
+        part = turn.take(index, x, self._mode())
         if part is not None and not turn.left:
             here.turn = None
             self.rounds += 1
@@ -259,7 +257,7 @@ class Group:
         for index in self.dense:
             parts[index] = dense(parts[index], y)
         first, parts[0] = parts[0], None
-        here.turn = turn = _Round(x, self._mode(x), rows, versions, parts)
+        here.turn = turn = _Round(x, self._mode(), rows, versions, parts)
         turn.left -= 1
         return first
 
@@ -274,11 +272,10 @@ class Group:
     def _versions(self):
         return [row.versions() for row in self._rows] if self._rows else [None]
 
-    def _mode(self, x):
+    def _mode(self):
         """What decides, besides x and the weights, which numbers a layer returns."""
-        device = x.device.type
-        cast = torch.is_autocast_enabled(device)
-        return torch.is_grad_enabled(), cast and torch.get_autocast_dtype(device)
+        cast = torch.is_autocast_enabled(self._device)
+        return torch.is_grad_enabled(), cast and torch.get_autocast_dtype(self._device)
 
     def _learns(self, x):
         """Whether a gradient of x or of a parameter will be wanted."""
@@ -341,7 +338,7 @@ class Group:
             places = _places(self.sizes, members, self.window)
             self._weight = _whole([m.weight for m in members], places, self.window)
             self._bias = _whole_bias([m.bias for m in members], self.sizes, self._weight)
-        self._rows = [_Row(m) for m in members]
+        self._rows, self._device = [_Row(m) for m in members], self._weight.device.type
         self._biased = tuple(m.bias is not None for m in members)
         self._packed, self._settled = self._packed + 1, 0
         return True
@@ -437,12 +434,18 @@ def _plain(x):
         or x.is_inference()  # such a tensor does not count how often it is written to
         or torch.is_inference_mode_enabled()
         or _differentiates()
-        or torch._C._len_torch_dispatch_stack()
-        or any(
-            type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()
-        )
+        or _watched()
         or torch.jit.is_tracing()
     )
+
+
+def _watched():
+    """Whether somebody sees each function, or each operator, that is called."""
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    if not torch._C._len_torch_function_stack():
+        return False
+    return any(type(m) is not DeviceContext for m in _get_current_function_mode_stack())
 
 
 def _differentiates():
