@@ -44,7 +44,7 @@ ALLOWED = {
     },
     "observe": {"effects", "layers", "numpy", "packed", "torch"},
     "outcomes": {"records"},
-    "packed": {"layers", "torch"},
+    "packed": {"embedding", "layers", "torch"},
     "progress": {"tqdm"},
     "records": {"shipped"},
     "recording": {"measure", "records", "torch", "triton"},

@@ -382,13 +382,10 @@ class Group:
             y = torch.ops.hfusion.product(
                 x, weights, biases, self._weight, self._bias, *_traced_geometry(layers[0])
             )
-            self._traced = (tensors, written, list(y.split(self.sizes, self.dim)))
-            return self._traced[2][0]
-        if turn is None:
+            turn = tensors, written, list(y.split(self.sizes, self.dim))
+        elif turn is None:
             return None
-        # What an earlier graph has left is of no use: its `written` has size 0 by now.
-        same = all(a is b for a, b in zip(turn[0], tensors, strict=True))
-        if index == 0 or not same or turn[1].shape[0] != written.shape[0]:
+        elif index == 0 or not _still(turn, tensors, written):
             self._apart = True
             return None
         part, turn[2][index] = turn[2][index], None
@@ -419,6 +416,15 @@ def is_dense(part):
             return False
         expected *= size
     return True
+
+
+def _still(turn, tensors, written):
+    """Whether a compiled round's tensors are the same ones, not written to since.
+
+    What an earlier graph has left is of no use: its `written` has size 0 by now.
+    """
+    same = all(a is b for a, b in zip(turn[0], tensors, strict=True))
+    return same and turn[1].shape[0] == written.shape[0]
 
 
 def _gone():
