@@ -111,6 +111,10 @@ BETWEEN = {
     "weight loaded": lambda m, x: m.b.load_state_dict(m.a.state_dict()),
     "weight.data": lambda m, x: set_data(m.b.weight, lambda t: t * 2),
     "weight.data transposed": lambda m, x: set_data(m.b.weight, lambda t: t.t()),
+    "weight.data of another kind": lambda m, x: set_data(m.b.weight, lambda t: t.int()),
+    "weight.data read as numbers of another kind": lambda m, x: set_data(
+        m.b.weight, lambda t: t.view(torch.int32)
+    ),
     "bias.data": lambda m, x: set_data(m.b.bias, lambda t: t * 2),
     "bias.data cut": lambda m, x: set_data(m.b.bias, lambda t: t[:1]),
     "weight learns": lambda m, x: m.b.weight.requires_grad_(),

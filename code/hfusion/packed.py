@@ -345,16 +345,17 @@ class Group:
 
     def _unfit(self, members):
         """Why members cannot lie side by side (now), in words; "" if they can."""
+        named = dict(zip(self.names, members, strict=True))
+        # First of all: whoever reads a parametrised weight may change it.
+        if reason := next(filter(None, itertools.starmap(_unmovable, named.items())), ""):
+            return reason
         if tuple(len(layer.weight) for layer in members) != self.sizes:
             return "their sizes have changed"
         if self.window is not None and embedding.common(members) != self.window:
             return "their windows have changed"
         if len({_margins(layer) for layer in members}) > 1:
             return "their paddings differ"
-        named = dict(zip(self.names, members, strict=True))
-        if reason := layers.refusal(named, self.window is not None, layers.KEPT):
-            return reason
-        return next(filter(None, itertools.starmap(_unmovable, named.items())), "")
+        return layers.refusal(named, self.window is not None, layers.KEPT)
 
     def _traced_part(self, index, x):
         """What `part` does where torch.compile writes down what happens.
@@ -464,8 +465,8 @@ def _unmovable(name, layer):
     """Why a layer's numbers must stay where they are, in words; "" if they may move."""
     if member_of(layer) is None and "forward" in vars(layer):
         return f"{name} has a forward of its own"
-    if type(layer).forward is not _FORWARD[type(layer)]:
-        return f"{type(layer).__name__}.forward was replaced"
+    if type(layer).forward is not _FORWARD.get(type(layer)):
+        return f"{name} is a {type(layer).__name__} with another forward"
     for p in layer.parameters():
         # Such as the weights that torchao or FSDP put in their place.
         if type(p) is not nn.Parameter or p.layout != torch.strided:
