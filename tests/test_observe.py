@@ -54,6 +54,25 @@ def test_who_needs_a_contiguous_part(reader):
     assert bool(packed.member_of(fused.a)) is not needs
 
 
+@pytest.mark.parametrize(
+    ("view", "needs"),
+    [
+        (lambda y: y.view(-1), True),
+        (lambda y: y.view(1, -1), True),  # of more rows it would be one row
+        (lambda y: y.view(*y.shape[:-1], 4, 2), False),
+    ],
+)
+def test_one_row_is_in_one_piece_by_chance(view, needs):
+    model = Three(view)
+    run = observe.Run(model, torch.randn(1, 1, 8))
+    assert run.asking(run.families) == ({"a", "b", "c"} if needs else set())
+    fused = hfusion.fuse(model, torch.randn(1, 1, 8))
+    with torch.no_grad():
+        for x in (torch.randn(1, 1, 8), torch.randn(2, 3, 8)):
+            for mine, theirs in zip(fused(x), model(x), strict=True):
+                torch.testing.assert_close(mine, theirs)
+
+
 class Levels(nn.Module):
     """A head for several inputs, as detectors have: level by level, or layer by layer."""
 

@@ -222,10 +222,13 @@ def _strided(watch, path, layer, sizes, index):
         shape[dim] = sum(sizes)
         whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)
         part = whole.unsafe_split_with_sizes(sizes, dim)[index].copy_(y)
-        watch.parts[_memory(part)] = path, whole
+        watch.parts[_memory(part)] = path, part.shape[:dim], whole
         return part
 
     return hand_on
+
+
+_NOBODYS = (None, torch.Size(), None)
 
 
 class _Watch(TorchFunctionMode):
@@ -238,9 +241,15 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
         asks = name in _ASKS or name in _TRIES
-        path = self._whose(args) if asks else None
-        if path is None or packed.is_dense(args[0]):
+        path, rows, _ = self._whose(args) if asks else _NOBODYS
+        if path is None:
             return function(*args, **kwargs)
+        if packed.is_dense(args[0]):
+            result = function(*args, **kwargs)
+            # One row or image is in one piece by chance: of more, such a view cannot be.
+            if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
+                self.asking.add(path)
+            return result
         # As the layer's own output would lie there, or a view of it.
         alone = packed.dense(args[0], args[0])
         if name in _TRIES:
@@ -255,10 +264,10 @@ class _Watch(TorchFunctionMode):
         return function(alone, *args[1:], **kwargs)
 
     def _whose(self, args):
-        """The path of the layer whose part is asked; None where it is nobody's."""
+        """Of the layer whose part is asked: its path, the sizes in front of the cut."""
         if not args or not torch.is_tensor(args[0]):
-            return None
-        return self.parts.get(_memory(args[0]), (None, None))[0]
+            return _NOBODYS
+        return self.parts.get(_memory(args[0]), _NOBODYS)
 
 
 def _run(double, args, kwargs):
