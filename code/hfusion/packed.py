@@ -38,7 +38,9 @@ _FORWARD = {kind: kind.forward for kind in layers.KINDS}  # what a product stand
 _ROUTED = ("forward", "_apply", "_replicate_for_data_parallel")  # what is set in a layer
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 _GEOMETRY += ("_reversed_padding_repeated_twice",)
-# torch 2.6 cannot tell an export from torch.compile.
+# How many tensors know a memory. Up to torch 2.8, those for CPUs cannot tell …
+_count = getattr(torch._C, "_storage_Use_Count", None)
+# … and torch 2.6 not an export from torch.compile.
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 
 
@@ -51,7 +53,7 @@ def route(members, names, window=None, dense=()):
     """
     group = Group(members, names, window, dense)
     with group._lock:
-        group._pack()
+        group._pack(fresh=True)
     for index, layer in enumerate(members):
         member = Member(group, index, layer)
         layer.forward = member.forward
@@ -323,13 +325,19 @@ class Group:
             if None in self._versions():
                 self._rows = self._weight = self._bias = None
 
-    def _pack(self):
-        """Move the members' numbers side by side; whether that could be."""
+    def _pack(self, fresh=False):
+        """Move the members' numbers side by side; whether that could be.
+
+        fresh: nobody else can know yet where the numbers were.
+        """
         members = [reference() for reference in self._layers]
         self._rows = self._weight = self._bias = None
         if None in members:
             _part(members)
             self._switch_off("one of them is gone")
+            return False
+        if not fresh and any(map(_shared, members)):
+            self._in_vain("other tensors share the memory of their weights")
             return False
         if reason := self._unfit(members):
             self._in_vain(reason)
@@ -475,23 +483,28 @@ def _unmovable(name, layer):
             return f"a weight of {name} has no numbers, or is an inference tensor"
         if p.is_cpu and p.is_shared():
             return f"other processes know a weight of {name} where it is"
-        if _uses(p) > _USES:
-            return f"another tensor shares the memory of a weight of {name}"
     return ""
 
 
+def _shared(layer):
+    """Whether other tensors know the memory of a layer's weights, or may know it."""
+    if _count is None:
+        return True
+    parameters = filter(torch.is_tensor, layer._parameters.values())
+    return any(_uses(p) > _ALONE for p in parameters)
+
+
 def _uses(tensor):
-    """How many know a tensor's memory."""
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return _count(tensor.untyped_storage()._cdata)
 
 
-_USES = _uses(torch.empty(1))  # of a tensor that has it to itself
+_ALONE = _count and _uses(torch.empty(1))
 
 
 def _part(members):
     """Move what is left of a group out of the memory of those that are gone."""
     for layer in filter(None, members):
-        if member_of(layer) and not _unmovable("", layer):
+        if member_of(layer) and not _shared(layer) and not _unmovable("", layer):
             release(layer)
 
 
