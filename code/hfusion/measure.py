@@ -192,6 +192,8 @@ def computes(operator):
 
 
 class _Operators(TorchDispatchMode):
+    only_counts = True  # so that siblings compute together meanwhile, see `packed`
+
     def __init__(self):
         super().__init__()
         self.names, self.bytes = [], 0

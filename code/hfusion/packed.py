@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from . import embedding, layers
 
@@ -457,7 +458,9 @@ def _plain(x):
 def _watched():
     """Whether somebody sees each function, or each operator, that is called."""
     if torch._C._len_torch_dispatch_stack():
-        return True
+        modes = _get_current_dispatch_mode_stack()
+        if not all(getattr(mode, "only_counts", False) for mode in modes):
+            return True
     if not torch._C._len_torch_function_stack():
         return False
     return any(type(m) is not DeviceContext for m in _get_current_function_mode_stack())
