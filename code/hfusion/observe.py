@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import effects, layers, packed
+from . import effects, layers, placing
 from .layers import FusionError
 
 # Who asks how memory is laid out: they get a contiguous part …
@@ -244,14 +244,14 @@ class _Watch(TorchFunctionMode):
         path, rows, _ = self._whose(args) if asks else _NOBODYS
         if path is None:
             return function(*args, **kwargs)
-        if packed.is_dense(args[0]):
+        if placing.is_dense(args[0]):
             result = function(*args, **kwargs)
             # One row or image is in one piece by chance: of more, such a view cannot be.
             if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
                 self.asking.add(path)
             return result
         # As the layer's own output would lie there, or a view of it.
-        alone = packed.dense(args[0], args[0])
+        alone = placing.dense(args[0], args[0])
         if name in _TRIES:
             with contextlib.suppress(RuntimeError):  # a view that cannot be
                 result = function(*args, **kwargs)

@@ -27,22 +27,19 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import embedding, layers
+from . import embedding, layers, operators, placing
+from .operators import FORWARD
 
 logger = logging.getLogger("hfusion")
 
 WASTED = 8  # so many rounds in a row that served nobody, and a group is switched off
 SETTLED = 8  # so many good rounds, and a group may be packed again …
 PACKED_AGAIN = 4  # … else it may be, so many times
-_CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
-_FORWARD = {kind: kind.forward for kind in layers.KINDS}  # what a product stands for
 _ROUTED = ("forward", "_apply", "_replicate_for_data_parallel")  # what is set in a layer
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 _GEOMETRY += ("_reversed_padding_repeated_twice",)
 # How many tensors know a memory. Up to torch 2.8, those for CPUs cannot tell …
 _count = getattr(torch._C, "_storage_Use_Count", None)
-# … and torch 2.6 not an export from torch.compile.
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)
 
 
 def route(members, names, window=None, dense=()):
@@ -130,7 +127,7 @@ class _Row:
     def versions(self):
         """How often the weights were written to; None if a member is not what it was."""
         layer = self.layer()
-        if type(layer) is not self.kind or self.kind.forward is not _FORWARD[self.kind]:
+        if type(layer) is not self.kind or self.kind.forward is not FORWARD[self.kind]:
             return None
         own, weight, bias = layer.__dict__, self.weight, self.bias
         parameters = own["_parameters"]
@@ -258,7 +255,7 @@ class Group:
         # It is safe: the parts do not overlap, and nobody else has seen y.
         parts = list(y.unsafe_split_with_sizes(self.sizes, self.dim))
         for index in self.dense:
-            parts[index] = dense(parts[index], y)
+            parts[index] = placing.dense(parts[index], y)
         first, parts[0] = parts[0], None
         here.turn = turn = _Round(x, self._mode(), rows, versions, parts)
         turn.left -= 1
@@ -294,7 +291,7 @@ class Group:
             return F.linear(x, weight, bias)
         if self.window is None:
             return type(first)._conv_forward(first, x, weight, bias)
-        convolution = _CONVOLUTIONS[weight.ndim]
+        convolution = operators.CONVOLUTIONS[weight.ndim]
         settings = (self.window.padding, self.window.dilation)
         return convolution(x, weight, bias, first.stride, *settings)
 
@@ -344,9 +341,11 @@ class Group:
             self._in_vain(reason)
             return False
         with torch.inference_mode(False), torch.no_grad():
-            places = _places(self.sizes, members, self.window)
-            self._weight = _whole([m.weight for m in members], places, self.window)
-            self._bias = _whole_bias([m.bias for m in members], self.sizes, self._weight)
+            places = placing.places(self.sizes, members, self.window)
+            self._weight = placing.whole([m.weight for m in members], places, self.window)
+            self._bias = placing.whole_bias(
+                [m.bias for m in members], self.sizes, self._weight
+            )
         self._rows, self._device = [_Row(m) for m in members], self._weight.device.type
         self._biased = tuple(m.bias is not None for m in members)
         self._packed, self._settled = self._packed + 1, 0
@@ -375,7 +374,7 @@ class Group:
         layers = [reference() for reference in self._layers]
         if self.off or self._apart or self.window is not None or self.dense:
             return None
-        if not _traceable(layers, self.sizes, x):
+        if not operators.traceable(layers, self.sizes, x):
             return None
         if torch.is_grad_enabled() and self._learns(x):
             return None
@@ -390,51 +389,23 @@ class Group:
         turn, self._traced = self._traced, None
         if index == 0 and turn is None:
             y = torch.ops.hfusion.product(
-                x, weights, biases, self._weight, self._bias, *_traced_geometry(layers[0])
+                x,
+                weights,
+                biases,
+                self._weight,
+                self._bias,
+                *operators.settings_of(layers[0]),
             )
             turn = tensors, written, list(y.split(self.sizes, self.dim))
         elif turn is None:
             return None
-        elif index == 0 or not _still(turn, tensors, written):
+        elif index == 0 or not operators.still(turn, tensors, written):
             self._apart = True
             return None
         part, turn[2][index] = turn[2][index], None
         if index < len(self.sizes) - 1:
             self._traced = turn
         return part
-
-
-def dense(part, whole):
-    """The part without gaps in memory, its axes in the order of the whole's."""
-    if is_dense(part):
-        return part
-    order = sorted(range(whole.ndim), key=lambda axis: -whole.stride(axis))
-    empty = torch.empty_permuted(part.shape, order, dtype=part.dtype, device=part.device)
-    return empty.copy_(part)
-
-
-def is_dense(part):
-    """Whether a tensor's numbers lie side by side, whatever the order of its axes.
-
-    >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(2, 3)[:, :2])
-    (True, False)
-    """
-    axes = sorted(zip(part.stride(), part.shape, strict=True))
-    expected = 1
-    for stride, size in axes:
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _still(turn, tensors, written):
-    """Whether a compiled round's tensors are the same ones, not written to since.
-
-    What an earlier graph has left is of no use: its `written` has size 0 by now.
-    """
-    same = all(a is b for a, b in zip(turn[0], tensors, strict=True))
-    return same and turn[1].shape[0] == written.shape[0]
 
 
 def _gone():
@@ -449,7 +420,7 @@ def _plain(x):
         x.is_meta
         or x.is_inference()  # such a tensor does not count how often it is written to
         or torch.is_inference_mode_enabled()
-        or _differentiates()
+        or operators.differentiates()
         or _watched()
         or torch.jit.is_tracing()
     )
@@ -466,17 +437,11 @@ def _watched():
     return any(type(m) is not DeviceContext for m in _get_current_function_mode_stack())
 
 
-def _differentiates():
-    """Whether torch.func or forward differentiation is at work."""
-    level = torch.autograd.forward_ad._current_level
-    return level >= 0 or torch._C._are_functorch_transforms_active()
-
-
 def _unmovable(name, layer):
     """Why a layer's numbers must stay where they are, in words; "" if they may move."""
     if member_of(layer) is None and "forward" in vars(layer):
         return f"{name} has a forward of its own"
-    if type(layer).forward is not _FORWARD.get(type(layer)):
+    if type(layer).forward is not FORWARD.get(type(layer)):
         return f"{name} is a {type(layer).__name__} with another forward"
     for p in layer.parameters():
         # Such as the weights that torchao or FSDP put in their place.
@@ -509,160 +474,3 @@ def _part(members):
     for layer in filter(None, members):
         if member_of(layer) and not _shared(layer) and not _unmovable("", layer):
             release(layer)
-
-
-def _places(sizes, members, window):
-    """Where each member's weight lies in the whole: its rows, and its window in theirs."""
-    ends = itertools.accumulate(sizes)
-    inside = [window.place(layer) if window else () for layer in members]
-    pairs = zip(sizes, ends, inside, strict=True)
-    return [
-        (slice(e - size, e), *((slice(None), *at) if at else ())) for size, e, at in pairs
-    ]
-
-
-def _whole(weights, places, window):
-    """One tensor with all weights' numbers, and each weight's own moved into it."""
-    first, rows = weights[0], sum(len(weight) for weight in weights)
-    shape, strides = (rows, *first.shape[1:]), first.stride()
-    if window is not None:
-        whole = first.new_zeros((rows, first.shape[1], *window.kernel_size))
-    elif strides[0] == first[:1].numel():
-        whole = first.new_empty_strided(shape, strides)
-    else:  # rows do not lie one after the other
-        whole = first.new_empty(shape)
-    for weight, place in zip(weights, places, strict=True):
-        _move(weight, whole[place])
-    return whole
-
-
-def _whole_bias(biases, sizes, whole):
-    """One tensor with all biases' numbers, zeros for missing ones; None if all are."""
-    if not any(bias is not None for bias in biases):
-        return None
-    together = whole.new_zeros(len(whole))
-    for bias, part in zip(biases, together.split(sizes), strict=True):
-        if bias is not None:
-            _move(bias, part)
-    return together
-
-
-def _move(parameter, place):
-    """Put a parameter's numbers at a place in another tensor, and the parameter there."""
-    place.copy_(parameter)
-    parameter.data = _alone(place) if place.is_contiguous() else place
-
-
-def _alone(place):
-    """The same numbers, in the same memory, as a tensor that seems to have it to itself.
-
-    Its storage ends where the tensor does, so that nobody who saves or counts storages has
-    to know of the neighbours. DLPack makes such a tensor; not on "meta", for instance.
-    """
-    try:
-        alone = torch.from_dlpack(place)
-    except (BufferError, RuntimeError, TypeError, ValueError):
-        return place
-    return (
-        alone
-        if alone.stride() == place.stride()
-        else alone.as_strided(place.shape, place.stride())
-    )
-
-
-def _traceable(layers, sizes, x):
-    """Whether x and these layers are plain ones, as `product` knows them."""
-    if _is_exporting() or type(x) is not torch.Tensor:
-        return False
-    # These know no operators of ours.
-    if torch.is_autocast_enabled(x.device.type) or _differentiates():
-        return False
-    kinds = {None if layer is None else _traced_kind(layer) for layer in layers}
-    if None in kinds or len(kinds) > 1:
-        return False
-    return tuple(layer.weight.shape[0] for layer in layers) == sizes
-
-
-def _traced_kind(layer):
-    """What siblings have in common, for a layer that `product` can stand for, or None."""
-    own, kind = vars(layer), type(layer)
-    getattr(layer, "_conv_forward", None)  # so that compiled code looks whether it is there
-    if kind not in _FORWARD or "_conv_forward" in own or {*layer._parameters} != _TENSORS:
-        return None
-    if kind.forward is not _FORWARD[kind] or (geometry := _traced_geometry(layer)) is None:
-        return None
-    shape, settings = layer.weight.shape[1:], tuple(map(tuple, geometry))
-    return kind.__name__, settings, tuple(shape), layer.weight.dtype
-
-
-_TENSORS = {"weight", "bias"}
-
-
-def _traced_geometry(layer):
-    """A layer's settings as `product` takes them; None where it does not."""
-    if type(layer) is nn.Linear:
-        return [], [], []
-    plain = layer.padding_mode == "zeros" and type(layer.padding) is tuple
-    if not plain or layer.groups != 1:
-        return None
-    return list(layer.stride), list(layer.padding), list(layer.dilation)
-
-
-@torch.library.custom_op(
-    "hfusion::written", mutates_args=(), schema="(Tensor?[] tensors) -> Tensor"
-)
-def _written(tensors):
-    """A tensor whose size says how often these were written to; while tracing only."""
-    return tensors[0].new_empty(0)
-
-
-@_written.register_fake
-def _(tensors):
-    tensors = [t for t in tensors if t is not None]
-    if any(t.is_inference() for t in tensors):  # such tensors do not count
-        return tensors[0].new_empty(0)
-    return tensors[0].new_empty(1 + sum(t._version for t in tensors))
-
-
-@torch.library.custom_op(
-    "hfusion::product",
-    mutates_args=(),
-    schema="(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor? whole, "
-    "Tensor? whole_bias, int[] stride, int[] padding, int[] dilation) -> Tensor",
-)
-def _product(x, weights, biases, whole, whole_bias, *geometry):
-    """All siblings at once if they still lie in the whole, else one after the other."""
-    with_bias = any(bias is not None for bias in biases)
-    if _in(weights, weights, whole) and (not with_bias or _in(biases, weights, whole_bias)):
-        return _apply(x, whole, whole_bias if with_bias else None, *geometry)
-    pairs = zip(weights, biases, strict=True)
-    return torch.cat([_apply(x, w, b, *geometry) for w, b in pairs], 1 - weights[0].ndim)
-
-
-@_product.register_fake
-def _(x, weights, biases, whole, whole_bias, *geometry):
-    bias = next((b for b in biases if b is not None), None)
-    rows = sum(w.shape[0] for w in weights)
-    whole = weights[0].new_empty((rows, *weights[0].shape[1:]))
-    return _apply(x, whole, bias if bias is None else bias.new_empty(rows), *geometry)
-
-
-def _in(parts, weights, whole):
-    """Whether tensors, some perhaps None, lie in another one: one for each of weights."""
-    if whole is None:
-        return False
-    place, row = whole.data_ptr(), whole.stride(0) * whole.element_size()
-    for part, weight in zip(parts, weights, strict=True):
-        if part is not None:
-            if part.data_ptr() != place or part.dtype != whole.dtype:
-                return False
-            if part.shape[1:] != whole.shape[1:] or part.stride() != whole.stride():
-                return False
-        place += len(weight) * row
-    return True
-
-
-def _apply(x, weight, bias, stride, padding, dilation):
-    if weight.ndim == 2:
-        return F.linear(x, weight, bias)
-    return _CONVOLUTIONS[weight.ndim](x, weight, bias, stride, padding, dilation)

@@ -1,0 +1,94 @@
+"""Where numbers lie: several weights side by side, and parts without gaps. torch.
+
+Each weight becomes a part of one memory, with a storage of its own that ends where it does:
+
+    memory     [ weight 0 | weight 1 | weight 2 ]
+    storages    └───────┘ └────────┘ └────────┘      and one more for the whole
+"""
+
+import itertools
+
+import torch
+
+
+def dense(part, whole):
+    """The part without gaps in memory, its axes in the order of the whole's."""
+    if is_dense(part):
+        return part
+    order = sorted(range(whole.ndim), key=lambda axis: -whole.stride(axis))
+    empty = torch.empty_permuted(part.shape, order, dtype=part.dtype, device=part.device)
+    return empty.copy_(part)
+
+
+def is_dense(part):
+    """Whether a tensor's numbers lie side by side, whatever the order of its axes.
+
+    >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(2, 3)[:, :2])
+    (True, False)
+    """
+    axes = sorted(zip(part.stride(), part.shape, strict=True))
+    expected = 1
+    for stride, size in axes:
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def places(sizes, members, window):
+    """Where each member's weight lies in the whole: its rows, and its window in theirs."""
+    ends = itertools.accumulate(sizes)
+    inside = [window.place(layer) if window else () for layer in members]
+    pairs = zip(sizes, ends, inside, strict=True)
+    return [
+        (slice(e - size, e), *((slice(None), *at) if at else ())) for size, e, at in pairs
+    ]
+
+
+def whole(weights, places, window):
+    """One tensor with all weights' numbers, and each weight's own moved into it."""
+    first, rows = weights[0], sum(len(weight) for weight in weights)
+    shape, strides = (rows, *first.shape[1:]), first.stride()
+    if window is not None:
+        whole = first.new_zeros((rows, first.shape[1], *window.kernel_size))
+    elif strides[0] == first[:1].numel():
+        whole = first.new_empty_strided(shape, strides)
+    else:  # rows do not lie one after the other
+        whole = first.new_empty(shape)
+    for weight, place in zip(weights, places, strict=True):
+        _move(weight, whole[place])
+    return whole
+
+
+def whole_bias(biases, sizes, whole):
+    """One tensor with all biases' numbers, zeros for missing ones; None if all are."""
+    if not any(bias is not None for bias in biases):
+        return None
+    together = whole.new_zeros(len(whole))
+    for bias, part in zip(biases, together.split(sizes), strict=True):
+        if bias is not None:
+            _move(bias, part)
+    return together
+
+
+def _move(parameter, place):
+    """Put a parameter's numbers at a place in another tensor, and the parameter there."""
+    place.copy_(parameter)
+    parameter.data = _alone(place) if place.is_contiguous() else place
+
+
+def _alone(place):
+    """The same numbers, in the same memory, as a tensor that seems to have it to itself.
+
+    Its storage ends where the tensor does, so that nobody who saves or counts storages has
+    to know of the neighbours. DLPack makes such a tensor; not on "meta", for instance.
+    """
+    try:
+        alone = torch.from_dlpack(place)
+    except (BufferError, RuntimeError, TypeError, ValueError):
+        return place
+    return (
+        alone
+        if alone.stride() == place.stride()
+        else alone.as_strided(place.shape, place.stride())
+    )
