@@ -1,8 +1,8 @@
 """Faster here, or left alone: a judge of groups that can be trusted. torch.
 
-    burst 1               burst 2               …   burst 8      then the whole model
-    group a  s f  f s  …  group a  s f  f s  …      group a      s f  f s  …
-    group b  s f  f s  …  group b  s f  f s  …      group b
+    burst 1             burst 2             … burst 8    then the whole model
+    group a  s f  f s   group a  s f  f s   … group a    s f  f s  …
+    group b  s f  f s   group b  s f  f s   … group b
 
 A slow second of the machine slows the rounds that fall into it, all of them: they are no
 independent answers. A burst is one answer, and the next comes later, with all layers made

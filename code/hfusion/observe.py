@@ -3,10 +3,10 @@
 torch.fx stops at control flow on shapes, and looks into no compiled code; a run goes
 through both. Each layer notes what it is called with:
 
-    layer      call 1            call 2                     the same tensor, written to
-    q          tensor 7, v. 0    tensor 31, v. 0            as often: siblings
-    k          tensor 7, v. 0    tensor 31, v. 0
-    o          tensor 9, v. 0    tensor 33, v. 0            nobody's sibling
+    layer    call 1           call 2            the same tensor,
+    q        tensor 7, v. 0   tensor 31, v. 0   written to as often:
+    k        tensor 7, v. 0   tensor 31, v. 0   siblings
+    o        tensor 9, v. 0   tensor 33, v. 0   nobody's sibling
 
 A run is one example: another input may go another way. So nothing that is found here is
 relied on; `packed` looks again at each call. A second run hands on strided parts, as the

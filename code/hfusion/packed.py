@@ -1,8 +1,8 @@
 """Siblings side by side in memory, each still itself: what a fused model does at a call.
 
-    layer 0   weight ─┐ ┌───────┐            x ──► whole ──►  y ──► part 0, now
-    layer 1   weight ─┼►│ whole │                                 part 1, when layer 1 is
-    layer 2   weight ─┘ └───────┘                                 part 2, … called with x
+    layer 0  weight ─┐ ┌───────┐
+    layer 1  weight ─┼►│ whole │    x ──► whole ──► y ──► part 0, now
+    layer 2  weight ─┘ └───────┘      part 1, when layer 1 is called with x
 
 Each layer keeps its own Parameter at its own path; only their numbers are neighbours in
 memory, as those of nn.LSTM are after `flatten_parameters`. The first sibling that is called
