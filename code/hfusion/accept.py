@@ -1,6 +1,6 @@
 """Faster here, or left alone: a judge of groups that can be trusted. torch.
 
-    burst 1             burst 2             … burst 8    then the whole model
+    burst 1             burst 2             … burst 8    then the model
     group a  s f  f s   group a  s f  f s   … group a    s f  f s  …
     group b  s f  f s   group b  s f  f s   … group b
 
