@@ -11,7 +11,8 @@ bits. What unfuse gives agrees bit for bit. Modes are switched, of the network o
 of it, between planning and fusing and afterwards: then they agree too, or there is a
 FusionError. Below, deliberate mistakes are noticed.
 
-HFUSION_CASES says how many networks are drawn, 300 if nothing does. Seeds 0 to 3999
+Where a run finds the siblings, seeds 0 to 3999 gave no disagreement either. HFUSION_CASES
+says how many networks are drawn, 300 if nothing does. Seeds 0 to 3999
 were run on 2026-11-30: 3986 networks compared, of which 2985 had a fused group and 2587 a
 refused one, 313 groups with windows of several sizes, gradients compared for 1246, 14470
 comparisons after modes may have been switched, and 441 FusionErrors instead; no
@@ -897,7 +898,7 @@ def check_observed(seed):
             switch(network, *how)
         compared += agree_as_they_are(draw, model, fused, how)
     rounds = sum(group.rounds for group in groups_of(fused))
-    if seed % 5 == 1:
+    if seed % 5 == 1 and runs(model, draw):
         check_loading(draw, model, fused)
     if groups_of(fused):
         separate = attempt("unfuse", hfusion.unfuse, fused)
@@ -905,6 +906,15 @@ def check_observed(seed):
             raise Mismatch("unfused layers are still in groups")
         agree_as_they_are(draw, model, separate, "unfused", 0.01)
     return Observed(groups=plan.groups, rounds=rounds, compared=compared)
+
+
+def runs(model, draw):
+    """Whether the original runs in the mode that it is in now."""
+    try:
+        run(copy.deepcopy(model), draw)
+    except FAILS:
+        return False
+    return True
 
 
 def groups_of(network):
