@@ -73,7 +73,7 @@ def _fused(group: Group) -> tuple[Parts, packed.Group | None]:
         double._parameters = {
             k: p if p is None else nn.Parameter(p, p.requires_grad) for k, p in mine
         }
-    side_by_side = packed.route(doubles, group.members, group.window, group.dense)
+    side_by_side = packed.route(doubles, group.members, group.dense)
     calls = [double.forward for double in doubles]
     # The doubles go with the function: their group only has weak references.
     return lambda x, keep=doubles: [call(x) for call in calls], side_by_side

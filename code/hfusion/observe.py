@@ -190,7 +190,7 @@ class _Watched(TorchDispatchMode):
 
     def __init__(self, tensors):
         super().__init__()
-        self.memory = {_memory(tensor) for tensor in tensors}
+        self.memory = {placing.memory(tensor) for tensor in tensors}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = dict(zip((a.name for a in function._schema.arguments), args, strict=False))
@@ -199,17 +199,9 @@ class _Watched(TorchDispatchMode):
             if argument.alias_info and argument.alias_info.is_write:
                 value = given.get(argument.name)
                 for tensor in value if isinstance(value, list | tuple) else [value]:
-                    if torch.is_tensor(tensor) and _memory(tensor) in self.memory:
+                    if torch.is_tensor(tensor) and placing.memory(tensor) in self.memory:
                         raise _Written
         return function(*args, **kwargs or {})
-
-
-def _memory(tensor):
-    """What tensors have in common that share memory."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse tensors have none
-        return id(tensor)
 
 
 def _strided(watch, path, layer, sizes, index):
@@ -222,7 +214,7 @@ def _strided(watch, path, layer, sizes, index):
         shape[dim] = sum(sizes)
         whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)
         part = whole.unsafe_split_with_sizes(sizes, dim)[index].copy_(y)
-        watch.parts[_memory(part)] = path, part.shape[:dim], whole
+        watch.parts[placing.memory(part)] = path, part.shape[:dim], whole
         return part
 
     return hand_on
@@ -255,9 +247,11 @@ class _Watch(TorchFunctionMode):
         if name in _TRIES:
             with contextlib.suppress(RuntimeError):  # a view that cannot be
                 result = function(*args, **kwargs)
-                if _memory(result) == _memory(args[0]):
+                if placing.memory(result) == placing.memory(args[0]):
                     return result
-                if _memory(function(alone, *args[1:], **kwargs)) != _memory(alone):
+                if placing.memory(function(alone, *args[1:], **kwargs)) != placing.memory(
+                    alone
+                ):
                     return result  # it copies either way
         # A copy costs as much here as there, and then it is plain who shares memory.
         self.asking.add(path)
@@ -267,7 +261,7 @@ class _Watch(TorchFunctionMode):
         """Of the layer whose part is asked: its path, the sizes in front of the cut."""
         if not args or not torch.is_tensor(args[0]):
             return _NOBODYS
-        return self.parts.get(_memory(args[0]), _NOBODYS)
+        return self.parts.get(placing.memory(args[0]), _NOBODYS)
 
 
 def _run(double, args, kwargs):

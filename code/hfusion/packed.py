@@ -27,7 +27,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import embedding, layers, operators, placing
+from . import layers, operators, placing
 from .operators import FORWARD
 
 logger = logging.getLogger("hfusion")
@@ -42,14 +42,14 @@ _GEOMETRY += ("_reversed_padding_repeated_twice",)
 _count = getattr(torch._C, "_storage_Use_Count", None)
 
 
-def route(members, names, window=None, dense=()):
+def route(members, names, dense=()):
     """Let siblings compute together, in place: each call of one of them asks their group.
 
     members: modules that `layers.refusal` finds no fault with, in the order in which they
-    are called; names: their paths, for messages. window: for all, where theirs differ
-    (see `embedding`). dense: the indices of those whose readers need a contiguous part.
+    are called; names: their paths, for messages. dense: the indices of those whose readers
+    need a contiguous part.
     """
-    group = Group(members, names, window, dense)
+    group = Group(members, names, dense)
     with group._lock:
         group._pack(fresh=True)
     for index, layer in enumerate(members):
@@ -196,8 +196,8 @@ class Group:
     rounds: how often one product served all, at this group and its copies.
     """
 
-    def __init__(self, layers, names, window=None, dense=()):
-        self.names, self.window, self.dense = tuple(names), window, frozenset(dense)
+    def __init__(self, layers, names, dense=()):
+        self.names, self.dense = tuple(names), frozenset(dense)
         self.sizes = tuple(len(layer.weight) for layer in layers)
         self.dim = 1 - layers[0].weight.ndim  # of the output, counted from its end
         self.off, self.rounds = "", 0
@@ -214,7 +214,7 @@ class Group:
         self._here, self._lock = _Here(), threading.Lock()
 
     def __getstate__(self):
-        kept = ("names", "window", "dense", "sizes", "dim", "off", "rounds")
+        kept = ("names", "dense", "sizes", "dim", "off", "rounds")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state):
@@ -289,11 +289,7 @@ class Group:
         first = self._layers[0]()
         if weight.ndim == 2:
             return F.linear(x, weight, bias)
-        if self.window is None:
-            return type(first)._conv_forward(first, x, weight, bias)
-        convolution = operators.CONVOLUTIONS[weight.ndim]
-        settings = (self.window.padding, self.window.dilation)
-        return convolution(x, weight, bias, first.stride, *settings)
+        return type(first)._conv_forward(first, x, weight, bias)
 
     def _waste(self, here):
         """Some parts of the last round were not fetched."""
@@ -341,8 +337,7 @@ class Group:
             self._in_vain(reason)
             return False
         with torch.inference_mode(False), torch.no_grad():
-            places = placing.places(self.sizes, members, self.window)
-            self._weight = placing.whole([m.weight for m in members], places, self.window)
+            self._weight = placing.whole([m.weight for m in members])
             self._bias = placing.whole_bias(
                 [m.bias for m in members], self.sizes, self._weight
             )
@@ -359,11 +354,9 @@ class Group:
             return reason
         if tuple(len(layer.weight) for layer in members) != self.sizes:
             return "their sizes have changed"
-        if self.window is not None and embedding.common(members) != self.window:
-            return "their windows have changed"
         if len({_margins(layer) for layer in members}) > 1:
             return "their paddings differ"
-        return layers.refusal(named, self.window is not None, layers.KEPT)
+        return layers.refusal(named, kept=layers.KEPT)
 
     def _traced_part(self, index, x):
         """What `part` does where torch.compile writes down what happens.
@@ -372,7 +365,7 @@ class Group:
         `written` asks how often x and the weights were written to.
         """
         layers = [reference() for reference in self._layers]
-        if self.off or self._apart or self.window is not None or self.dense:
+        if self.off or self._apart or self.dense:
             return None
         if not operators.traceable(layers, self.sizes, x):
             return None

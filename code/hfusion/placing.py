@@ -6,8 +6,6 @@ Each weight becomes a part of one memory, with a storage of its own that ends wh
     storages    └───────┘ └────────┘ └────────┘      and one more for the whole
 """
 
-import itertools
-
 import torch
 
 
@@ -35,29 +33,25 @@ def is_dense(part):
     return True
 
 
-def places(sizes, members, window):
-    """Where each member's weight lies in the whole: its rows, and its window in theirs."""
-    ends = itertools.accumulate(sizes)
-    inside = [window.place(layer) if window else () for layer in members]
-    pairs = zip(sizes, ends, inside, strict=True)
-    return [
-        (slice(e - size, e), *((slice(None), *at) if at else ())) for size, e, at in pairs
-    ]
+def memory(tensor):
+    """What two tensors have in common that share memory, be they views or the same."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return id(tensor)
 
 
-def whole(weights, places, window):
+def whole(weights):
     """One tensor with all weights' numbers, and each weight's own moved into it."""
-    first, rows = weights[0], sum(len(weight) for weight in weights)
-    shape, strides = (rows, *first.shape[1:]), first.stride()
-    if window is not None:
-        whole = first.new_zeros((rows, first.shape[1], *window.kernel_size))
-    elif strides[0] == first[:1].numel():
-        whole = first.new_empty_strided(shape, strides)
+    first, sizes = weights[0], [len(weight) for weight in weights]
+    shape, strides = (sum(sizes), *first.shape[1:]), first.stride()
+    if strides[0] == first[:1].numel():
+        together = first.new_empty_strided(shape, strides)
     else:  # rows do not lie one after the other
-        whole = first.new_empty(shape)
-    for weight, place in zip(weights, places, strict=True):
-        _move(weight, whole[place])
-    return whole
+        together = first.new_empty(shape)
+    for weight, place in zip(weights, together.split(sizes), strict=True):
+        _move(weight, place)
+    return together
 
 
 def whole_bias(biases, sizes, whole):

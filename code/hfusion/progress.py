@@ -9,11 +9,7 @@ import time
 
 EVERY_S = 0.2  # the line is drawn anew at most so often
 FORMAT = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} cases{postfix}"
-PLAIN = {
-    "what",
-    "dtype",
-    "layout",
-}  # parameters whose values say by themselves what they are
+PLAIN = {"what", "dtype", "layout"}  # their values say by themselves what they are
 
 
 class Bar:

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 import torch
 from torch import fx, nn
 
-from . import effects, embedding, layers
+from . import effects, embedding, layers, placing
 from .layers import FusionError
 
 # Activations that treat each number alone, so that they commute with the split:
@@ -88,21 +88,13 @@ class Scene:
         for path, module in self.modules.items():
             self.paths[id(module)].append(path)
             for tensor in _own_tensors(module):
-                self.owners[_storage(tensor)][id(tensor), id(module)] = path
+                self.owners[placing.memory(tensor)][id(tensor), id(module)] = path
 
 
 def _own_tensors(module):
     tensors = [*module._parameters.values(), *module._buffers.values()]
     tensors += [value for value in vars(module).values() if torch.is_tensor(value)]
     return [t for t in tensors if t is not None and not nn.parameter.is_lazy(t)]
-
-
-def _storage(tensor):
-    """What two tensors have in common that share memory, be they views or the same."""
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse tensors have none
-        return id(tensor)
 
 
 # Why a call cannot be fused, whatever its siblings. Each rule: (scene, node) -> reason.
@@ -141,7 +133,7 @@ def shared_tensors(scene, node):
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if f"{node.target}.{name}" in scene.read:
             return f"{name} of {node.target} is read by the graph; a layer only called fits"
-        owners = scene.owners[_storage(tensor)]
+        owners = scene.owners[placing.memory(tensor)]
         if len(owners) > 1:
             others = {path or "the model" for path in owners.values()} - {node.target}
             where = ", ".join(sorted(others)) or "another tensor of it"
