@@ -1,0 +1,147 @@
+"""A planned network as one graph, for exporters and compilers. torch.fx.
+
+    x ──► a ──► relu ──► …            x ──► stacked ──► [0] ──► …
+    x ──► b ──► relu ──► …     =                    └─► [1] ──► …
+
+A fused model looks at its siblings' inputs at each call. An exporter cannot, nor can a
+compiler that wants one program. What they get is a snapshot, in which each group of
+siblings is one layer with weights of its own.
+"""
+
+import copy
+import itertools
+import operator
+
+import torch
+from torch import fx
+
+from . import layers
+from .layers import FusionError
+from .rewrite import FusionPlan
+from .siblings import Group
+from .tracing import Trace, copied, trace
+
+
+def lower(plan: FusionPlan) -> fx.GraphModule:
+    """The planned network as one graph, in which each group of siblings is one layer.
+
+    For exporters and compilers, which cannot look at addresses at each call; everything
+    else is better served by `plan.apply()`. plan: a FusionPlan of a model in eval mode,
+    found by reading, so without example_inputs. Returns a torch.fx.GraphModule in eval
+    mode that takes what the model's forward takes and returns the same within rounding.
+    Each fused group is a `layers.Stacked` in it, with the group's activation, hoist and
+    window. It is a snapshot: its weights are copies, its keys are those of torch.fx, and
+    only what the graph calls is there. Raises FusionError for a plan found by running, a
+    model in training mode, and a model that has changed since it was planned.
+
+    >>> from hfusion import models, plan
+    >>> network = lower(plan(models.Inception.from_table("3a").eval()))
+    >>> print(network.stacked)
+    Stacked(
+      b1.conv: 64, b3_reduce.conv: 96, b5_reduce.conv: 16
+      (layer): Conv2d(192, 176, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    )
+    >>> x = torch.zeros(1, 192, 28, 28)
+    >>> torch.export.export(network, (x,)).module()(x).shape
+    torch.Size([1, 256, 28, 28])
+    """
+    now = _as_planned(plan)
+    graph, where = copied(plan.trace.graph)
+    stacked = {}
+    for group in plan.groups:
+        if group.fused:
+            path = _free_path(graph, group.members)
+            stacked[path] = _stacked(group)
+            _call_stacked(graph, group, path, where)
+    parts = _copies(plan.model, graph, now.constants, stacked)
+    network = fx.GraphModule(parts, graph, type(plan.model).__name__)
+    _keep_out_of_state(network, parts.keys() - plan.model.state_dict().keys())
+    network.graph.lint()
+    return network.eval()
+
+
+def _as_planned(plan: FusionPlan) -> Trace:
+    """The model as it is read now. FusionError where that is not what was planned."""
+    if not isinstance(plan, FusionPlan) or plan.trace is None:
+        kind = type(plan).__name__
+        got = "one found by running" if isinstance(plan, FusionPlan) else f"a {kind}"
+        raise FusionError(
+            f"plan: expected one found by reading, without example_inputs, got {got}"
+        )
+    now = trace(plan.model)
+    for flags in (now.flags, plan.trace.flags):
+        for path in (path for path, training in flags.items() if training):
+            raise FusionError(
+                f"model: expected eval mode, got {path or 'model'} in training mode; call "
+                "model.eval() and plan again"
+            )
+    if _calls(now.graph) != _calls(plan.trace.graph):
+        raise FusionError("model has changed since it was planned; plan it again")
+    return now
+
+
+def _calls(graph):
+    return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
+
+
+def _stacked(group: Group) -> layers.Stacked:
+    """The members as one layer, if they are siblings still."""
+    if reason := layers.refusal(group.layers, embed=group.window is not None):
+        raise FusionError(f"model has changed since it was planned: {reason}")
+    return group.stacked()
+
+
+def _call_stacked(graph, group, path, where):
+    """In a graph: one call of the stacked layer at `path` in place of a group's calls.
+
+    where: {node of the graph that was planned: node of this one}.
+    """
+    nodes, ends = ([where[n] for n in each] for each in (group.nodes, group.ends))
+    with graph.inserting_before(nodes[0]):
+        whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
+        parts = [
+            graph.call_function(operator.getitem, (whole, i)) for i in range(len(nodes))
+        ]
+    for view in map(where.get, group.views):  # a part may be strided, and view cannot copy
+        view.target = "reshape"
+        if "size" in view.kwargs:  # else another group has done it
+            view.kwargs = {"shape": view.kwargs["size"]}
+    for node, end, part in zip(nodes, ends, parts, strict=True):
+        end.replace_all_uses_with(part)
+        for old in dict.fromkeys((end, node)):
+            graph.erase_node(old)
+
+
+def _free_path(graph, members):
+    """A name for the stacked layer, after what its members have in common."""
+    columns = zip(*(member.split(".") for member in members), strict=False)
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    wanted = "_".join([*(column[0] for column in alike), "stacked"])
+    taken = {str(node.target).partition(".")[0] for node in graph.nodes}
+    names = (f"{wanted}_{count}" if count else wanted for count in itertools.count())
+    return next(n for n in names if n not in taken and not hasattr(fx.GraphModule, n))
+
+
+def _copies(model, graph, constants, stacked):
+    """{path: a copy} of what a graph calls or reads, less the stacked layers' members."""
+    found = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in stacked:
+            known = constants.get(node.target)
+            found[node.target] = _at(model, node.target) if known is None else known
+    try:
+        return copy.deepcopy(found) | stacked  # at once: what is shared stays so
+    except Exception as error:
+        raise FusionError(f"model cannot be copied: {error}") from error
+
+
+def _at(model, path):
+    return operator.attrgetter(path)(model)
+
+
+def _keep_out_of_state(network, paths):
+    """Tensors that no state of the model has, such as those that forward makes."""
+    for path in paths:
+        if torch.is_tensor(tensor := _at(network, path)):
+            parent, _, name = path.rpartition(".")
+            network.get_submodule(parent).register_buffer(name, tensor, persistent=False)
