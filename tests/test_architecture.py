@@ -32,6 +32,7 @@ ALLOWED = {
     "folding": {"layers", "modes", "siblings", "torch", "tracing"},
     "kernels": {"layers", "measure", "models", "torch", "triton"},
     "layers": {"embedding", "torch"},
+    "lowering": {"layers", "rewrite", "siblings", "torch", "tracing"},
     "live": {"measure", "progress", "recording", "records"},
     "measure": {"numpy", "records", "torch"},
     "models": {"numpy", "torch"},

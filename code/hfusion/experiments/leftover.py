@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from .. import models
+from ..lowering import lower
 from ..recording import Race
-from ..rewrite import fuse
+from ..rewrite import plan
 from . import peers, rungs
 from .network import on_cpu
 
@@ -38,7 +39,7 @@ def race(device, network, batch):
         arms[name] = partial(peers.inductor, model, x, **options)
     for name, runtime in peers.RUNTIMES.items():
         arms[name] = partial(on_cpu, device, runtime, model, x)
-    arms[OURS] = lambda: eager(fuse(model), x)
+    arms[OURS] = lambda: eager(lower(plan(model)), x)
     expected = rungs.exact(model, x)
     return Race(arms, expected, 20 * rungs.SHARE["float32"], count=convolutions)
 

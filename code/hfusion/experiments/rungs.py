@@ -14,11 +14,12 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from .. import measure, models
+from .. import layers, measure, models
 from ..eager import FORMATS
 from ..folding import fold_batchnorm
+from ..lowering import lower
 from ..recording import Unavailable
-from ..rewrite import Siblings, plan
+from ..rewrite import plan
 
 DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
@@ -134,15 +135,16 @@ def exact(model, x):
 def eager(model):
     """{rung: network}, from the model as written to one call for conv, bias and ReLU.
 
-    STACKED has one ReLU for each branch and HOISTED one for all, whatever the layout; what
-    `plan` makes of it does the one or the other, as its input lies.
+    STACKED has one ReLU for each branch and HOISTED one for all, whatever the layout. Both
+    are graphs with stacked layers, so that compilers and exporters see what eager PyTorch
+    runs.
     """
     folded = fold_batchnorm(model)
     planned = plan(folded)
 
     def stacked(change):
         groups = tuple(change(group) for group in planned.groups if group.fused)
-        return dataclasses.replace(planned, groups=groups).apply()
+        return lower(dataclasses.replace(planned, groups=groups))
 
     hoist = partial(dataclasses.replace, hoist=True)
     return {
@@ -173,11 +175,11 @@ class ConvReLU(nn.Module):
 
 
 def one_call(network):
-    """In a fused network, in place: each convolution and its ReLU as a ConvReLU."""
+    """In a lowered network, in place: each convolution and its ReLU as a ConvReLU."""
     modules = dict(network.named_modules())
     for node in list(network.graph.nodes):
         module = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(module, Siblings) and isinstance(module.activation, nn.ReLU):
+        if isinstance(module, layers.Stacked) and isinstance(module.activation, nn.ReLU):
             module.layer, module.activation = ConvReLU(module.layer), None
         elif isinstance(module, nn.Conv2d) and len(node.users) == 1:
             (user,) = node.users

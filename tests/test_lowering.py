@@ -1,0 +1,329 @@
+"""lowering.py: a plan as one graph, against loops and against the layers one by one."""
+
+import copy
+import dataclasses
+import io
+import operator
+from collections import Counter
+
+import pytest
+import torch
+from torch import fx, nn
+
+import hfusion
+from hfusion import FusionError, layers, models
+from hfusion.lowering import lower
+from hfusion.measure import agree, count_launches
+
+pytestmark = pytest.mark.usefixtures("in_float64")
+
+
+def net(forward, **members):
+    """A model in eval mode, with this forward and these members."""
+    model = type("Net", (nn.Module,), {"forward": forward})()
+    for name, member in members.items():
+        setattr(model, name, member)
+    return model.eval()
+
+
+def ab(self, x):
+    return self.a(x), self.b(x)
+
+
+def pair(forward=ab, **others):
+    """Two siblings, and a module or two that forward may want."""
+    return net(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 1), **others)
+
+
+def check(model, x, **options):
+    """The lowered network, after a check that it computes what the model does."""
+    network = lower(hfusion.plan(model, **options))
+    with torch.no_grad():
+        returned, expected = network(x), model(x)
+    several = isinstance(expected, tuple)
+    pairs = zip(returned, expected, strict=True) if several else [(returned, expected)]
+    for mine, theirs in pairs:
+        agree(mine, theirs, 1e-12)
+    return network
+
+
+def stacked(network):
+    """The stacked layers of a network, by path."""
+    return {path: m for path, m in network.named_children() if type(m) is layers.Stacked}
+
+
+def image(batch=2, channels=3):
+    return torch.randn(batch, channels, 4, 5)
+
+
+def by_loops(conv, x):
+    """What a 1×1 convolution computes, number by number."""
+    y = torch.empty(len(x), conv.out_channels, *x.shape[2:])
+    for n, k, i, j in torch.cartesian_prod(*map(torch.arange, y.shape)).tolist():
+        row, pixel = conv.weight[k, :, 0, 0].tolist(), x[n, :, i, j].tolist()
+        y[n, k, i, j] = sum(map(operator.mul, row, pixel)) + conv.bias[k].item()
+    return y
+
+
+def test_each_branch_is_what_loops_compute():
+    model, x = pair(), image()
+    network = lower(hfusion.plan(model))
+    with torch.no_grad():
+        for y, conv in zip(network(x), (model.a, model.b), strict=True):
+            agree(y, by_loops(conv, x), 1e-12)
+    assert [n.op for n in network.graph.nodes if n.op == "call_module"] == ["call_module"]
+
+
+def test_a_known_answer():
+    model = net(ab, a=nn.Linear(2, 1), b=nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model.a.weight[:], model.a.bias[:] = torch.tensor([[1.0, 2.0]]), 10
+        model.b.weight[:] = torch.tensor([[3.0, -1.0]])
+    a, b = lower(hfusion.plan(model))(torch.tensor([[5.0, 7.0]]))
+    assert (a.item(), b.item()) == (29, 8)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(8, 6)
+
+    def forward(self, x):
+        weights = (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1)
+        return weights @ self.v(x)
+
+
+def late(self, x):  # the first call of a sibling stands after others' results are used
+    y = self.a(x).relu()
+    return y * 2, self.b(x).relu() + y.sum()
+
+
+def two_families(self, x):
+    y = torch.cat(ab(self, x), 1)
+    return self.c(y), self.d(y)
+
+
+ACTIVE = {"ra": nn.ReLU(True), "rb": nn.ReLU(True)}
+# name: (a model, its input, how many layers each stacked layer is made of).
+FORMS = {
+    "Inception": (lambda: models.randomise(models.Inception.from_table("3a")).eval(),
+                  (1, 192, 7, 7), [3]),
+    "attention": (lambda: Attention().eval(), (2, 3, 8), [3]),
+    "modules of activations": (lambda: pair(
+        lambda self, x: (self.ra(self.a(x)), self.rb(self.b(x))), **copy.deepcopy(ACTIVE)),
+        (2, 3, 4, 5), [2]),
+    "functions of activations": (lambda: pair(late), (2, 3, 4, 5), [2]),
+    "unlike activations": (lambda: pair(
+        lambda self, x: (self.a(x).relu(), self.b(x).sigmoid())), (2, 3, 4, 5), [2]),
+    "two families": (lambda: pair(two_families, c=nn.Conv2d(9, 2, 1),
+                                  d=nn.Conv2d(9, 3, 1)), (2, 3, 4, 5), [2, 2]),
+    "views": (lambda: pair(
+        lambda self, x: tuple(y.view(2, -1) for y in ab(self, x))), (2, 3, 4, 5), [2]),
+    "views by keyword": (lambda: pair(
+        lambda self, x: tuple(y.view(size=(2, -1)) for y in ab(self, x))),
+        (2, 3, 4, 5), [2]),
+    "views of activations": (lambda: pair(
+        lambda self, x: tuple(y.relu().view(2, -1) for y in ab(self, x))),
+        (2, 3, 4, 5), [2]),
+    "some biases": (lambda: net(ab, a=nn.Conv1d(3, 2, 3), b=nn.Conv1d(3, 4, 3, bias=False)),
+                    (2, 3, 6), [2]),
+    "a keyword": (lambda: pair(lambda self, x: (self.a(input=x), self.b(x))),
+                  (2, 3, 4, 5), [2]),
+    "read tensors": (lambda: pair(
+        lambda self, x: tuple(y * self.scale for y in ab(self, x)),
+        scale=nn.Parameter(torch.tensor(3.0))), (2, 3, 4, 5), [2]),
+    "nothing to fuse": (lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval(), (2, 3),
+                        []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "shape", "sizes"), FORMS.values(), ids=FORMS)
+def test_networks_of_many_forms(make, shape, sizes):
+    """They give what the model gives; so do they exported, and with the model spoilt."""
+    model, x = make(), torch.randn(shape)
+    state = copy.deepcopy(model.state_dict())
+    network = check(model, x)
+    assert [len(layer.names) for layer in stacked(network).values()] == sizes
+    with torch.no_grad():
+        expected = network(x)
+        exported = torch.export.export(network, (x,)).module()(x)
+        assert model.state_dict().keys() == state.keys()
+        for key, tensor in model.state_dict().items():
+            assert tensor.equal(state[key])
+            tensor.zero_()  # the network has weights of its own
+        for other in (exported, network(x)):
+            for y, theirs in zip(listed(other), listed(expected), strict=True):
+                agree(y, theirs, 1e-12)
+
+
+def listed(returned):
+    return returned if isinstance(returned, tuple | list) else [returned]
+
+
+def test_it_is_a_plain_graph_in_eval_mode(tmp_path):
+    model, x = models.Inception.from_table("3a").eval(), image(1, 192)
+    network = check(models.randomise(model), x)
+    assert type(network).__mro__[1] is fx.GraphModule
+    assert not any(module.training for module in network.modules())
+    assert type(network).__name__ == "Inception"
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(network)):
+        agree(other(x), network(x))
+    assert not any("b3_reduce.conv" in path for path, _ in network.named_modules())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_onnx_sees_one_convolution():
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    torch.set_default_dtype(torch.float32)
+    model, x = pair(), image().float()
+    program = torch.onnx.export(lower(hfusion.plan(model)), (x,), dynamo=True)
+    assert Counter(node.op_type for node in program.model.graph)["Conv"] == 1
+
+
+@pytest.mark.parametrize(("hoist", "count"), [(False, 2), (True, 1)])
+def test_a_plan_is_heeded_in_who_applies_the_activation(hoist, count):
+    model, x = pair(lambda self, x: (self.a(x).relu(), self.b(x).relu())), image()
+    plan = hfusion.plan(model)
+    groups = [dataclasses.replace(group, hoist=hoist) for group in plan.groups]
+    network = lower(dataclasses.replace(plan, groups=tuple(groups)))
+    counted = count_launches(lambda: network(x))
+    assert sum("relu" in str(name) for name in counted.names) == count
+    groups = [dataclasses.replace(g, activation=None, ends=g.nodes) for g in plan.groups]
+    apart = lower(dataclasses.replace(plan, groups=tuple(groups)))
+    assert [n.target for n in apart.graph.nodes if n.op == "call_method"] == ["relu"] * 2
+    for mine, other, theirs in zip(network(x), apart(x), model(x), strict=True):
+        agree(mine, theirs, 1e-12)
+        agree(other, theirs, 1e-12)
+
+
+def test_unlike_windows_are_embedded():
+    model = net(ab, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(3, 5, 3, padding=1))
+    assert stacked(check(model, image())) == {}
+    (layer,) = stacked(check(model, image(), embed=True)).values()
+    assert tuple(layer.layer.weight.shape) == (9, 3, 3, 3)
+
+
+def test_a_refused_group_stays():
+    model = pair()
+    assert stacked(check(model, image(), accept=lambda group: "not this one")) == {}
+
+
+def test_a_tensor_that_forward_makes_is_a_buffer_in_no_state():
+    def forward(self, x):
+        offset = torch.ones(3, 1, 1) * 2
+        return ab(self, x * offset + self.kept + self.loose)
+
+    model = pair(forward, loose=torch.tensor(5.0))
+    model.register_buffer("kept", torch.tensor(7.0))
+    network = check(model, image())
+    buffers = dict(network.named_buffers())
+    assert sorted(buffers[name].sum().item() for name in buffers) == [5, 6, 7]
+    assert [key for key in network.state_dict() if "stacked" not in key] == ["kept"]
+    half = network.half()(image().half())
+    assert [y.dtype for y in half] == [torch.float16] * 2  # constants went along
+
+
+def test_what_two_calls_share_is_shared():
+    model = pair(lambda self, x: (self.d(self.c(self.c(self.a(x)))), self.b(x)),
+                 c=nn.Conv2d(4, 4, 1), d=nn.Conv2d(4, 4, 1))  # fmt: skip
+    model.d.weight = model.c.weight
+    network = check(model, image())
+    assert network.d.weight is network.c.weight
+    assert network.c.weight is not model.c.weight
+
+
+def test_a_path_that_is_taken_is_not_taken_again():
+    """Neither by a module, nor by a tensor, nor by another stacked layer."""
+
+    def forward(self, x):
+        y = torch.cat(ab(self, self.stacked(x)), 1) + self.stacked_1
+        return self.c(y), self.d(y)
+
+    model = pair(forward, c=nn.Conv2d(9, 2, 1), d=nn.Conv2d(9, 3, 1),
+                 stacked=nn.Tanh(), stacked_1=nn.Parameter(torch.ones(())))  # fmt: skip
+    network = check(model, image())
+    assert sorted(stacked(network)) == ["stacked_2", "stacked_3"]
+    deep = nn.Sequential(pair(), nn.Identity()).eval()
+    assert list(stacked(check(deep, image()))) == ["0_stacked"]
+
+
+# What is refused.
+
+
+def in_training_mode():
+    return hfusion.plan(pair().train())
+
+
+def partly_in_training_mode():
+    model = nn.Sequential(pair(), nn.Dropout()).eval()
+    model[0].b.train()
+    return hfusion.plan(model)
+
+
+def trained_since():
+    plan = hfusion.plan(pair())
+    plan.model.train()
+    return plan
+
+
+def no_longer_trained():
+    plan = hfusion.plan(pair().train())
+    plan.model.eval()
+    return plan
+
+
+def another_way_since():
+    plan = hfusion.plan(
+        pair(lambda self, x: ab(self, x) if self.both else self.a(x), both=1)
+    )
+    plan.model.both = 0
+    return plan
+
+
+def another_layer_since():
+    plan = hfusion.plan(pair())
+    plan.model.b = nn.Conv2d(3, 5, 1, stride=2).eval()
+    return plan
+
+
+def a_hook_since():
+    plan = hfusion.plan(pair())
+    plan.model.a.register_forward_hook(lambda module, given, y: y + 1)
+    return plan
+
+
+def uncopied():  # a graph, which is read without a copy
+    model = pair(lambda self, x: ab(self, self.c(x)), c=nn.Identity())
+    plan = hfusion.plan(fx.symbolic_trace(model).eval())
+    plan.model.c.register_buffer("grown", torch.ones(1, requires_grad=True) * 2)
+    return plan
+
+
+TRAINING = "model: expected eval mode, got {} in training mode; call model.eval() and plan"
+READ = "plan: expected one found by reading, without example_inputs, got "
+CHANGED = "model has changed since it was planned"
+REFUSED = {
+    "training": (in_training_mode, TRAINING.format("model")),
+    "a layer in training": (partly_in_training_mode, TRAINING.format("0.b")),
+    "trained since": (trained_since, TRAINING.format("model")),
+    "planned in training": (no_longer_trained, TRAINING.format("model")),
+    "another way": (another_way_since, f"{CHANGED}; plan it again"),
+    "another layer": (another_layer_since, f"{CHANGED}: stride differs"),
+    "a hook": (a_hook_since, f"{CHANGED}: hooks of "),
+    "no copy": (uncopied, "model cannot be copied: "),
+    "found by running": (
+        lambda: hfusion.plan(pair(), image()), f"{READ}one found by running"),
+    "a model": (pair, f"{READ}a Net"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_is_refused(make, said):
+    plan = make()
+    with pytest.raises(FusionError) as raised:
+        lower(plan)
+    assert str(raised.value).startswith(said)
