@@ -144,6 +144,8 @@ def test_networks_of_many_forms(make, shape, sizes):
     state = copy.deepcopy(model.state_dict())
     network = check(model, x)
     assert [len(layer.names) for layer in stacked(network).values()] == sizes
+    members = {name for layer in stacked(network).values() for name in layer.names}
+    assert members.isdisjoint(node.target for node in network.graph.nodes)
     with torch.no_grad():
         expected = network(x)
         exported = torch.export.export(network, (x,)).module()(x)
@@ -244,7 +246,7 @@ def test_a_path_that_is_taken_is_not_taken_again():
         return self.c(y), self.d(y)
 
     model = pair(forward, c=nn.Conv2d(9, 2, 1), d=nn.Conv2d(9, 3, 1),
-                 stacked=nn.Tanh(), stacked_1=nn.Parameter(torch.ones(())))  # fmt: skip
+                 stacked=nn.Sequential(nn.Tanh()), stacked_1=nn.Parameter(torch.ones(())))  # fmt: skip
     network = check(model, image())
     assert sorted(stacked(network)) == ["stacked_2", "stacked_3"]
     deep = nn.Sequential(pair(), nn.Identity()).eval()

@@ -119,7 +119,7 @@ def _free_path(graph, members):
     wanted = "_".join([*(column[0] for column in alike), "stacked"])
     taken = {str(node.target).partition(".")[0] for node in graph.nodes}
     names = (f"{wanted}_{count}" if count else wanted for count in itertools.count())
-    return next(n for n in names if n not in taken and not hasattr(fx.GraphModule, n))
+    return next(name for name in names if name not in taken)
 
 
 def _copies(model, graph, constants, stacked):
