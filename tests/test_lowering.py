@@ -245,8 +245,9 @@ def test_a_path_that_is_taken_is_not_taken_again():
         y = torch.cat(ab(self, self.stacked(x)), 1) + self.stacked_1
         return self.c(y), self.d(y)
 
-    model = pair(forward, c=nn.Conv2d(9, 2, 1), d=nn.Conv2d(9, 3, 1),
-                 stacked=nn.Sequential(nn.Tanh()), stacked_1=nn.Parameter(torch.ones(())))  # fmt: skip
+    others = {"c": nn.Conv2d(9, 2, 1), "d": nn.Conv2d(9, 3, 1)}
+    taken = {"stacked": nn.Sequential(nn.Tanh()), "stacked_1": nn.Parameter(torch.ones(1))}
+    model = pair(forward, **others, **taken)
     network = check(model, image())
     assert sorted(stacked(network)) == ["stacked_2", "stacked_3"]
     deep = nn.Sequential(pair(), nn.Identity()).eval()
