@@ -238,7 +238,7 @@ def chains_us(parameters: Case, works: dict[str, int], at: At) -> dict[str, floa
 def whole(parameters: Case) -> dict[str, Work]:
     """A case of `network` as programs: {rung: work}, and what is outside of the modules."""
     model = models.randomise(models.GoogLeNet()).eval()
-    model.head = nn.Identity()  # a mean and a small product, added here
+    model.head = nn.Identity().eval()  # a mean and a small product, added here
     works = _works(rungs.eager(model), parameters, (3, 224, 224), len(models.TABLE))
     works = {
         rung: _more(program, kernels=2, others=2, small=2)
