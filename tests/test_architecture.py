@@ -29,7 +29,8 @@ ALLOWED = {
     "figures/drawings": {"matplotlib", "style"},
     "figures/plots": {"matplotlib", "style"},
     "figures/style": {"matplotlib"},
-    "folding": {"layers", "modes", "siblings", "torch", "tracing"},
+    "folding": {"effects", "guards", "layers", "norms", "siblings", "torch", "tracing"},
+    "guards": {"layers", "torch"},
     "kernels": {"layers", "measure", "models", "torch", "triton"},
     "layers": {"embedding", "torch"},
     "live": {"measure", "progress", "recording", "records"},
@@ -38,6 +39,7 @@ ALLOWED = {
     "models": {"numpy", "torch"},
     "modes": {"layers", "torch"},
     "named": {"torch", "tracing"},
+    "norms": {"torch"},
     "occupancy": set(),
     "predictions": {
         *("arithmetic", "compiled", "eager", "estimates", "experiments", "kernels"),

@@ -13,7 +13,7 @@ import zoo
 from torch import nn
 
 import hfusion
-from hfusion import models
+from hfusion import folding, models
 
 # (package, network, pixels of its input, convolutions before and after)
 NETWORKS = (
@@ -68,6 +68,48 @@ def test_a_network_of_others(of, name, pixels, before, after):
     assert list(fused.state_dict()) == list(state)
     back = hfusion.unfuse(fused).state_dict()
     assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
+
+
+# (package, network, how it gets its norms, norms, those that are folded)
+FOLDED = (
+    ("timm", "tf_efficientnet_b0", "own", 49, 49),
+    ("timm", "tf_efficientnet_b0", "synchronised", 49, 49),
+    ("timm", "inception_v4", "own", 149, 149),
+    ("timm", "resnetv2_50", "own", 49, 32),
+    ("torchvision", "googlenet", "own", 59, 57),
+    ("torchvision", "densenet121", "own", 121, 59),
+    ("torchvision", "resnet18", "frozen", 20, 20),
+    ("torchvision", "resnet18", "synchronised", 20, 20),
+)
+
+
+def with_norms(name, of, kind):
+    if kind == "frozen":
+        frozen = package(of).ops.FrozenBatchNorm2d
+        return package(of).models.get_model(name, weights=None, norm_layer=frozen)
+    model = network(name, of)
+    if kind == "own":
+        return model
+    there = package(of).layers.norm_act if of == "timm" else nn.SyncBatchNorm
+    return there.convert_sync_batchnorm(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("of", "name", "kind", "count", "folded"), FOLDED)
+def test_norms_of_others_are_folded(of, name, kind, count, folded):
+    """As many as a convolution has before it, and the same outputs, in the same class."""
+    model = models.randomise(with_norms(name, of, kind)).eval().double()
+    found = hfusion.fold_batchnorm(model)
+    assert type(found) is type(model)
+    assert sum(isinstance(m, folding.Folded) for m in found.modules()) == folded
+    assert len(folding.unfolded(model)) == count - folded
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 128, 128, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(
+            found(x), expected, rtol=0, atol=1e-9 * expected.abs().max().item()
+        )
 
 
 @pytest.fixture(scope="module")

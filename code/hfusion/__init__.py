@@ -16,9 +16,9 @@ Or a whole network, if torch.fx can trace it:
 
 The modules, in the order in which the book needs them: `algebra` (NumPy), `measure`
 (agree, count, time), `layers` (the stacked layer), `models` (Inception, GoogLeNet);
-then graphs: `modes`, `tracing`, `effects`, `siblings`, `rewrite`, `folding`; without
-graphs: `observe` (found by running), `packed` (side by side, with `placing` and
-`operators`); for exporters and compilers: `lowering` (a plan as one graph); then time:
+then graphs: `modes`, `tracing`, `effects`, `siblings`, `rewrite`, `folding` (with `norms`
+and `guards`); without graphs: `observe` (found by running), `packed` (side by side, with
+`placing` and `operators`); for exporters and compilers: `lowering` (a plan as one graph); then time:
 `accept` (faster, or left alone, with `arms`), `recording`, `records`, `experiments`,
 `cost`, `estimates`; at last `kernels`, an Inception module in two launches, `embedding`,
 unlike windows as one, and `sharding`, a stacked matrix cut across processes. `figures`

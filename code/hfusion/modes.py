@@ -41,7 +41,8 @@ def refuse_own(modules, called):
     for path, module in modules.items():
         steps = path.split(".")
         whole = any(".".join(steps[: end + 1]) in called for end in range(len(steps)))
-        own = [name for name in _METHODS if name in vars(module)]
+        put = {name: vars(module)[name] for name in _METHODS if name in vars(module)}
+        own = [name for name, method in put.items() if not hasattr(method, "keeps")]
         own += [name for name in _OWN if not whole and _is_own(type(module), name)]
         if own:
             what = own[0] if own[0] == "training" else f"{own[0]}()"
@@ -88,24 +89,3 @@ def noted():
         yield looked_at
     finally:
         del nn.Module.training
-
-
-class Folded(nn.Module):
-    """What stands where a batch norm stood that was folded: it stays in eval mode."""
-
-    refusal = (
-        "mode was True; batch norms of this network were folded in eval mode, and in "
-        "training mode they do something else: switch the original instead"
-    )
-
-    def __init__(self):
-        super().__init__()
-        vars(self)["training"] = False
-
-    def __setattr__(self, name, value):
-        if name == "training" and value:
-            raise FusionError(self.refusal)
-        super().__setattr__(name, value)
-
-    def forward(self, x):
-        return x

@@ -133,7 +133,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module, path):
         ours = isinstance(module, (layers.Stacked, *layers.KINDS))
-        return ours or super().is_leaf_module(module, path)
+        return (
+            ours or "called_whole" in vars(module) or super().is_leaf_module(module, path)
+        )
 
     def getattr(self, name, value, proxies):
         path = self._paths.get(id(value))
@@ -199,7 +201,8 @@ def trace(model):
 
 def _refuse_hooks(path, module):
     for kind in _HOOKS if path else _HOOKS + _STATE_HOOKS:
-        if getattr(module, kind, None):
+        hooks = (getattr(module, kind, None) or {}).values()
+        if any(path or not getattr(hook, "keeps", False) for hook in hooks):
             raise FusionError(
                 f"{path or 'model'} has {kind.strip('_').replace('_', ' ')}, which a graph "
                 "would not call; none fit: register them on the result instead"
@@ -225,7 +228,7 @@ def _follow(model, mode=None):
     except Exception as error:
         raise FusionError(f"model cannot be copied: {error}") from error
     for module in double.modules() if mode is not None else ():
-        if not isinstance(module, modes.Folded):
+        if not getattr(module, "eval_only", False):
             module.training = mode
     before, chance, own = _state(double), _chance(), set(vars(double))
     try:
@@ -425,8 +428,6 @@ class Network(fx.GraphModule):
                 f"mode was {mode}; this graph was traced in {was} mode, and forward does "
                 "something else in another: switch the original, and fuse it again"
             )
-        if mode and any(isinstance(module, modes.Folded) for module in self.modules()):
-            raise FusionError(modes.Folded.refusal)
         return super().train(mode)
 
     def check_flags(self):
