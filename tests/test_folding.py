@@ -561,6 +561,7 @@ def test_another_way_through_forward_is_refused(make):
         ((x,), {}, "mask: expected None, with which .* got a Tensor; "),
         ((None, True), {}, "raw: expected False, with which .* got True; "),
         ((), {"raw": True}, "raw: expected False, with which .* got True; "),
+        ((), {"raw": 0}, "raw: expected False, with which .* got 0; "),
         ((), {"late": False}, "late: expected True, with which .* got False; "),
         ((), {"late": None}, "late: expected True, with which .* got None; "),
     ):
