@@ -599,6 +599,13 @@ def test_a_checked_model_is_planned_and_folded_again():
             agree(found, wanted, 1e-12)
 
 
+def test_a_checked_model_in_another_is_not_planned():
+    """Its graph would not check what the other one gives it."""
+    model = nn.Sequential(fold_batchnorm(models.randomise(Switched()).eval()))
+    with pytest.raises(FusionError, match=r"^0 has forward pre hooks, which a graph would"):
+        plan(model)
+
+
 def test_a_flag_that_forward_looks_at_is_checked():
     def forward(self, x):
         y = self.conv(x)
