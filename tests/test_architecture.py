@@ -16,6 +16,7 @@ ALLOWED = {
     "__main__": {"hfusion"},
     "accept": {"arms", "layers", "measure", "observe", "records", "siblings", "torch"},
     "algebra": {"numpy"},
+    "apart": {"experiments", "recording", "records"},
     "arms": {"measure", "packed", "siblings", "torch"},
     "arithmetic": {"compiled", "cost", "kernels"},
     "compiled": {"cooperative", "kernels", "models", "occupancy", "triton"},

@@ -16,7 +16,7 @@ from test_records import RECORD
 
 import hfusion
 from hfusion import __main__ as command
-from hfusion import experiments, models, recording, records, runs
+from hfusion import apart, experiments, models, recording, records, runs
 from hfusion.experiments import launch_overhead
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +86,7 @@ def folded():
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """A folder with a module of somebody else's, as the current one. Nothing is run."""
-    monkeypatch.setattr(experiments, "run", None)
+    monkeypatch.setattr(apart, "run", None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "somebodys.py").write_text(FACTORIES)
@@ -489,7 +489,7 @@ def test_as_a_program(here):
 
 # record: each experiment is a made-up one, which writes down how it was called.
 
-RUN = experiments.run  # before the fixture takes it away
+RUN = apart.run  # before the fixture takes it away
 TERM = object()  # told to end, in place of an error
 ERRORS = {
     "broken": ValueError("no such case\nat all"),
@@ -517,7 +517,7 @@ def ran(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     calls = []
 
-    def fake(name, device, limit_s, progress, keep, say):
+    def fake(name, device, limit_s, progress, keep, say, known, again, log):
         calls.append((name, device, limit_s, files()))
         cases = [{"number": 0}, {"number": 1}]
         bar = iter(progress(cases))  # as long as this frame is known, it is not closed
@@ -530,7 +530,7 @@ def ran(monkeypatch):
             keep(made(name))
         return made(name)
 
-    monkeypatch.setattr(experiments, "run", fake)
+    monkeypatch.setattr(apart, "run", fake)
     return calls
 
 
@@ -704,7 +704,7 @@ def test_who_is_stopped_at_once_leaves_nothing(capsys, ran, monkeypatch):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments, "run", stops)
+    monkeypatch.setattr(apart, "run", stops)
     status, out, err = run(capsys, "record", "first", "--folder", "r")
     assert (status, out, files(), list(Path("r").iterdir())) == (130, "", [], [])
     said = "interrupted; no record was changed, and nothing new was complete"
@@ -844,9 +844,7 @@ def test_each_experiment_has_a_progress_bar_of_its_cases(capsys, ran, monkeypatc
 
 
 def test_a_real_experiment_from_end_to_end(capfd, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "run", RUN)
-    monkeypatch.setattr(launch_overhead, "ROUNDS", 2)
-    monkeypatch.setattr(launch_overhead, "CHAINS", (1, 3))
+    monkeypatch.setattr(apart, "run", RUN)
     folder = str(tmp_path / "new")
     names = ["launch_overhead", "timeline"]
     status, out, err = run(capfd, "record", *names, "--device", "cpu", "--folder", folder)
@@ -860,8 +858,9 @@ def test_a_real_experiment_from_end_to_end(capfd, tmp_path, monkeypatch):
     assert (found.experiment, found.machine.kind) == ("launch_overhead", "cpu")
     assert found.machine.name == place.name
     (eager,) = found.select(way="eager")
-    assert {name: len(us) for name, us in eager.samples.items()} == {"1": 2, "3": 2}
-    assert eager.launches == {"1": 1, "3": 3}
+    chains, rounds = launch_overhead.CHAINS, launch_overhead.ROUNDS
+    assert {n: len(us) for n, us in eager.samples.items()} == {str(n): rounds for n in chains}
+    assert eager.launches == {str(n): n for n in chains}
 
 
 def test_no_option_is_guessed_from_its_first_letters(capsys):

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hfusion
-from hfusion import experiments, named, recording, records, runs
+from hfusion import apart, experiments, named, recording, records, runs
 from hfusion.progress import Bar
 
 PROGRAM = "python -m hfusion"
@@ -258,13 +258,19 @@ def _stopped_by_a_signal():
 
 
 def _measure(run, names, device, limit_s):
-    """Run the experiments; what one leaves of its time goes to those that follow."""
-    shares = {name: experiments.SHARES[name] for name in names}
-    for name, limit_s_here in recording.shared(shares, limit_s):
+    """Run the experiments, each in a process of its own, and at last their slow arms; what
+    one leaves of its time goes to those that follow."""
+    slow = [n for n in names if n in experiments.AGAIN and experiments.again(n, device)]
+    shares = {(name, False): experiments.SHARES[name] for name in names}
+    shares |= {(name, True): experiments.AGAIN[name] for name in slow}
+    for (name, again), limit_s_here in recording.shared(shares, limit_s):
+        known = run.known(name) if again else None
+        if again and known is None:
+            continue
         try:
             with Bar(name, limit_s_here) as bar:
                 given = limit_s_here, bar.cases, run.so_far, bar.say
-                run.keep(experiments.run(name, device, *given))
+                run.keep(apart.run(name, device, *given, known, again, run.log))
         except runs.NotSaved:
             raise
         except Exception as error:  # of one experiment, and the others go on

@@ -7,6 +7,8 @@ An experiment is a module with three names:
     race(device, **one)  a Race: the arms, and what each of them must compute
     ROUNDS               if it wants others than this module's
     COUNTED              if its races count something else than launches
+    again(device)        if some of its cases have slow arms: these cases, to be raced once
+                         more, whole, when all else has been measured
 
 An arm that cannot run here (no such library, no such device), for which there is not
 enough memory, or whose turn did not come in time, is skipped, and the record says why. So
@@ -43,6 +45,7 @@ LEAST_ROUNDS = 5  # so many are kept, if there was no time for more
 TURN_US = 2000  # each arm has so many calls that its turn takes about this long
 TICK_S = 1  # so often what takes long to make shows that it lives
 STOPPED = f"{LATE} before the run was stopped"
+AGAIN = f"{LATE}: it takes long to make, and comes when all else is measured"
 SLACK = 0.05  # of the limit: what is interrupted may be late, and then what is ready races
 # Words of errors that mean that there was not enough memory.
 NO_MEMORY = ("DefaultCPUAllocator", "backend out of memory", "OUT_OF_DEVICE_MEMORY")
@@ -50,6 +53,17 @@ NO_MEMORY = ("DefaultCPUAllocator", "backend out of memory", "OUT_OF_DEVICE_MEMO
 
 class Unavailable(RuntimeError):
     """Raised by what makes an arm: this machine lacks something for it."""
+
+
+class Lost(BaseException):
+    """Raised when a device fails at everything from now on, in this process.
+
+    arm: who was at it. Another process may have the device.
+    """
+
+    def __init__(self, arm, reason):
+        super().__init__(f"{arm}: {reason}")
+        self.arm, self.reason = arm, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +77,9 @@ class Race:
     calls: int | None = None  # in a turn; as many as make it about TURN_US long
     opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
     repeats: dict = dataclasses.field(default_factory=dict)  # {name: how often in a call}
-    events: tuple = ()  # a timeline, if one was taken
+    slow: tuple = ()  # names of arms that take long to make, for `again`
+    timeline: Callable | None = None  # takes a timeline: the events, after the race
+    events: tuple = ()  # one that was taken before
     count: Callable | None = None  # of an arm: what COUNTED says, in place of launches
 
 
@@ -73,7 +89,7 @@ def silent(words=None, every_s=0):
 
 def record(
     experiment, device="cpu", limit_s=math.inf, progress=iter, keep=None,
-    say=silent, known=None,
+    say=silent, known=None, again=None, lost=(),
 ):  # fmt: skip
     """Run an experiment, a module, and return its Record.
 
@@ -82,6 +98,9 @@ def record(
     given the list of cases and passes them on, as tqdm does. keep: called after each case
     with the Record so far. say: called with what is done now, in words, and each second
     without. known: a Record; its cases that are not `unfinished` are not measured again.
+    again: whether the experiment's `again` cases are raced once more, with their slow
+    arms; True: nothing else is. A case that lacks then what it had stays as it was. lost: (parameters, arm, why not),
+    arms that are left out; every arm of the case, where it has none of that name.
     float32 means float32, also in convolutions on a GPU, where cuDNN tries out its
     algorithms.
     """
@@ -91,24 +110,45 @@ def record(
     before = cudnn.allow_tf32, cudnn.benchmark
     cudnn.allow_tf32, cudnn.benchmark = False, True  # it chooses, as its rivals may
     planned = list(experiment.cases(device))
+    later = [_key(p) for p in getattr(experiment, "again", lambda device: ())(device)]
     there = [case for case in (known.cases if known else ()) if not unfinished(case)]
     cases = {_key(case.parameters): case for case in there}
+    todo = [(p, _key(p) not in later) for p in planned if _key(p) not in cases and not again]
+    if again is not False:
+        todo += [(dict(key), True) for key in later if not _whole(cases.get(key))]
 
     def so_far(reason):
         rest = {_key(p): Case(p, {}, calls={}, skipped={EVERY: reason}) for p in planned}
         return made(cases=tuple((rest | cases).values()), missing=_missing(cases.values()))
 
     try:
-        for parameters in progress([p for p in planned if _key(p) not in cases]):
+        wholes = iter([whole for _, whole in todo])
+        for parameters in progress([p for p, _ in todo]):
             if deadline.late():
                 break
-            found = _case(experiment, device, parameters, deadline)
-            cases[_key(parameters)] = found
+            key, whole = _key(parameters), next(wholes)
+            gone = {arm: why for p, arm, why in lost if _key(p) == key}
+            found = _case(experiment, device, parameters, deadline, whole, gone)
+            cases[key] = _fuller(cases.get(key), found)
             if keep:
                 keep(so_far(STOPPED))
     finally:
         cudnn.allow_tf32, cudnn.benchmark = before
     return so_far(deadline.reason)
+
+
+def _whole(case):
+    """Whether there is nothing in a case that another try could add for want of time."""
+    late = any(reason.startswith(LATE) for reason in case.skipped.values()) if case else 1
+    return not late
+
+
+def _fuller(before, now):
+    """Which of two Cases of the same race is kept: the later, if it has all arms."""
+    if before is None or set(before.samples) <= set(now.samples):
+        return now
+    why = {n: reason for n, reason in now.skipped.items() if n not in before.samples}
+    return dataclasses.replace(before, skipped=before.skipped | why)
 
 
 def _key(parameters):
@@ -235,19 +275,28 @@ class Deadline:
             signal.signal(signal.SIGALRM, before)
 
 
-def _case(experiment, device, parameters, deadline):
-    """Check, race and count the arms of one case."""
+def _case(experiment, device, parameters, deadline, whole=True, gone=()):
+    """Check, race and count the arms of one case: without its slow ones unless it is
+    `whole`, and without those that are `gone`, {arm: why}."""
 
     def prepared():
         _need(device, parameters.get("dtype", "float32"))
-        return experiment.race(device, **parameters)
+        made = experiment.race(device, **parameters)
+        return made if set(gone) <= set(made.arms) else None
+
+    if "" in gone:  # it was lost before there was an arm
+        return Case(parameters, {}, calls={}, skipped={EVERY: gone[""]})
 
     race, skips = _made(deadline, prepared)
     if race is None:
-        return Case(parameters, {}, calls={}, skipped=skips)
+        why = skips or {EVERY: next(iter(gone.values()))}
+        return Case(parameters, {}, calls={}, skipped=why)
     say = deadline.say
     arms, reserve_s = {}, 0
+    skips = dict(gone) | ({} if whole else dict.fromkeys(race.slow, AGAIN))
     for name, make in race.arms.items():
+        if name in skips:
+            continue
         say(name)
         check = partial(_checked, make, race, device)
         found, why = _made(deadline, check, name, reserve_s)
@@ -263,6 +312,11 @@ def _case(experiment, device, parameters, deadline):
     if samples:
         say("counting")
     launches, faults, why = _counted(race, {n: arms[n] for n in samples}, device)
+    skips |= why
+    events = race.events
+    if race.timeline and samples:
+        found, why = _made(deadline, race.timeline, "timeline")
+        events = tuple(found or ())
     once = {name: race.repeats.get(name, 1) for name in samples}
     return Case(
         parameters,
@@ -271,7 +325,7 @@ def _case(experiment, device, parameters, deadline):
         launches={name: count // once[name] for name, count in launches.items()},
         faults=faults,
         skipped=skips | why,
-        events=race.events,
+        events=events,
     )
 
 
@@ -352,7 +406,20 @@ def _made(deadline, make, arm=EVERY, reserve_s=0, interrupts=True):
         return None, {arm: deadline.reason}
     except Exception as error:
         who = getattr(error, "arm", arm) if arm == EVERY else arm
-        return None, {who: _reason(error)}
+        reason = _reason(error)
+        if not _answers():
+            raise Lost(who, reason) from error
+        return None, {who: reason}
+
+
+def _answers():
+    """Whether the GPU that this process uses still does what it is told."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _reason(error):

@@ -2,6 +2,7 @@
 
     <folder>/<machine>/               records, as pages read them
     <folder>/.<machine>.unfinished/   what a run has so far
+    <folder>/.<machine>.log           what the experiments' processes wrote, if one failed
 
 A run's records replace older ones together, at its end, or not at all. They replace no
 record that is committed, and none of another machine: then the folder is <machine>-2, ….
@@ -93,6 +94,7 @@ class Run:
         self.place, self.passed = choose(Path(folder), machine, names)
         self.staging = self.place.with_name(f".{self.place.name}.unfinished")
         self.complete, self.broken = [], {}  # records; {experiment: why there is none}
+        self.log = self.place.with_name(f".{self.place.name}.log")
         self.handle, self.next_s, self.placed = None, 0.0, False
 
     def begin(self):
@@ -104,6 +106,7 @@ class Run:
             if self.staging.exists():
                 shutil.rmtree(self.staging)
             self.staging.mkdir()
+            self.log.unlink(missing_ok=True)
         except OSError as error:
             raise NotSaved(f"{self.staging} cannot be made: {error.strerror}") from error
 
@@ -122,13 +125,21 @@ class Run:
         reasons = [why for case in record.cases for why in case.skipped.values()]
         late = any(why.startswith(LATE) for why in reasons)
         if raced or not (late or (self.place / f"{record.experiment}.json").exists()):
-            self.complete.append(self._write(record))
+            others = [r for r in self.complete if r.experiment != record.experiment]
+            self.complete = [*others, self._write(record)]
         else:
             self.lose(record.experiment, f"{LATE} in time" if late else reasons[0])
+
+    def known(self, name):
+        """The complete record of an experiment, or None."""
+        return next((r for r in self.complete if r.experiment == name), None)
 
     def lose(self, name, reason):
         """There is no new record of an experiment; one that there was stays."""
         self.broken[name] = reason
+        if known := self.known(name):  # only more of it was tried
+            self._write(known)
+            return
         (self.staging / f"{name}.json").unlink(missing_ok=True)
 
     def _write(self, record):
@@ -155,6 +166,8 @@ class Run:
         except OSError as error:
             raise NotSaved(f"{self.place} cannot be replaced: {error}") from error
         shutil.rmtree(self.staging, ignore_errors=True)
+        if self.status() != 1:
+            self.log.unlink(missing_ok=True)
         _let_go(self.handle)
 
     def left(self):
@@ -199,6 +212,8 @@ class Run:
             lines += ["", "who reads it", *readers(self.place), "", *self._where()]
         else:
             lines += ["", "no record was changed"]
+        if self.log.exists():
+            lines += [f"what was written on the way: {self.log}"]
         if any(reason.startswith(LATE) for reason in self._reasons()):
             lines += ["to reach the rest: --minutes 30, or make record MINUTES=30"]
         return "\n".join(lines)

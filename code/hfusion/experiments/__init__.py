@@ -1,7 +1,7 @@
 """The experiments: one question a file, one record a machine.
 
 >>> list(SHARES)  # doctest: +ELLIPSIS
-['ceilings', 'stopwatches', 'launch_overhead', 'timeline', 'stage', ...]
+['ceilings', 'stopwatches', 'launch_overhead', 'timeline', 'embedding', ...]
 """
 
 import importlib
@@ -14,20 +14,23 @@ from ..live import measured
 from ..recording import record, silent
 from ..shipped import shipped
 
-# Of the time for all of them, what each may have.
+# Of the time for all of them, what each may have. What most pages read comes first, and
+# `stage`, which takes all that it is given, late.
 SHARES = {
     "ceilings": 0.05,
     "stopwatches": 0.03,
     "launch_overhead": 0.03,
     "timeline": 0.02,
-    "stage": 0.25,
     "embedding": 0.06,
     "projections": 0.04,
-    "module_ladder": 0.33,
+    "module_ladder": 0.27,
     "network": 0.14,
     "leftover": 0.03,
-    "memory": 0.02,  # last: it changes how this process gets its memory
+    "stage": 0.2,
+    "memory": 0.02,
 }
+# What their slow arms may have, at the end.
+AGAIN = {"module_ladder": 0.08, "network": 0.03}
 
 
 MINUTES = 3  # that a page may measure, unless it says otherwise
@@ -43,11 +46,17 @@ def here() -> str:
 
 def run(
     name, device, limit_s=float("inf"), progress=iter, keep=None,
-    say=silent, known=None,
+    say=silent, known=None, again=None, lost=(),
 ):  # fmt: skip
     """The Record of one experiment, measured now; see `recording.record`."""
     experiment = importlib.import_module(f".{name}", __package__)
-    return record(experiment, device, limit_s, progress, keep, say, known)
+    return record(experiment, device, limit_s, progress, keep, say, known, again, lost)
+
+
+def again(name, device) -> bool:
+    """Whether an experiment has slow arms on this device, raced when all else is done."""
+    experiment = importlib.import_module(f".{name}", __package__)
+    return bool(getattr(experiment, "again", lambda device: ())(device))
 
 
 def several(names, folder, live=False, minutes=MINUTES, kind=None) -> dict:

@@ -29,7 +29,7 @@ def cases(device):
     on_gpu = device != "cpu"
     return [
         {"windows": name, "channels": channels, "side": side, "batch": 1, "dtype": dtype}
-        for dtype in (("float16", "float32") if on_gpu else ("float32",))
+        for dtype in (("float32", "float16") if on_gpu else ("float32",))
         for name in WINDOWS
         for channels in ((16, 32, 64, 128, 256) if on_gpu else (4, 8, 16, 32, 64))
         for side in (7, 14, 28)

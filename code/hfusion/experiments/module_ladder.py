@@ -15,10 +15,20 @@ QUESTION = "What is each step of fusion worth, in a whole Inception module?"
 def cases(device):
     if device == "cpu":
         return [*nine(1, "float32"), *nine(8, "float32")[:1]]
-    first = [case for dtype in rungs.USUAL for case in nine(1, dtype)]
+    full, half = nine(1, "float32"), nine(1, "float16")
     large = [nine(32, dtype)[0] for dtype in rungs.USUAL]
-    crossed = [first[0] | {"layout": "NCHW"}, nine(1, "float32")[0] | {"layout": "NHWC"}]
-    return [*first, *large, *crossed]
+    crossed = [half[0] | {"layout": "NCHW"}, full[0] | {"layout": "NHWC"}]
+    # Pages read 3a at least; of the others, float16 is what a GPU is for.
+    return [full[0], half[0], *half[1:], *full[1:], *large, *crossed]
+
+
+def again(device):
+    """What is compiled, if there is time: 3a, then those whose tiles are autotuned."""
+    if device == "cpu":
+        return []
+    full, half, *others = cases(device)
+    last = next(case for case in others if case["module"] == "5b")
+    return [full, half, last, *(case for case in others if case != last)]
 
 
 def nine(batch, dtype):
@@ -41,4 +51,5 @@ def race(device, module, batch, dtype, layout):
         2 * rungs.SHARE[dtype],
         opaque=rungs.opaque(arms),
         repeats=rungs.repeats(arms),
+        slow=tuple(name for name in arms if "compile" in name or "autotune" in name),
     )

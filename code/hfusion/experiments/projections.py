@@ -29,7 +29,7 @@ def cases(device):
     on_gpu = device != "cpu"
     return [
         {"projections": name, "tokens": tokens, "dtype": dtype}
-        for dtype in (("float16", "float32") if on_gpu else ("float32",))
+        for dtype in (("float32", "float16") if on_gpu else ("float32",))
         for name in PROJECTIONS
         for tokens in (1, 8, 64, 512)
     ]
