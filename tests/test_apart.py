@@ -143,7 +143,7 @@ def test_what_goes_wrong_costs_its_own(bad, where):
 
 
 def test_a_record_that_never_comes_is_an_error():
-    with pytest.raises(RuntimeError, match="^ValueError: there is none$"):
+    with pytest.raises(RuntimeError, match=r"^ValueError: there is none$"):
         apart.run("x", "cpu", 20, measure=no_measure)
 
 

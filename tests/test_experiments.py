@@ -46,7 +46,27 @@ HELPERS = {"__init__", "peers", "rungs"}
 def test_every_experiment_has_a_share_of_the_time():
     files = {path.stem for path in (PACKAGE / "experiments").glob("*.py")}
     assert files - HELPERS == set(experiments.SHARES)
-    assert sum(experiments.SHARES.values()) == pytest.approx(1)
+    shares = experiments.SHARES, experiments.AGAIN
+    assert sum(sum(share.values()) for share in shares) == pytest.approx(1)
+    assert set(experiments.AGAIN) <= set(experiments.SHARES)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_what_is_raced_again_are_cases_of_the_experiment(name):
+    assert not experiments.again(name, "cpu")  # there nothing comes before compilers
+    for device in experiments.ACCELERATORS:
+        every = MODULES[name].cases(device)
+        later = getattr(MODULES[name], "again", lambda device: [])(device)
+        assert all(case in every for case in later)
+        assert len({str(case) for case in later}) == len(later)
+        assert not later or name in experiments.AGAIN
+
+
+def test_first_what_pages_compare_is_compiled():
+    first = MODULES["module_ladder"].again("cuda")[:3]
+    assert [(c["module"], c["dtype"]) for c in first] == [
+        ("3a", "float32"), ("3a", "float16"), ("5b", "float16"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -95,6 +115,13 @@ PLACES = {
     "3a": {"module": "3a", "batch": 128, "layout": "NHWC"},
     "4e": {"module": "4e", "batch": 128, "layout": "NHWC"},
 }
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+EVERY_STAGE = grid(
+    batch=BATCHES,
+    dtype=("float32", "float16", "bfloat16"),
+    layout=("NCHW", "NHWC"),
+    module=ROWS,
+)
 # fmt: off
 ON_BOTH = {
     "stopwatches": [{"module": "3a", "batch": 1, "calls": 1000}],
@@ -128,16 +155,20 @@ ON_A_GPU = {
         *grid(what=("matmul",), dtype=("float32", "float16", "bfloat16"), side=(8192,)),
         *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
     ],
-    "stage": grid(batch=(1, 2, 4, 8, 16, 32, 64, 128),
-                  dtype=("float32", "float16", "bfloat16"),
-                  layout=("NCHW", "NHWC"), module=ROWS),
-    "embedding": grid(dtype=("float16", "float32"), windows=WINDOWS,
+    "stage": [
+        *({"module": row, "batch": batch} | kind
+          for batch in BATCHES for kind in (FULL, HALF) for row in ("3a", "4c", "5b")),
+        *(case for case in EVERY_STAGE if case["module"] not in ("3a", "4c", "5b")
+          or {"dtype": case["dtype"], "layout": case["layout"]} not in (FULL, HALF)),
+    ],
+    "embedding": grid(dtype=("float32", "float16"), windows=WINDOWS,
                       channels=(16, 32, 64, 128, 256), side=(7, 14, 28), batch=(1,)),
-    "projections": grid(dtype=("float16", "float32"), projections=PROJECTIONS,
+    "projections": grid(dtype=("float32", "float16"), projections=PROJECTIONS,
                         tokens=(1, 8, 64, 512)),
     "module_ladder": [
+        {"module": "3a", "batch": 1} | FULL,
         *({"batch": 1} | HALF | row for row in grid(module=ROWS)),
-        *({"batch": 1} | FULL | row for row in grid(module=ROWS)),
+        *({"batch": 1} | FULL | row for row in grid(module=ROWS[1:])),
         {"module": "3a", "batch": 32} | HALF,
         {"module": "3a", "batch": 32} | FULL,
         {"module": "3a", "batch": 1, "dtype": "float16", "layout": "NCHW"},
@@ -203,8 +234,18 @@ def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
     monkeypatch.setattr(experiments, "record", lambda *args: given.append(args) or "made")
     assert experiments.run(name, "cpu", 60, list) == experiments.run(name, "cuda") == "made"
     limited, unlimited = given
-    assert limited == (MODULES[name], "cpu", 60, list, None, silent, None)
-    assert unlimited == (MODULES[name], "cuda", float("inf"), iter, None, silent, None)
+    assert limited == (MODULES[name], "cpu", 60, list, None, silent, None, None, ())
+    assert unlimited == (
+        MODULES[name],
+        "cuda",
+        float("inf"),
+        iter,
+        None,
+        silent,
+        None,
+        None,
+        (),
+    )
 
 
 def test_the_whole_network_agrees_on_every_rung():
@@ -914,7 +955,8 @@ def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, mo
     seen, event = [], ("host", "conv2d", 0.0, 1.0)
     monkeypatch.setattr(measure, "timeline", lambda *given: seen.append(given) or [event])
     race = MODULES["timeline"].race("cpu", "tiny", rung)
-    assert race.events == (event,)
+    assert not seen  # only after the race
+    assert race.timeline() == [event]
     assert race.share == 1e-5
     assert [x.shape for x in drawn] == [(1, 6, 4, 4)]
     ((call, device),) = seen
@@ -924,6 +966,7 @@ def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, mo
     assert agreed(race)
     assert measure.count_launches(call).count == launches
     race = MODULES["timeline"].race("meta", "tiny", rung)
+    race.timeline()
     assert race.expected[0].device.type == "meta"
     assert seen[1][1] == "meta"
 

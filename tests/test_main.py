@@ -859,7 +859,9 @@ def test_a_real_experiment_from_end_to_end(capfd, tmp_path, monkeypatch):
     assert found.machine.name == place.name
     (eager,) = found.select(way="eager")
     chains, rounds = launch_overhead.CHAINS, launch_overhead.ROUNDS
-    assert {n: len(us) for n, us in eager.samples.items()} == {str(n): rounds for n in chains}
+    assert {n: len(us) for n, us in eager.samples.items()} == {
+        str(n): rounds for n in chains
+    }
     assert eager.launches == {str(n): n for n in chains}
 
 

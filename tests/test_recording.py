@@ -1,5 +1,6 @@
 """recording.py: agreed before timed, skipped with a reason, in time within a case too."""
 
+import dataclasses
 import itertools
 import math
 import signal
@@ -520,6 +521,101 @@ OTHERS = records.Case({"n": 1}, {"a": (1.0,)}, skipped={"b": "not reached within
 )
 def test_only_for_want_of_time_a_case_is_unfinished(case, lacks):
     assert recording.unfinished(case) == lacks
+
+
+# What is slow comes again, at the end.
+
+
+def with_slow(slow, **settings):
+    """Two cases, the second with an arm that takes long to make."""
+    made = experiment(twice(), twice(slow=slow), ROUNDS=2, **settings)
+    race = made.race
+    made.race = lambda device, number: dataclasses.replace(
+        race(device, number), slow=("slow",) if number else ()
+    )
+    made.again = lambda device: [{"number": 1}]
+    return made
+
+
+def slow():
+    return lambda: X + X
+
+
+def test_slow_arms_come_at_the_end_with_the_others_once_more():
+    seen = []
+
+    def progress(cases):
+        seen.extend(cases)
+        return iter(cases)
+
+    first = recording.record(with_slow(slow), again=False)
+    assert set(first.cases[1].samples) == {"add", "multiply"}
+    assert first.cases[1].skipped == {"slow": recording.AGAIN}
+    assert not recording.unfinished(first.cases[1])
+    last = recording.record(with_slow(slow), progress=progress, known=first, again=True)
+    assert seen == [{"number": 1}]
+    assert last.cases[0] is first.cases[0]
+    assert set(last.cases[1].samples) == {"add", "multiply", "slow"}
+    assert last.cases[1].skipped == last.missing == {}
+    seen.clear()
+    whole = recording.record(with_slow(slow), progress=progress)
+    assert seen == [{"number": 0}, {"number": 1}, {"number": 1}]
+    assert set(whole.cases[1].samples) == {"add", "multiply", "slow"}
+
+
+def test_a_slow_arm_that_fails_leaves_what_there_was(monkeypatch):
+    first = recording.record(with_slow(slow), again=False)
+    monkeypatch.setattr(measure, "time_arms", raising(ValueError("no")))
+    last = recording.record(with_slow(slow), known=first, again=True)
+    assert last.cases[1].samples == first.cases[1].samples
+    assert last.cases[1].skipped["slow"] == recording.AGAIN
+    assert last.cases[1].skipped["every arm"] == "failed: ValueError: no"
+
+
+def test_a_timeline_is_taken_after_the_race(monkeypatch):
+    order, race = [], measure.time_arms
+    monkeypatch.setattr(
+        measure, "time_arms", lambda *given: order.append("race") or race(*given)
+    )
+    event = ("device", "conv", 0.0, 1.0)
+    timeline = lambda: order.append("timeline") or [event]
+    one = dataclasses.replace(twice(), timeline=timeline)
+    (case,) = recording.record(experiment(one, ROUNDS=2)).cases
+    assert (order, case.events) == (["race", "timeline"], (event,))
+    one = dataclasses.replace(twice(), timeline=raising(RuntimeError("no profiler")))
+    (case,) = recording.record(experiment(one, ROUNDS=2)).cases
+    assert case.skipped == {"timeline": "failed: RuntimeError: no profiler"}
+    assert set(case.samples) == {"add", "multiply"}
+
+
+def test_a_device_that_is_lost_ends_the_measuring(monkeypatch):
+    monkeypatch.setattr(recording, "_answers", lambda: False)
+    broken = twice(bad=raising(RuntimeError("CUDA error: illegal address")))
+    with pytest.raises(recording.Lost) as lost:
+        recording.record(experiment(broken, twice()))
+    assert (lost.value.arm, lost.value.reason) == (
+        "bad", "failed: RuntimeError: CUDA error: illegal address",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_device_is_asked_whether_it_answers(monkeypatch, answers):
+    asked = (lambda: None) if answers else raising(NO_MEMORY)
+    monkeypatch.setattr(torch.cuda, "synchronize", asked)
+    assert recording._answers()  # it was not used
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert recording._answers() is answers
+
+
+@pytest.mark.parametrize(("arm", "skipped"), [("add", "add"), ("", "every arm"),
+                                              ("2 in turns", "every arm")])  # fmt: skip
+def test_what_was_lost_is_left_out(arm, skipped):
+    lost = (({"number": 1}, arm, "failed: it hangs"),)
+    made = recording.record(experiment(twice(), twice(), ROUNDS=2), lost=lost)
+    first, second = made.cases
+    assert first.skipped == {}
+    assert second.skipped == {skipped: "failed: it hangs"}
+    assert set(second.samples) == ({"multiply"} if arm == "add" else set())
 
 
 def test_time_is_shared_and_what_is_left_goes_on(clock):

@@ -18,7 +18,7 @@ LATE_S = 20  # so much later than its limit it may end
 STARTS = 12  # of one experiment, at most
 SHARE = 20  # handing a record over takes at most one in so many seconds
 # A server that has imported what is needed, and no device, forks what is fast to begin.
-METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+METHOD = "forkserver" if hasattr(os, "fork") else "spawn"
 
 
 def run(
@@ -156,7 +156,7 @@ def _work(pipe, measure, given, log):
 
 
 def _quiet(log):
-    """A session of its own, so that Ctrl-C asks the other process; its words into a file."""
+    """A session of its own, so that Ctrl-C asks the other process; words go into a file."""
     if hasattr(os, "setsid"):
         os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

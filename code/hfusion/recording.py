@@ -99,30 +99,25 @@ def record(
     with the Record so far. say: called with what is done now, in words, and each second
     without. known: a Record; its cases that are not `unfinished` are not measured again.
     again: whether the experiment's `again` cases are raced once more, with their slow
-    arms; True: nothing else is. A case that lacks then what it had stays as it was. lost: (parameters, arm, why not),
-    arms that are left out; every arm of the case, where it has none of that name.
+    arms; True: nothing else is. A case that then lacks what it had stays as it was.
+    lost: (parameters, arm, why not), arms that are left out; every arm of the case, where
+    it has none of that name.
     float32 means float32, also in convolutions on a GPU, where cuDNN tries out its
     algorithms.
     """
     deadline = Deadline(limit_s, say)
     made = partial(Record, **_circumstances(experiment, device))
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.benchmark
-    cudnn.allow_tf32, cudnn.benchmark = False, True  # it chooses, as its rivals may
     planned = list(experiment.cases(device))
-    later = [_key(p) for p in getattr(experiment, "again", lambda device: ())(device)]
     there = [case for case in (known.cases if known else ()) if not unfinished(case)]
     cases = {_key(case.parameters): case for case in there}
-    todo = [(p, _key(p) not in later) for p in planned if _key(p) not in cases and not again]
-    if again is not False:
-        todo += [(dict(key), True) for key in later if not _whole(cases.get(key))]
 
     def so_far(reason):
         rest = {_key(p): Case(p, {}, calls={}, skipped={EVERY: reason}) for p in planned}
         return made(cases=tuple((rest | cases).values()), missing=_missing(cases.values()))
 
-    try:
-        wholes = iter([whole for _, whole in todo])
+    todo = _todo(experiment, device, planned, cases, again)
+    wholes = iter([whole for _, whole in todo])
+    with _full_float32():
         for parameters in progress([p for p, _ in todo]):
             if deadline.late():
                 break
@@ -132,15 +127,34 @@ def record(
             cases[key] = _fuller(cases.get(key), found)
             if keep:
                 keep(so_far(STOPPED))
-    finally:
-        cudnn.allow_tf32, cudnn.benchmark = before
     return so_far(deadline.reason)
 
 
-def _whole(case):
-    """Whether there is nothing in a case that another try could add for want of time."""
-    late = any(reason.startswith(LATE) for reason in case.skipped.values()) if case else 1
-    return not late
+@contextlib.contextmanager
+def _full_float32():
+    """No TF32 in convolutions; cuDNN tries out its algorithms, as its rivals may."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, cudnn.benchmark = False, True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def _todo(experiment, device, planned, cases, again):
+    """[(parameters, whether with slow arms), …] of what `cases`, those known, lack."""
+    slow = list(getattr(experiment, "again", lambda device: ())(device))
+    todo = [(p, p not in slow) for p in planned if _key(p) not in cases and not again]
+    if again is not False:
+        known = {key: case for key, case in cases.items() if not _late(case)}
+        todo += [(p, True) for p in slow if _key(p) not in known]
+    return todo
+
+
+def _late(case):
+    """Whether a case lacks something for want of time."""
+    return any(reason.startswith(LATE) for reason in case.skipped.values())
 
 
 def _fuller(before, now):
@@ -157,8 +171,7 @@ def _key(parameters):
 
 def unfinished(case):
     """Whether a case was not reached: nothing was raced, for want of time."""
-    late = any(reason.startswith(LATE) for reason in case.skipped.values())
-    return late and not case.samples
+    return _late(case) and not case.samples
 
 
 def shared(shares, limit_s):
@@ -280,43 +293,30 @@ def _case(experiment, device, parameters, deadline, whole=True, gone=()):
     `whole`, and without those that are `gone`, {arm: why}."""
 
     def prepared():
+        if "" in gone:  # whoever tried before, was lost here
+            return None
         _need(device, parameters.get("dtype", "float32"))
         made = experiment.race(device, **parameters)
         return made if set(gone) <= set(made.arms) else None
-
-    if "" in gone:  # it was lost before there was an arm
-        return Case(parameters, {}, calls={}, skipped={EVERY: gone[""]})
 
     race, skips = _made(deadline, prepared)
     if race is None:
         why = skips or {EVERY: next(iter(gone.values()))}
         return Case(parameters, {}, calls={}, skipped=why)
-    say = deadline.say
-    arms, reserve_s = {}, 0
-    skips = dict(gone) | ({} if whole else dict.fromkeys(race.slow, AGAIN))
-    for name, make in race.arms.items():
-        if name in skips:
-            continue
-        say(name)
-        check = partial(_checked, make, race, device)
-        found, why = _made(deadline, check, name, reserve_s)
-        skips |= why
-        if found:
-            reserve_s += _race_s(found[1]) + (0 if arms else SLACK * deadline.limit_s)
-            arms[name], _ = found
+    left_out = dict(gone) | ({} if whole else dict.fromkeys(race.slow, AGAIN))
+    arms, skips = _ready(race, device, deadline, left_out)
     rounds = getattr(experiment, "ROUNDS", ROUNDS)
     if arms:
-        say(f"{len(arms)} in turns")
+        deadline.say(f"{len(arms)} in turns")
     samples, calls, why = _raced(race, arms, device, rounds, deadline)
     skips |= why
     if samples:
-        say("counting")
+        deadline.say("counting")
     launches, faults, why = _counted(race, {n: arms[n] for n in samples}, device)
     skips |= why
-    events = race.events
-    if race.timeline and samples:
-        found, why = _made(deadline, race.timeline, "timeline")
-        events = tuple(found or ())
+    events, why = race.events, {}
+    if race.timeline and samples:  # last: a profiler makes what comes after it slower
+        events, why = _made(deadline, race.timeline, "timeline")
     once = {name: race.repeats.get(name, 1) for name in samples}
     return Case(
         parameters,
@@ -325,8 +325,24 @@ def _case(experiment, device, parameters, deadline, whole=True, gone=()):
         launches={name: count // once[name] for name, count in launches.items()},
         faults=faults,
         skipped=skips | why,
-        events=events,
+        events=tuple(events or ()),
     )
+
+
+def _ready(race, device, deadline, left_out):
+    """({arm: it, made and checked}, {arm: why not}), those that are `left_out` as well."""
+    arms, skips, reserve_s = {}, dict(left_out), 0
+    for name, make in race.arms.items():
+        if name in left_out:
+            continue
+        deadline.say(name)
+        check = partial(_checked, make, race, device)
+        found, why = _made(deadline, check, name, reserve_s)
+        skips |= why
+        if found:
+            reserve_s += _race_s(found[1]) + (0 if arms else SLACK * deadline.limit_s)
+            arms[name], _ = found
+    return arms, skips
 
 
 def _need(device, dtype):
