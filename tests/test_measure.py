@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import itertools
+import sys
 import weakref
 from types import SimpleNamespace
 
@@ -839,12 +840,15 @@ def test_a_graph_is_captured_after_a_warm_up_on_a_stream_of_its_own(cuda):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_what_a_graph_gives_is_nan_until_it_is_replayed(cuda, monkeypatch, count):
+def test_what_a_graph_gives_is_wrong_until_it_is_replayed(cuda, monkeypatch, count):
     x = torch.ones(2)
     replay = measure.graphed(adding_one(cuda, x, count))
     unplayed = cuda.captured.copy()
     cuda.captured.clear()  # a replay that does nothing
-    assert all(y.isnan().all() for y in measure.tensors(replay()))
+    for y in measure.tensors(replay()):
+        assert torch.equal(y, torch.full_like(y, measure.UNPLAYED))
+        with pytest.raises(measure.Disagreement):
+            measure.near(y, x, 1)
     cuda.captured += unplayed
     for change in (0, 10):  # it reads x where it lies, as it is now
         x += change
@@ -894,6 +898,113 @@ def test_a_graph_keeps_alive_what_it_was_made_of(cuda):
 def test_an_error_in_what_is_graphed_comes_out(cuda):
     with pytest.raises(ZeroDivisionError):
         measure.graphed(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("seen_as", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_lies_there_before_is_finite_whoever_reads_it(kind, seen_as):
+    """A kernel may multiply by zero what lies where it will write."""
+    lies = torch.full((8,), measure.UNPLAYED, dtype=kind).view(seen_as)
+    assert torch.equal(lies * 0, torch.zeros_like(lies))
+
+
+# Launches counted as the nodes of a graph, by CUDA's functions, made up.
+
+KERNEL, COPY, FILL, HOST, GRAPH = range(5)
+
+
+class FakeRuntime:
+    """Of cuda.bindings: graphs are numbers, and have these nodes."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0)
+    cudaGraphNodeType = SimpleNamespace(
+        cudaGraphNodeTypeKernel=KERNEL,
+        cudaGraphNodeTypeMemcpy=COPY,
+        cudaGraphNodeTypeMemset=FILL,
+        cudaGraphNodeTypeGraph=GRAPH,
+    )
+    cudaGraph_t = int
+
+    def cudaGraphGetNodes(self, graph, number=0):
+        inner = [(KERNEL, 0), (FILL, 0)]
+        nodes = inner if graph == 8 else [(KERNEL, 0), (COPY, 0), (HOST, 0), (GRAPH, 8)]
+        return 0, [*nodes, None][: number + 1] if number else [], len(nodes)
+
+    def cudaGraphNodeGetType(self, node):
+        return 0, node[0]
+
+    def cudaGraphChildGraphNodeGetGraph(self, node):
+        return 0, node[1]
+
+
+@pytest.fixture
+def runtime(cuda, monkeypatch):
+    def profile(**_):
+        raise AssertionError("the profiler was asked")
+
+    made = FakeRuntime()
+    for name, module in {
+        "cuda": SimpleNamespace(),
+        "cuda.bindings": SimpleNamespace(runtime=made),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Graph:
+        name = "graph"
+
+        def __init__(self, keep_graph=False):
+            self.kept, self.replay = keep_graph, cuda.replay
+
+        def raw_cuda_graph(self):
+            assert self.kept
+            return 7
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr(torch.profiler, "profile", profile)
+    return made
+
+
+NODES = ("kernel", "copy", "kernel", "fill")
+
+
+def test_launches_are_nodes_of_a_graph(runtime, cuda):
+    fn = adding_one(cuda, torch.ones(2), 1)
+    assert measure.count_launches(fn, "cuda").names == NODES
+    made = cuda.events.count("launch on graph")
+    assert made == 1
+    replay = measure.graphed(fn, times=3)
+    cuda.events.clear()
+    assert measure.count_launches(replay, "cuda").names == NODES
+    assert cuda.events == ["replay"]  # its own graph: none is made of a graph
+
+
+@pytest.mark.parametrize("lacks", ["bindings", "keeping", "capture", "an answer"])
+def test_else_launches_are_what_the_profiler_saw(runtime, cuda, monkeypatch, lacks):
+    def captured(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    if lacks == "bindings":
+        monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    elif lacks == "keeping":
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(name="graph"))
+    elif lacks == "capture":
+        monkeypatch.setattr(torch.cuda, "graph", captured)
+    else:
+        runtime.cudaGraphGetNodes = lambda *_: (700, [], 0)
+        runtime.cudaGraphGetNodes.__name__ = "cudaGraphGetNodes"
+    with pytest.raises(AssertionError, match="the profiler was asked"):
+        measure.count_launches(adding_one(cuda, torch.ones(2), 1), "cuda")
+
+
+def test_settings_that_cannot_be_read_may_be_tf32():
+    class Mixed:
+        @property
+        def allow_tf32(self):
+            raise RuntimeError("mixed")
+
+    assert measure.tf32(Mixed())
+    assert not measure.tf32(SimpleNamespace(allow_tf32=False))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -28,6 +28,9 @@ except ImportError:  # Windows
     resource = None
 
 
+# What lies in a graph's outputs before its first replay, as no right result does. Not NaN:
+# cuDNN may multiply by zero what lies there.
+UNPLAYED = -(2.0**14)
 QUIET = "KINETO_LOG_LEVEL", "99"  # else the profiler writes of its start and stop
 
 
@@ -211,7 +214,8 @@ class _Operators(TorchDispatchMode):
 def count_launches(fn, device="cpu"):
     """What one call of `fn` launches.
 
-    On a CUDA device: the kernels the profiler saw (copies and fills included).
+    On a CUDA device: kernels, copies and fills, those of a CUDA graph if one can be made
+    of the call, else those that the profiler saw, which slows down what comes after it.
     On a CPU there are no launches, and on other GPUs no profiler that sees them; counted
     are the operators that PyTorch dispatches and that compute something, the nearest thing.
     Views (split, transpose) count nothing, and what an operator does inside, such
@@ -229,6 +233,8 @@ def count_launches(fn, device="cpu"):
             with _Operators() as counter:
                 fn()
             return Launches("operators", tuple(counter.names))
+        if nodes := _in_a_graph(fn):
+            return Launches("kernels", tuple(nodes))
         activities = [torch.profiler.ProfilerActivity.CUDA]
         synchronise(device)
         os.environ.setdefault(*QUIET)
@@ -378,8 +384,8 @@ def graphed(fn, times=1):
 
     fn: without arguments; it must launch the same each time and return tensors that it
     makes anew. They are the replay's outputs too, and where they are floating point they
-    hold NaN until it has run for the first time. times: how often it is in the graph, one
-    after the other: starting a replay takes the host some µs, and hides shorter work.
+    hold UNPLAYED until it has run for the first time. times: how often it is in the graph,
+    one after the other: starting a replay takes the host some µs, and hides shorter work.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -387,20 +393,73 @@ def graphed(fn, times=1):
         for _ in range(3):  # whatever is chosen or set aside at first use
             fn()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        for _ in range(times):
-            outputs = fn()
+    graph, outputs = _captured(fn, times)
     for tensor in tensors(outputs):
         if tensor.is_floating_point():
-            tensor.fill_(float("nan"))
+            tensor.fill_(UNPLAYED)
 
     def replay():
         graph.replay()
         return outputs
 
     replay.fn = fn  # the graph reads tensors that only fn may keep alive
+    replay.graph = graph
     return replay
+
+
+def _captured(fn, times=1):
+    """(a CUDA graph of so many calls, what the last one returned)."""
+    try:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)  # so that it can be looked at
+    except TypeError:  # torch before 2.8
+        graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        for _ in range(times):
+            outputs = fn()
+    return graph, outputs
+
+
+def _nodes(graph):
+    """What a CUDA graph launches, by CUDA's own functions: ["kernel", "copy", …]."""
+    from cuda.bindings import runtime
+
+    def ask(function, *given):
+        error, *found = function(*given)
+        if error != runtime.cudaError_t.cudaSuccess:
+            raise RuntimeError(f"{function.__name__}: {error}")
+        return found
+
+    kinds = runtime.cudaGraphNodeType
+    names = {
+        kinds.cudaGraphNodeTypeKernel: "kernel",
+        kinds.cudaGraphNodeTypeMemcpy: "copy",
+        kinds.cudaGraphNodeTypeMemset: "fill",
+    }
+    _, number = ask(runtime.cudaGraphGetNodes, graph)
+    nodes, _ = ask(runtime.cudaGraphGetNodes, graph, number)
+    found = []
+    for node in nodes[:number]:
+        (kind,) = ask(runtime.cudaGraphNodeGetType, node)
+        if kind == kinds.cudaGraphNodeTypeGraph:
+            found += _nodes(*ask(runtime.cudaGraphChildGraphNodeGetGraph, node))
+        elif kind in names:
+            found.append(names[kind])
+    return found
+
+
+def _in_a_graph(fn):
+    """What one call of `fn` launches, as nodes of a CUDA graph; None if that cannot be
+    said: no bindings of CUDA, a torch that keeps no graph, or work that fits into none.
+    """
+    try:
+        from cuda.bindings import runtime
+
+        graph = fn.graph if hasattr(fn, "graph") else _captured(fn)[0]
+        return _nodes(runtime.cudaGraph_t(graph.raw_cuda_graph()))
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, AttributeError, RuntimeError):
+        return None
 
 
 def tensors(outputs):
@@ -448,9 +507,17 @@ def timeline(fn, device="cpu"):
 def unit(x):
     """What a product with `x` may round by: float32 may be multiplied as TF32 on a GPU."""
     settings = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    if x.is_cuda and x.dtype == torch.float32 and any(s.allow_tf32 for s in settings):
+    if x.is_cuda and x.dtype == torch.float32 and any(map(tf32, settings)):
         return 2**-10
     return torch.finfo(x.dtype).eps
+
+
+def tf32(settings):
+    """Whether a backend of torch may multiply float32 as TF32; True if it cannot say."""
+    try:
+        return settings.allow_tf32
+    except RuntimeError:  # somebody used the newer setting, fp32_precision
+        return True
 
 
 def device_name(device="cpu"):

@@ -134,7 +134,7 @@ def record(
 def _full_float32():
     """No TF32 in convolutions; cuDNN tries out its algorithms, as its rivals may."""
     cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.benchmark
+    before = measure.tf32(cudnn), cudnn.benchmark
     cudnn.allow_tf32, cudnn.benchmark = False, True
     try:
         yield
