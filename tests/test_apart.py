@@ -93,13 +93,8 @@ def measure(name, device, limit_s, progress, keep, say, known, again, lost):
     return recording.record(Experiment(bad, where), device, *given)
 
 
-def ran(name, limit_s=40, **more):
+def ran(name, limit_s=120, **more):
     return apart.run(name, "cpu", limit_s, measure=measure, **more)
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch):
-    monkeypatch.setattr(apart, "STILL_S", 3)
 
 
 REASONS = {
@@ -130,8 +125,20 @@ def test_what_goes_well_is_as_if_it_were_not_apart():
 
 
 @pytest.mark.parametrize("where", BLAMED)
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", sorted({*BAD} - {"hangs_deaf"}))
 def test_what_goes_wrong_costs_its_own(bad, where):
+    costs_its_own(bad, where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", BLAMED)
+def test_what_hangs_costs_its_own(where, monkeypatch):
+    """Nothing is heard of it, even when much else runs here."""
+    monkeypatch.setattr(apart, "STILL_S", 20)
+    costs_its_own("hangs_deaf", where)
+
+
+def costs_its_own(bad, where):
     made = ran(f"{bad} {where}")
     first, second, third = made.cases
     assert set(first.samples) == set(third.samples) == {"add", "multiply"}
@@ -152,10 +159,15 @@ def no_measure(*given):
 
 
 def test_at_its_limit_it_is_ended_with_what_there_is(monkeypatch):
+    """Here as soon as a case is known."""
     monkeypatch.setattr(apart, "LATE_S", 0)
-    began = time.monotonic()
-    made = ran("hangs_deaf called", limit_s=4)
-    assert time.monotonic() - began < 15
+    clock = [0.0]
+    monkeypatch.setattr(apart.time, "monotonic", lambda: clock[0])
+    made = ran(
+        "hangs_deaf called",
+        limit_s=100,
+        keep=lambda record: clock.append(clock.pop() + 150),
+    )
     assert made.cases[0].samples
     assert made.cases[2].skipped == {"every arm": recording.STOPPED}
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "layers": {"embedding", "torch"},
     "live": {"measure", "progress", "recording", "records"},
     "lowering": {"layers", "rewrite", "siblings", "torch", "tracing"},
-    "measure": {"numpy", "records", "torch"},
+    "measure": {"cuda", "numpy", "records", "torch"},
     "models": {"numpy", "torch"},
     "modes": {"layers", "torch"},
     "named": {"torch", "tracing"},

@@ -1,6 +1,7 @@
 """experiments: each gives cases and races in which all arms agree."""
 
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import importlib
@@ -178,7 +179,7 @@ ON_A_GPU = {
         {"network": name, "batch": batch} | kind
         for name in ("GoogLeNet", "torchvision")
         for batch in (1, 8, 64)
-        for kind in (HALF, FULL)
+        for kind in (FULL, HALF)
     ],
 }
 # fmt: on
@@ -986,6 +987,7 @@ def test_the_arms_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
         lambda net, x, options: two.append(net(x)) or partial(net, f"{x}, in two"),
     )
     nets = {rung: (lambda x, rung=rung: (rung, x)) for rung in RUNGS}
+    monkeypatch.setattr(rungs, "in_one_call", lambda net, x: partial(net, x))
     made = {name: make() for name, make in rungs.arms(nets, "x", "cpu", times=7).items()}
     plain = {rung: (rung, "x") for rung in RUNGS} | {rungs.TWO: ("folded", "x, in two")}
     graphs = {f"graph, {name}": result for name, result in plain.items()}
@@ -1008,8 +1010,11 @@ def test_the_arms_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
     assert two == [("folded", "x")]  # its tiles are chosen once
 
 
-def test_a_graph_of_a_ladder_has_one_call_unless_told_otherwise(gpu, uncompiled):
+def test_a_graph_of_a_ladder_has_one_call_unless_told_otherwise(
+    gpu, uncompiled, monkeypatch
+):
     nets = dict.fromkeys(RUNGS, torch.relu)
+    monkeypatch.setattr(rungs, "in_one_call", lambda net, x: partial(net, x))
     made = rungs.arms(nets, torch.ones(1), "cpu", modes=["default"])
     assert made["graph, folded"]().times == 1
     assert not AUTOTUNED & set(made)
@@ -1065,6 +1070,45 @@ def test_one_call_has_the_settings_of_its_convolution(monkeypatch):
         conv.float()
         measure.near(call(x), expected, 1e-5)
         measure.near(call(OnGPU(x)), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("refuses", "note"), [(1, "one call in 2 of 3 layers"), (3, None)])
+def test_a_layer_that_the_library_refuses_is_two_calls(monkeypatch, refuses, note):
+    """As cuDNN does with an image of three channels; the other layers stay one call."""
+    asked = []
+
+    def called(self, x):
+        asked.append(self)
+        if len(asked) <= refuses:
+            raise RuntimeError("GET was unable to find an engine\nand more")
+        return self.conv(x).relu()
+
+    monkeypatch.setattr(rungs.ConvReLU, "called", called)
+    convs = [models.randomise(nn.Conv2d(2, 2, 1), seed) for seed in range(3)]
+    x = torch.randn(1, 2, 3, 3)
+    net = nn.Sequential(*map(rungs.ConvReLU, convs))
+    if note is None:
+        with pytest.raises(Unavailable, match="no layer"):
+            rungs.in_one_call(net, x)
+        return
+    call = rungs.in_one_call(net, x)
+    made = len(asked)
+    assert call.note() == note
+    with torch.no_grad():
+        expected = x.double()
+        for conv in convs:
+            expected = copy.deepcopy(conv).double()(expected).relu()
+        measure.near(call(), expected, 1e-5)
+    assert len(asked) == made + 2  # the one that refused is not asked again
+
+
+def test_without_memory_no_layer_is_two_calls(monkeypatch):
+    def called(self, x):
+        raise torch.OutOfMemoryError("3 GiB")
+
+    monkeypatch.setattr(rungs.ConvReLU, "called", called)
+    with pytest.raises(torch.OutOfMemoryError):
+        rungs.in_one_call(rungs.ConvReLU(nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 3, 3))
 
 
 class Shown(nn.Module):

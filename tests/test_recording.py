@@ -572,6 +572,20 @@ def test_a_slow_arm_that_fails_leaves_what_there_was(monkeypatch):
     assert last.cases[1].skipped["every arm"] == "failed: ValueError: no"
 
 
+def test_what_an_arm_says_of_itself_is_kept():
+    def arm():
+        return X + X
+
+    def graph():
+        return X + X
+
+    graph.fn = arm  # as `measure.graphed` has it
+    arm.note = lambda: "tiles 1×1"
+    race = twice(chosen=lambda: arm, graph=lambda: graph)
+    (case,) = recording.record(experiment(race, ROUNDS=2)).cases
+    assert case.notes == {"chosen": "tiles 1×1", "graph": "tiles 1×1"}
+
+
 def test_a_timeline_is_taken_after_the_race(monkeypatch):
     order, race = [], measure.time_arms
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -348,6 +349,62 @@ def test_what_a_killed_swap_had_put_away_comes_back(half, between):
     again.keep(made("ceilings"))
     again.finish()
     assert dates(again.place)["ceilings.json"] == RECORD.date
+
+
+# One file for all, and back.
+
+
+def packed(folder, *made, pack):
+    run = runs.Run(folder, MACHINE, NAMES, pack)
+    run.begin()
+    for record in made:
+        run.so_far(record)
+    return run
+
+
+def test_a_pack_has_what_there_is_after_each_case(tmp_path):
+    """Whoever ends the run, with whatever signal, has it."""
+    pack = tmp_path / "taken.zip"
+    run = packed(tmp_path / "r", made("stage"), pack=pack)
+    run.log.write_text("words")
+    assert zipfile.ZipFile(pack).namelist() == ["stage.json"]
+    run.keep(made("network"))
+    assert zipfile.ZipFile(pack).namelist() == ["network.json", "stage.json", "log.txt"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["taken.zip"]
+
+
+def test_what_a_pack_brings_home_is_put_in_place_like_a_run(tmp_path, repository):
+    records.save(made("stage"), repository)
+    commit(repository)
+    pack = tmp_path / "taken.zip"
+    packed(tmp_path / "r", pack=pack).keep(made("stage"))
+    run = runs.unpack(pack, repository)
+    run.finish()
+    assert run.place.name == "a-cpu-2"  # what is committed stays
+    (case, *_) = records.load(run.place / "stage.json").cases
+    assert case == made("stage").cases[0]
+    assert "to see it in the book: make run MACHINE=a-cpu-2" in run.report()
+
+
+@pytest.mark.parametrize("wrong", ["edited", "renamed", "two machines", "cut", "nothing"])
+def test_a_pack_that_was_changed_is_refused(tmp_path, wrong):
+    pack, place = tmp_path / "taken.zip", tmp_path / "x"
+    other = dataclasses.replace(MACHINE, torch="1.0")
+    text = records.write(made("stage"), place).read_text()
+    parts = {"stage.json": text.replace("1", "2", 1) if wrong == "edited" else text}
+    if wrong == "renamed":
+        parts = {"network.json": text}
+    if wrong == "two machines":
+        more = records.write(made("network", machine=other), place).read_text()
+        parts["network.json"] = more
+    with zipfile.ZipFile(pack, "w") as archive:
+        for name, content in ({} if wrong == "nothing" else parts).items():
+            archive.writestr(name, content)
+    if wrong == "cut":
+        pack.write_bytes(pack.read_bytes()[:-30])
+    with pytest.raises(records.RecordError):
+        runs.unpack(pack, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 # The report.

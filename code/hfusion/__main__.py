@@ -3,7 +3,8 @@
     python -m hfusion plan package.module:factory    what can be fused, what not, and why
     python -m hfusion plan file.py:factory           the same, from a file
     python -m hfusion record                         run the book's experiments here
-    python -m hfusion record --from FILE             add what a lab of a page has saved
+    python -m hfusion record --from FILE             add what a lab of a page has saved,
+                                                     or a run elsewhere with --pack FILE
 
 Exit status 2: the arguments do not fit; 1: it could not be done, or something was wrong
 or failed in an experiment; 3: all went well, but there was not time for everything; 130:
@@ -19,6 +20,7 @@ import shutil
 import signal
 import sys
 import textwrap
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -118,7 +120,16 @@ def _record_options(measured):
         help="default: a GPU if there is one",
     )
     measured.add_argument(
-        "--from", dest="page", metavar="FILE", help="add what a lab of a page has saved"
+        "--from",
+        dest="page",
+        metavar="FILE",
+        help="add what a lab of a page has saved, or a run with --pack",
+    )
+    measured.add_argument(
+        "--pack",
+        metavar="FILE.zip",
+        help="put all records into one file as well, after each case: for a machine of "
+        "which only a file can be taken home",
     )
     measured.add_argument(
         "--minutes",
@@ -210,7 +221,7 @@ def _record(options):
     except OSError as error:
         got = f"{options.folder!r}: {error.strerror}"
         return _fail(2, f"--folder: expected a folder, got {got}")
-    run = runs.Run(options.folder, recording.machine(device), names)
+    run = runs.Run(options.folder, recording.machine(device), names, options.pack)
     try:
         with _stopped_by_a_signal():
             run.begin()
@@ -232,8 +243,13 @@ def _adopted(options):
         got = ", ".join(options.experiments)
         return _fail(2, f"--from: expected no experiments beside it, got {got}")
     try:
+        if zipfile.is_zipfile(options.page):
+            run = runs.unpack(options.page, options.folder)
+            run.finish()
+            print(run.report())
+            return run.status()
         path = records.adopt(options.page, options.folder)
-    except (OSError, records.RecordError) as error:
+    except (OSError, records.RecordError, runs.NotSaved) as error:
         return _fail(1, error)
     print(f"{path}: {records.load(path).label}")
     return 0

@@ -326,7 +326,18 @@ def _case(experiment, device, parameters, deadline, whole=True, gone=()):
         faults=faults,
         skipped=skips | why,
         events=tuple(events or ()),
+        notes=_notes({name: arms[name] for name in samples}),
     )
+
+
+def _notes(arms):
+    """{arm: what it says of itself}; that of a graph is what it was made of."""
+    notes = {}
+    for name, arm in arms.items():
+        note = getattr(getattr(arm, "fn", arm), "note", None)
+        if note and (said := note()):
+            notes[name] = said
+    return notes
 
 
 def _ready(race, device, deadline, left_out):

@@ -22,6 +22,7 @@ from pathlib import Path
 from .shipped import shipped
 
 SCHEMA = 1  # what this file writes and reads; others are refused, not guessed at
+LATER = {"notes"}  # fields that records of before do not have
 UNIT = "us"  # of every sample: microseconds for one call
 WEBGPU = "webgpu"  # the kind of an Adapter
 EVERY = "every arm"  # in place of a name, where a whole case is skipped
@@ -91,6 +92,7 @@ class Case:
     faults: dict = dataclasses.field(default_factory=dict)  # {competitor: page faults}
     skipped: dict = dataclasses.field(default_factory=dict)  # {competitor: why}
     events: tuple = ()  # [lane, name, begin, end] in µs, where a timeline was taken
+    notes: dict = dataclasses.field(default_factory=dict)  # {competitor: what it chose}
 
     def __post_init__(self):
         for name in ("samples", "launches", "faults"):
@@ -359,5 +361,5 @@ def _check_fields(kind, given, more, path):
     if not isinstance(given, dict):
         raise RecordError(f"{path}: a {kind.__name__} was {given!r:.40}; a dict fits")
     wanted = {field.name for field in dataclasses.fields(kind)} | more
-    if wrong := sorted(wanted ^ set(given)):
+    if wrong := sorted((wanted ^ set(given)) - (LATER & wanted)):
         raise RecordError(f"{path}: a {kind.__name__} lacks or adds {', '.join(wrong)}")

@@ -13,10 +13,12 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -83,6 +85,9 @@ READERS = {
 }
 
 
+LOG_BYTES = 2**20  # of the log, the last so many go into a pack
+
+
 class NotSaved(RuntimeError):
     """A run's records cannot be kept: the disk is full, another run is at it, …"""
 
@@ -90,7 +95,9 @@ class NotSaved(RuntimeError):
 class Run:
     """The records of one run, beside those that there are until `finish`."""
 
-    def __init__(self, folder, machine, names):
+    def __init__(self, folder, machine, names, pack=None):
+        """pack: a file that gets all records, too, whenever one has changed."""
+        self.pack = pack and Path(pack)
         self.place, self.passed = choose(Path(folder), machine, names)
         self.staging = self.place.with_name(f".{self.place.name}.unfinished")
         self.complete, self.broken = [], {}  # records; {experiment: why there is none}
@@ -142,6 +149,21 @@ class Run:
             return
         (self.staging / f"{name}.json").unlink(missing_ok=True)
 
+    def packed(self):
+        """One file with all records so far, for who can carry one file away; whole."""
+        if self.pack is None:
+            return
+        unfinished = self.pack.with_name(f"{self.pack.name}.unfinished")
+        try:
+            with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+                for path in sorted(self.staging.glob("*.json")):
+                    archive.write(path, path.name)
+                if self.log.exists():
+                    archive.writestr("log.txt", self.log.read_bytes()[-LOG_BYTES:])
+            os.replace(unfinished, self.pack)
+        except OSError as error:
+            raise NotSaved(f"{self.pack} cannot be written: {error}") from error
+
     def _write(self, record):
         machine = dataclasses.replace(record.machine, name=self.place.name)
         record = dataclasses.replace(record, machine=machine)
@@ -149,6 +171,7 @@ class Run:
             write(record, self.staging)
         except OSError as error:
             raise NotSaved(f"{record.experiment} cannot be saved: {error}") from error
+        self.packed()
         return record
 
     def finish(self):
@@ -225,6 +248,32 @@ class Run:
         yield f"to see it in the book: make run MACHINE={self.place.name}"
         yield f"to undo it: delete {self.place}; after make run also"
         yield "    git checkout records chapters back _static README.md"
+
+
+def unpack(pack, folder):
+    """A Run whose records are those of a pack, each of them checked; to be finished.
+
+    Raises RecordError, which names the file, where one was changed or they are of
+    several machines.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            with zipfile.ZipFile(pack) as archive:
+                names = [n for n in archive.namelist() if re.fullmatch(r"[a-z_]+\.json", n)]
+                for name in names:
+                    found.append(load(archive.extract(name, place)))  # noqa: PERF401
+        except (OSError, zipfile.BadZipFile) as error:
+            raise RecordError(f"{pack} cannot be read: {error}") from error
+    machines = {record.machine for record in found}
+    if len(machines) != 1 or [f"{r.experiment}.json" for r in found] != names:
+        raise RecordError(f"{pack}: expected records of one machine, each by its name")
+    (machine,) = machines
+    run = Run(folder, machine, [record.experiment for record in found])
+    run.begin()
+    for record in found:
+        run.keep(record)
+    return run
 
 
 def _hold(place):

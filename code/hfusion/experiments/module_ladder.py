@@ -51,5 +51,5 @@ def race(device, module, batch, dtype, layout):
         2 * rungs.SHARE[dtype],
         opaque=rungs.opaque(arms),
         repeats=rungs.repeats(arms),
-        slow=tuple(name for name in arms if "compile" in name or "autotune" in name),
+        slow=rungs.slow(arms),
     )

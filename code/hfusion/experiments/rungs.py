@@ -161,9 +161,20 @@ class ConvReLU(nn.Module):
 
     def __init__(self, conv):
         super().__init__()
-        self.conv = conv
+        self.conv, self.refused = conv, False
 
     def forward(self, x):
+        """Where the library refuses this layer, in two calls, from then on."""
+        if not self.refused:
+            try:
+                return self.called(x)
+            except torch.OutOfMemoryError:
+                raise
+            except (NotImplementedError, RuntimeError):
+                self.refused = True
+        return self.conv(x).relu()
+
+    def called(self, x):
         c = self.conv
         if x.is_cuda or x.is_meta:  # on "meta" as on CUDA: `cost.kernels` counts there
             return torch.cudnn_convolution_relu(
@@ -189,6 +200,20 @@ def one_call(network):
     return network
 
 
+def in_one_call(net, x):
+    """An arm of `one_call`; its note says in how many layers it is one call.
+
+    Unavailable where it is in none.
+    """
+    call = tried(partial(net, x))
+    layers = [m for m in net.modules() if isinstance(m, ConvReLU)]
+    done = sum(not layer.refused for layer in layers)
+    if not done:
+        raise Unavailable("no layer could be convolution, bias and ReLU in one call")
+    call.note = lambda: f"one call in {done} of {len(layers)} layers"
+    return call
+
+
 def arms(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
     """The arms of a ladder: each rung eager and as a CUDA graph, and compiled.
 
@@ -196,6 +221,7 @@ def arms(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
     """
     torch.compiler.reset()  # after some compilations of one `forward` it gives up on it
     calls = {rung: partial(tried, partial(net, x)) for rung, net in nets.items()}
+    calls[ONE_CALL] = partial(in_one_call, nets[ONE_CALL], x)
     for name in ours:
         call = partial(on_cuda, device, in_two, nets[FOLDED], x, OURS[name])
         calls[name] = cache(call)
@@ -217,6 +243,11 @@ def in_graph(make, times):
     return measure.graphed(make(), times)
 
 
+def slow(names):
+    """For a Race: the arms that a compiler makes."""
+    return tuple(name for name in names if "compile" in name or "autotune" in name)
+
+
 def repeats(names):
     """For a Race: how often arms in a graph do in a call what is timed."""
     return {name: TIMES for name in names if name.startswith("graph")}
@@ -231,6 +262,11 @@ class Tuned(nn.Module):
     def __init__(self, two):
         super().__init__()
         self.two, self.chosen = two, False
+
+    def note(self):
+        """The tiles of both launches, and into how many parts the second is cut."""
+        first, second = ("×".join(map(str, tile)) for tile in self.two.tiles)
+        return f"tiles {first} and {second}, splits {self.two.splits}"
 
     def forward(self, x):
         if not self.chosen:
@@ -262,6 +298,8 @@ def in_two(model, x, options=OURS[TWO]):
             two = kernels.two_launches(whole.get_submodule(name), **options)
             whole.set_submodule(name, Tuned(two))
         call()
+    tuned = [m for m in whole.modules() if isinstance(m, Tuned)]
+    call.note = lambda: "; ".join(dict.fromkeys(m.note() for m in tuned))
     return call
 
 
