@@ -381,8 +381,8 @@ def test_what_a_pack_brings_home_is_put_in_place_like_a_run(tmp_path, repository
     run = runs.unpack(pack, repository)
     run.finish()
     assert run.place.name == "a-cpu-2"  # what is committed stays
-    (case, *_) = records.load(run.place / "stage.json").cases
-    assert case == made("stage").cases[0]
+    cases = records.load(run.place / "stage.json").cases
+    assert cases == records.load(repository / "a-cpu" / "stage.json").cases
     assert "to see it in the book: make run MACHINE=a-cpu-2" in run.report()
 
 

@@ -262,7 +262,7 @@ def unpack(pack, folder):
             with zipfile.ZipFile(pack) as archive:
                 names = [n for n in archive.namelist() if re.fullmatch(r"[a-z_]+\.json", n)]
                 for name in names:
-                    found.append(load(archive.extract(name, place)))  # noqa: PERF401
+                    found.append(load(archive.extract(name, place)))
         except (OSError, zipfile.BadZipFile) as error:
             raise RecordError(f"{pack} cannot be read: {error}") from error
     machines = {record.machine for record in found}
