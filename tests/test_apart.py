@@ -6,6 +6,7 @@ Real processes; what is measured in them is made up.
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,7 +163,7 @@ def test_at_its_limit_it_is_ended_with_what_there_is(monkeypatch):
     """Here as soon as a case is known."""
     monkeypatch.setattr(apart, "LATE_S", 0)
     clock = [0.0]
-    monkeypatch.setattr(apart.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(apart, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     made = ran(
         "hangs_deaf called",
         limit_s=100,
