@@ -319,7 +319,9 @@ record: run the experiments on this machine
     experiment: some of those below, or all
     --folder [records]: where records are kept (default records)
     --device cuda|mps|xpu|cpu: default: a GPU if there is one
-    --from FILE: add what a lab of a page has saved
+    --from FILE: add what a lab of a page has saved, or a run with --pack
+    --pack FILE.zip: put all records into one file as well, after each case: for a \
+machine of which only a file can be taken home
     --minutes N [8]: for all of them together (default 8)
 """
 

@@ -19,7 +19,7 @@ The modules, in the order in which the book needs them: `algebra` (NumPy), `meas
 then graphs: `modes`, `tracing`, `effects`, `siblings`, `rewrite`, `folding` (with `norms`
 and `guards`); without graphs: `observe` (found by running), `packed` (side by side, with
 `placing` and `operators`); for exporters and compilers: `lowering` (a plan as one graph);
-then time: `accept` (faster, or left alone, with `arms`), `recording`, `records`,
+then time: `accept` (faster, or left alone, with `arms`), `recording`, `apart`, `records`,
 `experiments`, `cost`, `estimates`; at last `kernels`, an Inception module in two launches,
 `embedding`, unlike windows as one, and `sharding`, a stacked matrix cut across processes.
 `figures` and `show` draw. What needs matplotlib or Triton is imported by name, so that
