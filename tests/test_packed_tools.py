@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from hfusion import checks
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
 TOOLS = {
@@ -80,6 +82,17 @@ def test_modes_that_watch():
     with torch.inference_mode():
         same(model, fused, x, rounds=0)
     with torch.device("cpu"):
+        same(model, fused, x, rounds=1)
+
+
+def test_inference_mode_says_that_it_computes_separately_once(caplog):
+    checks._say_so.cache_clear()
+    model, fused, x = pair()
+    with torch.inference_mode():
+        same(model, fused, x, x, rounds=0)
+    (record,) = caplog.records
+    assert "use torch.no_grad() instead" in record.message
+    with torch.no_grad():
         same(model, fused, x, rounds=1)
 
 

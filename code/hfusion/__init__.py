@@ -7,22 +7,25 @@
 >>> stacked = layers.stack(siblings)                  # one launch, not three
 >>> a, b, c = stacked(torch.zeros(1, 192, 28, 28))    # each branch's output
 
-Or a whole network, if torch.fx can trace it:
+Or a whole network, which stays itself: same class, same weights at the same paths.
 
 >>> import hfusion
->>> fused = hfusion.fuse(hfusion.models.GoogLeNet())
->>> sum(isinstance(m, nn.Conv2d) for m in fused.modules())   # of 57
-39
+>>> network = hfusion.models.GoogLeNet()
+>>> fused = hfusion.fuse(network)
+>>> type(fused).__name__, hfusion.plan(network).calls["Conv2d"]   # calls before, after
+('GoogLeNet', (57, 39))
 
 The modules, in the order in which the book needs them: `algebra` (NumPy), `measure`
 (agree, count, time), `layers` (the stacked layer), `models` (Inception, GoogLeNet);
-then graphs: `modes`, `tracing`, `effects`, `siblings`, `rewrite`, `folding` (with `norms`
-and `guards`); without graphs: `observe` (found by running), `packed` (side by side, with
-`placing` and `operators`); for exporters and compilers: `lowering` (a plan as one graph);
-then time: `accept` (faster, or left alone, with `arms`), `recording`, `apart`, `records`,
-`experiments`, `cost`, `estimates`; at last `kernels`, an Inception module in two launches,
-`embedding`, unlike windows as one, and `sharding`, a stacked matrix cut across processes.
-`figures` and `show` draw. What needs matplotlib or Triton is imported by name, so that
+then whole networks: `calls` (who reads what: read from a graph by `reading`, with
+`tracing` and `effects`, or seen in a run by `observe`), `siblings` (judged), `rewrite`
+(plan, fuse, unfuse), `packed` (what a fused model does at a call, with `placing`,
+`checks`, `followers` and `operators`), `folding` (with `norms` and `guards`); for
+exporters and compilers: `lowering` (a plan as one graph); then time: `accept` (faster, or
+left alone, with `arms`), `recording`, `apart`, `records`, `experiments`, `cost`,
+`estimates`; at last `kernels`, an Inception module in two launches, `embedding`, unlike
+windows as one, and `sharding`, a stacked matrix cut across processes. `figures` and `show`
+draw. What needs matplotlib or Triton is imported by name, so that
 `import hfusion` needs neither.
 """
 

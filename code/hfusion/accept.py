@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import observe
 from .arms import arms, inputs_like, together
+from .aside import undisturbed
 from .layers import FusionError
 from .measure import graphed, time_arms, wall
 from .records import quartiles
@@ -49,10 +50,10 @@ def faster(
 
     example_inputs: what the model is called with, as the plan's: a tensor, a tuple or a
     dict. For each group it races, without gradients and with inputs of the sizes that the
-    group gets, its layers one by one against what will run in their place: the layers side
-    by side with the checks of each call, or for a plan without example_inputs the stacked
-    layer; contiguous where readers may need it. In `bursts` bursts of `rounds` rounds, in
-    which the bursts of all groups take turns, `apart` seconds or more from one to the next.
+    group gets, its layers one by one against the layers side by side, with the checks of
+    each call; contiguous where readers may need it. In `bursts` bursts of `rounds` rounds,
+    in which the bursts of all groups take turns, `apart` seconds or more from one to the
+    next.
 
     A group is accepted if all bursts but `allowed(bursts)` have a gain above 1 + margin;
     "undecided" is an answer, and leaves it alone. Then the whole model, as planned, is
@@ -175,7 +176,7 @@ class Judge:
                 made[name] = lambda n=network, a=args, k=kwargs: n(*a, **k)
             return made
 
-        with observe.undisturbed(model):
+        with undisturbed(model):
             (gains,) = self._race([networks], [device])
         answer = verdict(gains, 1)
         return answer if answer is True else f"the whole model: {answer}"

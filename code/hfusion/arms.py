@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from . import packed
+from . import followers, packed
 from .measure import agree, unit
 from .siblings import Group
 
@@ -37,7 +37,7 @@ def together(group: Group, inputs: list[torch.Tensor]) -> bool | str:
             bound = 2 * unit(x) * (terms * x.abs().max()).item()
             for part, output in zip(call(x), _separate(group)(x), strict=True):
                 agree(part, output, bound)
-    if side_by_side is not None and not side_by_side.rounds:
+    if not side_by_side.rounds:
         return f"{', '.join(group.members)} do not compute together here"
     return True
 
@@ -62,11 +62,8 @@ def _separate(group: Group) -> Parts:
     return lambda x: [activation(call(x)) for call in calls]
 
 
-def _fused(group: Group) -> tuple[Parts, packed.Group | None]:
-    """What runs in their place, on copies of the weights."""
-    if group.nodes:  # in a graph: one layer, whose parts any reader may want contiguous
-        stacked = group.stacked()
-        return lambda x: [y.contiguous(memory_format=_dense(x)) for y in stacked(x)], None
+def _fused(group: Group) -> tuple[Parts, packed.Group]:
+    """What runs in their place, on copies of the weights, and the group that it is."""
     doubles = [copy.copy(layer) for layer in group.layers.values()]
     for double in doubles:  # `route` moves their numbers, and leaves those of the model
         mine = double._parameters.items()
@@ -74,14 +71,12 @@ def _fused(group: Group) -> tuple[Parts, packed.Group | None]:
             k: p if p is None else nn.Parameter(p, p.requires_grad) for k, p in mine
         }
     side_by_side = packed.route(doubles, group.members, group.dense)
+    after = [copy.copy(group.activation) for _ in group.followers]
+    if after:
+        followers.route(side_by_side, after, group.hoist)
     calls = [double.forward for double in doubles]
-    # The doubles go with the function: their group only has weak references.
-    return lambda x, keep=doubles: [call(x) for call in calls], side_by_side
-
-
-def _dense(x: torch.Tensor) -> torch.memory_format:
-    """The layout of an image; for all else, and where both fit, the plain one."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    if last is None or x.is_contiguous() or not x.is_contiguous(memory_format=last):
-        return torch.contiguous_format
-    return last
+    if not after:
+        # The doubles go with the function: their group only has weak references.
+        return lambda x, keep=doubles: [call(x) for call in calls], side_by_side
+    pairs = [*zip(calls, after, strict=True)]
+    return lambda x, keep=doubles: [act(call(x)) for call, act in pairs], side_by_side

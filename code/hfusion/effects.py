@@ -114,7 +114,7 @@ def known(node, modules):
 def _known_module(module):
     own = type(module).__module__.startswith("torch.nn.modules.")
     hooks = module._forward_hooks or module._forward_pre_hooks
-    changed = hooks or "forward" in vars(module)
+    changed = hooks or ("forward" in vars(module) and not layers.ours(module, "forward"))
     return (own or isinstance(module, layers.Stacked)) and not changed
 
 

@@ -20,6 +20,7 @@ Source: RepVGG (Ding et al. 2021) puts a 1×1 into a 3×3; IOS (Ding et al. 2020
 import dataclasses
 import itertools
 
+import torch
 import torch.nn.functional as F
 
 
@@ -57,6 +58,27 @@ class Window:
         """Where the layer's own window lies in a weight of this one: a slice an axis."""
         pairs = zip(self.margins(layer), layer.kernel_size, strict=True)
         return tuple(slice(margin, margin + side) for margin, side in pairs)
+
+
+def room(layers, window):
+    """(zeros for the weights of all these layers, the place of each of them there).
+
+    The zeros are [ΣK, C, *window], in memory as the first one's weight is.
+
+    >>> from torch import nn
+    >>> one, three = nn.Conv2d(1, 2, 1), nn.Conv2d(1, 4, 3, padding=1)
+    >>> zeros, places = room([one, three], common([one, three]))
+    >>> zeros.shape, [tuple(place.shape) for place in places]
+    (torch.Size([6, 1, 3, 3]), [(2, 1, 1, 1), (4, 1, 3, 3)])
+    """
+    first, sizes = layers[0].weight, [len(layer.weight) for layer in layers]
+    axes = (0, *(axis + 1 for axis in order(layers[0])))
+    shape = (sum(sizes), first.shape[1], *window.kernel_size)
+    zeros = torch.empty_permuted(
+        shape, axes, dtype=first.dtype, device=first.device
+    ).zero_()
+    rows = zip(zeros.split(sizes), layers, strict=True)
+    return zeros, [part[:, :, *window.place(layer)] for part, layer in rows]
 
 
 def window(layer):

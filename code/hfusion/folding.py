@@ -11,7 +11,6 @@ The model's forward stays its own. Its graph (torch.fx) is only read: it shows t
 norm alone reads the output of the convolution.
 """
 
-import copy
 import logging
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from . import effects, guards, layers, norms, siblings
+from . import effects, guards, layers, norms, placing
+from .aside import double as copied
 from .layers import FusionError
-from .tracing import Trace, trace
+from .reading import Reading
 
 logger = logging.getLogger("hfusion")
 
@@ -69,7 +69,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     Raises FusionError if a batch norm is in training mode, where its statistics are those
     of the batch. If one was folded, train() of the copy raises it, and so does a call
     with another value for an argument of forward() that is None or a bool by default.
-    Only forward() was followed: another method may use a convolution without its norm.
+    Only forward() in eval mode was followed: another method, or a module of it switched to
+    training mode, may use a convolution without its norm.
     Source: Ioffe and Szegedy 2015; torch.nn.utils.fusion.
 
     >>> from hfusion import models
@@ -90,12 +91,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
         study.model.get_submodule(parent)._modules[name] = folded
         places[pair.path] = folded
     _refuse_another_way(study, places.values())
-    checked = None
-    if not isinstance(model, fx.GraphModule):
-        switches, flags = guards.switches(model), study.trace.traced_in
-        checked = guards.Checked(switches, flags) if switches or flags else None
+    switches = {} if isinstance(model, fx.GraphModule) else guards.switches(model)
     eval_only = [path for path, folded in places.items() if folded.eval_only]
-    guards.hold(study.model, eval_only, checked)
+    guards.hold(study.model, eval_only, switches)
     return study.model
 
 
@@ -113,7 +111,7 @@ def unfolded(model: nn.Module) -> dict[str, str]:
 class _Pair(NamedTuple):
     """A norm at a path, the one call of it, and the convolution that it reads."""
 
-    scene: siblings.Scene
+    reading: Reading
     path: str
     norm: nn.Module
     node: fx.Node | None  # the call of the norm
@@ -127,7 +125,7 @@ class _Study(NamedTuple):
     """A copy of a model, what of it can be folded, and why the rest stays."""
 
     model: nn.Module
-    trace: Trace
+    reading: Reading
     pairs: list[_Pair]
     reasons: dict[str, str]
 
@@ -140,46 +138,42 @@ def _study(model):
             raise FusionError(
                 f"{path or 'model'} was in training mode; call model.eval() before folding"
             )
-    try:
-        double = copy.deepcopy(model)
-    except Exception as error:
-        raise FusionError(f"model cannot be copied: {error}") from error
+    double = copied(model)
     found = {
         path: module for path, module in double.named_modules() if norms.is_norm(module)
     }
-    traced = _traced(double, found.values())
-    scene = siblings.Scene(double, traced)
+    reading = _read(double, found.values())
     pairs, reasons = [], {}
     nodes = {
-        id(scene.modules[n.target]): n for n in scene.graph.find_nodes(op="call_module")
+        id(reading.modules[n.target]): n for n in reading.graph.find_nodes(op="call_module")
     }
     for path, norm in found.items():
-        pair = _pair(scene, path, norm, nodes.get(id(norm)))
+        pair = _pair(reading, path, norm, nodes.get(id(norm)))
         reason = next(filter(None, (rule(pair) for rule in RULES)), "")
         if reason:
             reasons[path] = reason
         else:
             pairs.append(_weighed(pair))
-    return _Study(double, traced, pairs, reasons)
+    return _Study(double, reading, pairs, reasons)
 
 
-def _traced(model, whole):
-    """The trace of a model, in which these modules are called whole."""
+def _read(model, whole):
+    """What forward does, where these modules are called whole."""
     for module in whole:
         vars(module)["called_whole"] = True
     try:
-        return trace(model)
+        return Reading(model, exact=True)
     finally:
         for module in whole:
             del vars(module)["called_whole"]
 
 
-def _pair(scene, path, norm, node):
+def _pair(reading, path, norm, node):
     given = [*node.args, *node.kwargs.values()] if node else []
     before = given[0] if len(given) == 1 and isinstance(given[0], fx.Node) else None
     called = before is not None and before.op == "call_module"
-    conv = scene.modules[before.target] if called else None
-    return _Pair(scene, path, norm, node, before, conv)
+    conv = reading.modules[before.target] if called else None
+    return _Pair(reading, path, norm, node, before, conv)
 
 
 def _weighed(pair):
@@ -223,7 +217,7 @@ def _follows_no_convolution(pair):
         return "it is called with more than one tensor"
     if pair.before.op == "placeholder":
         return f"it follows {pair.before.target}, not a convolution"
-    called = effects.name(pair.before, pair.scene.modules)
+    called = effects.name(pair.before, pair.reading.modules)
     return f"it follows {pair.before} (`{called}`), not a convolution"
 
 
@@ -232,10 +226,38 @@ def _convolution_holds_more(pair):
     return held and f"{pair.before.target} {held}, which folding would not respect"
 
 
+def _called_again(pair):
+    for node in (pair.before, pair.node):
+        module, calls = pair.reading.modules[node.target], pair.reading.calls_of
+        if (count := calls(module)) > 1:
+            return f"{node.target} is called {count} times"
+    return ""
+
+
 def _known_to_others(pair):
-    rules = (siblings.called_again, siblings.known_elsewhere, siblings.shared_tensors)
-    found = (rule(pair.scene, node) for node in (pair.before, pair.node) for rule in rules)
-    return next(filter(None, found), "")
+    """A module with two names, or within one that the graph calls whole."""
+    modules = pair.reading.modules
+    called = {node.target for node in pair.reading.graph.find_nodes(op="call_module")}
+    for path in (pair.before.target, pair.node.target):
+        names = [name for name, module in modules.items() if module is modules[path]]
+        if len(names) > 1:
+            return f"{names[0]} is also {names[1]}"
+        above = {path[:at] for at, letter in enumerate(path) if letter == "."}
+        if whole := next(iter(above & called), ""):
+            return f"{path} may be called by {whole}, which the graph calls whole"
+    return ""
+
+
+def _shared_tensors(pair):
+    read = {node.target for node in pair.reading.graph.find_nodes(op="get_attr")}
+    for path in (pair.before.target, pair.node.target):
+        module = pair.reading.modules[path]
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if f"{path}.{name}" in read:
+                return f"forward reads {path}.{name} itself"
+            if len(pair.reading.owners[placing.memory(tensor)]) > 1:
+                return f"{path}.{name} shares memory with another tensor"
+    return ""
 
 
 def _read_by_others(pair):
@@ -245,7 +267,7 @@ def _read_by_others(pair):
 
 
 def _another_mode(pair):
-    mode = pair.scene.memory.mode
+    mode = pair.reading.memory.mode
     changes = mode(pair.before) != mode(pair.node)
     return changes and f"a mode, such as no_grad, changes after {pair.before.target}"
 
@@ -281,7 +303,8 @@ def _overflows(pair):
 
 RULES = (
     *(_norm_holds_more, _without_statistics, _not_called, _follows_no_convolution),
-    *(_convolution_holds_more, _known_to_others, _read_by_others, _another_mode),
+    *(_convolution_holds_more, _called_again, _known_to_others, _shared_tensors),
+    *(_read_by_others, _another_mode),
     *(_unlike_tensors, _does_something_else, _overflows),
 )
 
@@ -293,10 +316,10 @@ def _refuse_another_way(study, folded):
     """
     if isinstance(study.model, fx.GraphModule):
         return
-    left = [study.trace.modules[path] for path in study.reasons]
+    left = [study.reading.modules[path] for path in study.reasons]
     try:
-        again = _traced(study.model, [*left, *folded])
-        same = list(_calls(again.graph)) == list(_calls(study.trace.graph))
+        again = _read(study.model, [*left, *folded])
+        same = list(_calls(again.graph)) == list(_calls(study.reading.graph))
         error = None
     except FusionError as why:
         same, error = False, why

@@ -36,14 +36,13 @@ class Checked:
     """A forward_pre_hook: the model is called as it was when its forward was followed.
 
     switches: the arguments of forward whose value may decide which way it goes, as
-    {name: (their place, or None for a keyword, the value that they had)}. flags: the
-    training flags by path, in all the ways that were followed; None if they do not matter.
+    {name: (their place, or None for a keyword, the value that they had)}.
     """
 
     keeps = True  # so that it is no hook of somebody's own
 
-    def __init__(self, switches: Mapping[str, tuple], flags: tuple | None):
-        self.switches, self.flags = dict(switches), flags
+    def __init__(self, switches: Mapping[str, tuple]):
+        self.switches = dict(switches)
 
     def __call__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         for name, (place, default) in self.switches.items():
@@ -55,19 +54,6 @@ class Checked:
                     f"were folded, got {_shown(value)}; with another value forward may use "
                     "what was folded in another way: call the original"
                 )
-        if self.flags is not None:
-            self._check_flags(model)
-
-    def _check_flags(self, model):
-        now = {path: model.get_submodule(path).training for path in self.flags[0]}
-        if now not in self.flags:
-            path = next(path for path in now if now[path] != self.flags[0][path])
-            mode, was = ("training", "eval") if now[path] else ("eval", "training")
-            raise FusionError(
-                f"{path or 'model'}: expected {was} mode, in which batch norms of this "
-                f"model were folded, got {mode} mode, in which forward may use what was "
-                "folded in another way: switch it back, or call the original"
-            )
 
 
 def _shown(value):
@@ -92,12 +78,12 @@ def switches(model: nn.Module) -> dict[str, tuple]:
     return found
 
 
-def hold(model: nn.Module, paths: list[str], checked: Checked | None) -> None:
+def hold(model: nn.Module, paths: list[str], switches: Mapping[str, tuple]) -> None:
     """Guard a model in which the norms at these paths were folded, those for eval mode."""
     steps = [path.split(".") for path in paths]
     above = {".".join(parts[:end]) for parts in steps for end in range(len(parts))}
     for path in sorted(above):
         module = model.get_submodule(path)
         vars(module)["train"] = EvalOnly(module)
-    if checked is not None:
-        model.register_forward_pre_hook(checked, with_kwargs=True)
+    if switches:
+        model.register_forward_pre_hook(Checked(switches), with_kwargs=True)

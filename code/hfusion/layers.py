@@ -23,6 +23,15 @@ from . import embedding
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
+# Activations that treat each number alone, so that they commute with the split:
+# the module, and what functions and methods with the same result are called.
+POINTWISE = {
+    nn.ReLU: "relu", nn.ReLU6: "relu6", nn.LeakyReLU: "leaky_relu", nn.ELU: "elu",
+    nn.GELU: "gelu", nn.SiLU: "silu", nn.Mish: "mish", nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh", nn.Softplus: "softplus", nn.Hardswish: "hardswish",
+    nn.Hardsigmoid: "hardsigmoid",
+}  # fmt: skip
+
 
 class FusionError(ValueError):
     """Layers that cannot be stacked, or a state_dict that does not fit them."""
@@ -57,14 +66,15 @@ def hooks(layer):
 _METHODS = ("forward", "_conv_forward", "train", "eval")
 
 
-def _ours(layer, name):
+def ours(layer, name):
+    """Whether a fused model has put this method there."""
     return getattr(getattr(vars(layer)[name], "__self__", None), "routes", False)
 
 
 def _extras(layer):
     """What somebody has added to a layer: methods of its own, buffers, modules."""
     # What a fused model puts there goes back to what the class does.
-    methods = [name for name in _METHODS if name in vars(layer) and not _ours(layer, name)]
+    methods = [name for name in _METHODS if name in vars(layer) and not ours(layer, name)]
     parameters = [name for name in layer._parameters if name not in ("weight", "bias")]
     return [*methods, *parameters, *layer._buffers, *layer._modules]
 
@@ -152,13 +162,26 @@ def _refusal(named, embed, kept=()):
         return "layers is empty; one layer or more fits"
     labelled = {f"layers[{name}]": layer for name, layer in named.items()}
     alone = (unfit(label, layer, kept) for label, layer in labelled.items())
-    reason = next(filter(None, alone), "") or unlike(labelled, embed, kept)
-    if reason:
-        return reason
-    parameters = [p for layer in named.values() for p in layer.parameters()]
-    places = [p.data_ptr() or id(p) for p in parameters]  # on "meta" there is no address
-    if len(set(places)) < len(places):
-        return "layers share a parameter; separate layers with tensors of their own fit"
+    return next(filter(None, alone), "") or unlike(labelled, embed, kept) or tied(labelled)
+
+
+def tied(labelled):
+    """Whether layers share a parameter, in a sentence; "" if not.
+
+    >>> one = nn.Linear(4, 4)
+    >>> tied({"one": one, "the same": one})[:31]
+    'one and the same share a parame'
+    """
+    owners = {}
+    for label, layer in labelled.items():
+        for p in layer.parameters():
+            # On "meta" there is no address.
+            owner = owners.setdefault(p.data_ptr() or id(p), label)
+            if owner != label:
+                return (
+                    f"{owner} and {label} share a parameter; separate layers with tensors "
+                    "of their own fit"
+                )
     return ""
 
 

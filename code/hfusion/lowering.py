@@ -15,24 +15,27 @@ import operator
 import torch
 from torch import fx
 
-from . import layers
+from . import layers, reading
 from .layers import FusionError
+from .reading import Reading
 from .rewrite import FusionPlan
-from .siblings import Group
-from .tracing import Trace, copied, trace
 
 
-def lower(plan: FusionPlan) -> fx.GraphModule:
+def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     """The planned network as one graph, in which each group of siblings is one layer.
 
     For exporters and compilers, which cannot look at addresses at each call; everything
     else is better served by `plan.apply()`. plan: a FusionPlan of a model in eval mode,
-    found by reading, so without example_inputs. Returns a torch.fx.GraphModule in eval
-    mode that takes what the model's forward takes and returns the same within rounding.
-    Each fused group is a `layers.Stacked` in it, with the group's activation, hoist and
-    window. It is a snapshot: its weights are copies, its keys are those of torch.fx, and
-    only what the graph calls is there. Raises FusionError for a plan found by running, a
-    model in training mode, and a model that has changed since it was planned.
+    found by reading, so without example_inputs. once: whether an activation that all
+    members of a group have is applied to all branches at once (True) or to each (False);
+    None: at once where a branch is in one piece, or where consumers copy less than that
+    saves. Returns a torch.fx.GraphModule in eval mode that takes what the model's forward
+    takes and returns the same within rounding. Each fused group is a `layers.Stacked` in
+    it. It is a snapshot: its weights are copies, its keys are those of torch.fx, and only
+    what the graph calls is there. Siblings that cannot be one layer in it stay separate:
+    with several calls or hooks, or whose consumers count on the layout of memory.
+    Raises FusionError for a plan found by running, a model in training mode, one that has
+    changed since it was planned, and one that does more than a graph can say.
 
     >>> from hfusion import models, plan
     >>> network = lower(plan(models.Inception.from_table("3a").eval()))
@@ -45,37 +48,46 @@ def lower(plan: FusionPlan) -> fx.GraphModule:
     >>> torch.export.export(network, (x,)).module()(x).shape
     torch.Size([1, 256, 28, 28])
     """
-    now = _as_planned(plan)
-    graph, where = copied(plan.trace.graph)
+    now = _read(plan)
+    graph = copy.deepcopy(now.graph)
+    where = dict(zip(now.graph.nodes, graph.nodes, strict=True))
     stacked = {}
-    for group in plan.groups:
-        if group.fused:
-            path = _free_path(graph, group.members)
-            stacked[path] = _stacked(group)
-            _call_stacked(graph, group, path, where)
-    parts = _copies(plan.model, graph, now.constants, stacked)
+    for group in filter(lambda group: group.fused, plan.groups):
+        nodes = [node for path in group.members for node in now.nodes[path]]
+        activation, ends = reading.once(now, nodes)
+        if once is False:
+            activation, ends = None, nodes
+        if not _one_layer(now, group, ends):
+            continue
+        hoist = bool(once or reading.copies(now, ends) < len(ends) - 1)
+        embed, path = group.window is not None, _free_path(graph, group.members)
+        stacked[path] = layers.stack(group.layers, activation, embed, hoist)
+        views = {view for end in ends for view in now.memory.views(end)}
+        there = ([where[node] for node in found] for found in (nodes, ends, views))
+        _call_stacked(graph, path, *there)
+    parts = _copies(plan.model, graph, now.trace.constants, stacked)
     network = fx.GraphModule(parts, graph, type(plan.model).__name__)
     _keep_out_of_state(network, parts.keys() - plan.model.state_dict().keys())
     network.graph.lint()
     return network.eval()
 
 
-def _as_planned(plan: FusionPlan) -> Trace:
+def _read(plan: FusionPlan) -> Reading:
     """The model as it is read now. FusionError where that is not what was planned."""
-    if not isinstance(plan, FusionPlan) or plan.trace is None:
+    if not isinstance(plan, FusionPlan) or not isinstance(plan.found, Reading):
         kind = type(plan).__name__
         got = "one found by running" if isinstance(plan, FusionPlan) else f"a {kind}"
         raise FusionError(
             f"plan: expected one found by reading, without example_inputs, got {got}"
         )
-    now = trace(plan.model)
-    for flags in (now.flags, plan.trace.flags):
-        for path in (path for path, training in flags.items() if training):
+    for path, module in plan.model.named_modules():
+        if module.training:
             raise FusionError(
                 f"model: expected eval mode, got {path or 'model'} in training mode; call "
                 "model.eval() and plan again"
             )
-    if _calls(now.graph) != _calls(plan.trace.graph):
+    now = Reading(plan.model, exact=True)
+    if _calls(now.graph) != _calls(plan.found.graph):
         raise FusionError("model has changed since it was planned; plan it again")
     return now
 
@@ -84,25 +96,24 @@ def _calls(graph):
     return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
 
 
-def _stacked(group: Group) -> layers.Stacked:
-    """The members as one layer, if they are siblings still."""
-    if reason := layers.refusal(group.layers, embed=group.window is not None):
+def _one_layer(now, group, ends):
+    """Whether a group's calls can become one call of one layer, in a graph."""
+    members, embed = group.layers, group.window is not None
+    if reason := layers.refusal(members, embed, layers.KEPT):
         raise FusionError(f"model has changed since it was planned: {reason}")
-    return group.stacked()
+    if group.calls > 1 or layers.refusal(members, embed):
+        return False
+    return not any(now.memory.counts_on_layout(end) for end in ends)
 
 
-def _call_stacked(graph, group, path, where):
-    """In a graph: one call of the stacked layer at `path` in place of a group's calls.
-
-    where: {node of the graph that was planned: node of this one}.
-    """
-    nodes, ends = ([where[n] for n in each] for each in (group.nodes, group.ends))
+def _call_stacked(graph, path, nodes, ends, views):
+    """In a graph: one call of the stacked layer at `path` in place of a group's calls."""
     with graph.inserting_before(nodes[0]):
         whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
         parts = [
             graph.call_function(operator.getitem, (whole, i)) for i in range(len(nodes))
         ]
-    for view in map(where.get, group.views):  # a part may be strided, and view cannot copy
+    for view in views:  # a part may be strided, and view cannot copy
         view.target = "reshape"
         if "size" in view.kwargs:  # else another group has done it
             view.kwargs = {"shape": view.kwargs["size"]}

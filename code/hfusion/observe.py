@@ -15,11 +15,10 @@ fused model will, and notes who cannot read them.
 
 import contextlib
 import copy
+import functools
 import itertools
-import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -27,6 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import effects, layers, placing
+from .aside import double, undisturbed
+from .calls import Call, Calls, Followers
 from .layers import FusionError
 
 # Who asks how memory is laid out: they get a contiguous part …
@@ -35,18 +36,16 @@ _ASKS = effects.LAYOUT | {"is_contiguous"}
 _TRIES = effects.MAY_COPY | {"view_as_complex"}
 
 
-class Run:
-    """What one run of a model has shown.
+class Run(Calls):
+    """The calls that one run of a model has shown.
 
     model: an nn.Module, left as it was: a copy runs that shares its parameters, no gradient
     is recorded, and random numbers go on as if nothing had run. example_inputs: a tensor, a
     tuple of positional arguments or a dict of keywords. Raises FusionError where the model
     cannot be copied or run.
 
-    families: the paths of layers that were called with the same tensors and have the same
-    geometry, two or more each, in the order of their calls; calls: how often each layer was
-    called, by path; kinds: how often layers of each kind were; inputs: what each layer got
-    at each call, by path, as (a tensor like it on "meta", its device); double: what ran.
+    inputs: what each layer got at each call, by path, as (a tensor like it on "meta", its
+    device); double: what ran.
 
     >>> class Cell(nn.Module):
     ...     def __init__(self):
@@ -55,9 +54,11 @@ class Run:
     ...     def forward(self, x):
     ...         return self.a(x), self.b(x) if x.sum() > 0 else None
     >>> run = Run(Cell(), torch.ones(1, 4))
-    >>> run.families, dict(run.kinds)
+    >>> run.families(), dict(run.kinds)
     ([('a', 'b')], {'Linear': 2})
     """
+
+    found = "running"
 
     def __init__(self, model, example_inputs):
         self._given = arguments(example_inputs)
@@ -67,22 +68,11 @@ class Run:
             seen = self._seen(model, {id(p): p for p in model.parameters()})
         except _Written:  # forward changes its parameters, which are the model's
             seen = self._seen(model, {})
-        self.calls = {self._paths[layer]: len(calls) for layer, calls in seen.items()}
-        self._turns = {self._paths[m]: [turn for *_, turn in seen[m]] for m in seen}
-        self.kinds, together = Counter(), defaultdict(list)
-        for layer, calls in seen.items():
-            kind, inputs = layers.kind_of(layer).__name__, [call[:2] for call in calls]
-            self.kinds[kind] += len(inputs)
-            geometry = (str(layers.in_effect(layer, name)) for name in layers.GEOMETRY)
-            together[tuple(inputs), kind, *geometry].append(self._paths[layer])
-        self.families = [tuple(paths) for paths in together.values() if len(paths) > 1]
+        super().__init__(model, seen)
 
     def _seen(self, model, shared):
         """What `_called` returns, of a copy of the model that has shared[id(p)] for p."""
-        try:
-            self.double = copy.deepcopy(model, dict(shared))
-        except Exception as error:
-            raise FusionError(f"model cannot be copied: {error}") from error
+        self.double = double(model, shared)
         named = self.double.named_modules()
         self._paths = {module: path for path, module in named if layers.kind_of(module)}
         try:
@@ -95,44 +85,41 @@ class Run:
                 f"model cannot be run with example_inputs: {type(error).__name__}: {error}"
             ) from error
 
-    def in_turn(self, paths):
-        """Whether layers take turns: all of them with one input before any with the next.
-
-        Else the first one, which computes for all, computes again before the others have
-        fetched their parts.
-
-        >>> class Levels(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 3)
-        ...     def forward(self, x, y):
-        ...         return [self.a(x), self.a(y)], [self.b(x), self.b(y)]
-        >>> Run(Levels(), (torch.ones(1, 4), torch.ones(2, 4))).in_turn(["a", "b"])
-        False
-        """
-        rounds = list(zip(*(self._turns[path] for path in paths), strict=True))
-        first = all(turns[0] == min(turns) for turns in rounds)
-        return first and all(max(a) < min(b) for a, b in itertools.pairwise(rounds))
-
     def _called(self):
-        """{layer: [(number of its input, how often that was written to, turn), …]}."""
+        """{path: [Call, …]}, with a number for each tensor."""
         seen, numbers = defaultdict(list), WeakIdKeyDictionary()
         count, turns = itertools.count(), itertools.count()
-        self.inputs = defaultdict(list)
+        self.inputs, self._outputs, self._then = defaultdict(list), defaultdict(list), {}
+
+        def number(x):
+            if x not in numbers:
+                numbers[x] = next(count)
+            return numbers[x]
 
         def note(layer, given, keywords):
             values = [*given, *keywords.values()]
             if len(values) == 1 and torch.is_tensor(values[0]):
-                x = values[0]
-                if x not in numbers:
-                    numbers[x] = next(count)
-                seen[layer].append((numbers[x], x._version, next(turns)))
+                x, path = values[0], self._paths[layer]
+                seen[path].append(Call(number(x), x._version, next(turns)))
                 like = torch.empty_like(x, device="meta", requires_grad=False)
-                self.inputs[self._paths[layer]].append((like, x.device))
+                self.inputs[path].append((like, x.device))
 
-        hooks = [
-            layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self._paths
-        ]
+        def note_output(layer, given, y):
+            if torch.is_tensor(y):
+                self._outputs[self._paths[layer]].append(number(y))
+
+        def note_activation(path, module, given):
+            if len(given) == 1 and torch.is_tensor(given[0]):
+                self._then[number(given[0])] = path
+
+        hooks = []
+        for layer in self._paths:
+            hooks.append(layer.register_forward_pre_hook(note, with_kwargs=True))
+            hooks.append(layer.register_forward_hook(note_output))
+        for path, module in self.double.named_modules():
+            if type(module) in layers.POINTWISE and not getattr(module, "inplace", False):
+                hook = functools.partial(note_activation, path)
+                hooks.append(module.register_forward_pre_hook(hook))
         try:
             _run(self.double, *self._given)
         finally:
@@ -140,11 +127,23 @@ class Run:
                 hook.remove()
         return seen
 
-    def asking(self, groups):
-        """Which layers' output somebody reads who cannot read a strided part: paths.
+    def followers(self, paths):
+        """See `Calls`. Who else reads what a sibling returns does not matter here."""
+        modules = []
+        for path in paths:
+            after = {self._then.get(output) for output in self._outputs[path]}
+            if len(after) != 1 or None in after:
+                return None
+            modules += after
+        activations = [self.double.get_submodule(path) for path in modules]
+        if len({repr(activation) for activation in activations}) > 1:
+            return None
+        return Followers(copy.deepcopy(activations[0]), tuple(modules))
 
-        groups: of paths. The model runs again, and these layers hand on strided parts.
-        """
+    def asking(self, groups):
+        """See `Calls`. The model runs again, and these layers hand on strided parts."""
+        if not groups:
+            return {}
         watch, hooks = _Watch(), []
         for paths in groups:
             members = [self.double.get_submodule(path) for path in paths]
@@ -156,7 +155,7 @@ class Run:
             with watch:
                 _run(self.double, *self._given)
         except Exception:  # somebody cannot read one, and it is not known who
-            return {path for paths in groups for path in paths}
+            return {path: "forward" for paths in groups for path in paths}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -228,7 +227,7 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.parts, self.asking = {}, set()
+        self.parts, self.asking = {}, {}
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
@@ -240,7 +239,7 @@ class _Watch(TorchFunctionMode):
             result = function(*args, **kwargs)
             # One row or image is in one piece by chance: of more, such a view cannot be.
             if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
-                self.asking.add(path)
+                self.asking.setdefault(path, name)
             return result
         # As the layer's own output would lie there, or a view of it.
         alone = placing.dense(args[0], args[0])
@@ -254,7 +253,7 @@ class _Watch(TorchFunctionMode):
                 ):
                     return result  # it copies either way
         # A copy costs as much here as there, and then it is plain who shares memory.
-        self.asking.add(path)
+        self.asking.setdefault(path, name)
         return function(alone, *args[1:], **kwargs)
 
     def _whose(self, args):
@@ -268,19 +267,3 @@ def _run(double, args, kwargs):
     """Call a model without recording gradients, and without drawing random numbers."""
     with undisturbed(double), torch.no_grad():
         double(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-
-
-@contextlib.contextmanager
-def undisturbed(model):
-    """Random numbers go on after it as if nothing had been drawn."""
-    chance = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=_devices(model)):
-            yield
-    finally:
-        random.setstate(chance[0])
-        np.random.set_state(chance[1])
-
-
-def _devices(model):
-    return sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})

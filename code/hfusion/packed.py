@@ -22,13 +22,8 @@ import weakref
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import layers, operators, placing
-from .operators import FORWARD
+from . import checks, embedding, layers, operators, placing
 
 logger = logging.getLogger("hfusion")
 
@@ -36,10 +31,6 @@ WASTED = 8  # so many rounds in a row that served nobody, and a group is switche
 SETTLED = 8  # so many good rounds, and a group may be packed again …
 PACKED_AGAIN = 4  # … else it may be, so many times
 _ROUTED = ("forward", "_apply", "_replicate_for_data_parallel")  # what is set in a layer
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
-_GEOMETRY += ("_reversed_padding_repeated_twice",)
-# How many tensors know a memory. Up to torch 2.8, those for CPUs cannot tell …
-_count = getattr(torch._C, "_storage_Use_Count", None)
 
 
 def route(members, names, dense=()):
@@ -68,6 +59,8 @@ def member_of(layer):
 
 def release(layer):
     """Let a layer compute for itself, with a weight in memory of its own, in place."""
+    if member_of(layer) is None:
+        return
     for name in _ROUTED:
         vars(layer).pop(name, None)
     for parameter in layer._parameters.values():
@@ -94,8 +87,10 @@ class Member:
 
     def forward(self, input):
         part = self.group.part(self.index, input)
+        if part is not None:
+            return part
         layer = self._layer()
-        return type(layer).forward(layer, input) if part is None else part
+        return type(layer).forward(layer, input)
 
     def apply(self, fn, recurse=True):
         """For `.to()` and its like: memory that the weights have left is not kept."""
@@ -113,74 +108,11 @@ class Member:
         return replica
 
 
-class _Row:
-    """What a member was when the group was packed."""
-
-    __slots__ = ("bias", "geometry", "kind", "layer", "memory", "weight")
-
-    def __init__(self, layer):
-        self.layer, self.kind = weakref.ref(layer), type(layer)
-        self.weight, self.bias = layer._parameters["weight"], layer._parameters["bias"]
-        self.memory = _memory(self.weight), self.bias is not None and _memory(self.bias)
-        self.geometry = None if self.kind is nn.Linear else _geometry(vars(layer))
-
-    def versions(self):
-        """How often the weights were written to; None if a member is not what it was."""
-        layer = self.layer()
-        if type(layer) is not self.kind or self.kind.forward is not FORWARD[self.kind]:
-            return None
-        own, weight, bias = layer.__dict__, self.weight, self.bias
-        parameters = own["_parameters"]
-        if parameters.get("weight") is not weight or parameters.get("bias") is not bias:
-            return None
-        if "weight" in own or "bias" in own or "_conv_forward" in own:
-            return None
-        if (_memory(weight), bias is not None and _memory(bias)) != self.memory:
-            return None
-        if self.geometry is not None and _geometry(own) != self.geometry:
-            return None
-        return weight._version, bias is not None and bias._version
-
-
-def _memory(tensor):
-    """Where a tensor's numbers are, and how they are read there."""
-    return tensor.data_ptr(), tensor.dtype, tensor.stride(), tensor.numel()
-
-
-def _geometry(own):
-    return [own.get(name) for name in _GEOMETRY]
-
-
 def _margins(layer):
     """What a convolution really pads with where it does not pad with zeros."""
     if getattr(layer, "padding_mode", "zeros") == "zeros":
         return None
     return tuple(layer._reversed_padding_repeated_twice)
-
-
-class _Round:
-    """What the first sibling left for the others, and under which conditions it holds."""
-
-    __slots__ = ("left", "memory", "mode", "parts", "rows", "version", "versions", "x")
-
-    def __init__(self, x, mode, rows, versions, parts):
-        # When x is gone, nobody can ask for the parts any more.
-        self.x = weakref.ref(x, lambda _: parts.clear())
-        self.version, self.memory, self.mode = x._version, (_memory(x), x.shape), mode
-        self.rows, self.versions = rows, versions
-        self.parts, self.left = parts, len(parts)
-
-    def take(self, index, x, mode):
-        """A part, once; None if it is gone, or if anything is not as it was."""
-        if self.x() is not x or x._version != self.version or self.mode != mode:
-            return None
-        if (_memory(x), x.shape) != self.memory:
-            return None
-        if self.rows[index].versions() != self.versions[index]:
-            return None
-        part, self.parts[index] = self.parts[index], None
-        self.left -= part is not None
-        return part
 
 
 class _Here(threading.local):
@@ -194,27 +126,34 @@ class Group:
 
     off: why it computes no longer together, in words; "" while it does.
     rounds: how often one product served all, at this group and its copies.
+    then: the activation that follows all members, see `followers`; None if there is none.
     """
+
+    then = None
 
     def __init__(self, layers, names, dense=()):
         self.names, self.dense = tuple(names), frozenset(dense)
         self.sizes = tuple(len(layer.weight) for layer in layers)
         self.dim = 1 - layers[0].weight.ndim  # of the output, counted from its end
+        # Filters of several sizes lie in zeros, in the largest one's window.
+        self.window = embedding.common(layers) if embedding.mixed(layers) else None
         self.off, self.rounds = "", 0
         self._start([weakref.ref(layer) for layer in layers])
 
     def _start(self, layers):
         """What no copy takes along."""
         self._layers = layers
-        self._rows = self._weight = self._bias = None
+        self._together = None  # (rows, weight, bias), where they lie side by side
+        self._moved = False  # whether one of the weights may have left
         self._packed = self._wasted = self._settled = 0
         self._biased = ()  # which ones have a bias, for torch.compile
         self._traced = None  # the round that torch.compile is at
         self._apart = False  # whether compiled code is to call each layer
+        self.device = torch.device("cpu")
         self._here, self._lock = _Here(), threading.Lock()
 
     def __getstate__(self):
-        kept = ("names", "dense", "sizes", "dim", "off", "rounds")
+        kept = ("names", "dense", "sizes", "dim", "window", "off", "rounds", "then")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state):
@@ -228,25 +167,30 @@ class Group:
         here = self._here
         if index == 0 and here.turn is not None:
             self._waste(here)
-        if self.off or not _plain(x) or (torch.is_grad_enabled() and self._learns(x)):
+        turn = here.turn
+        if self.off or not (checks.plain(x) if index == 0 else turn and turn.x() is x):
+            return None
+        mode = checks.mode(self.device)
+        if mode is None or (mode[0] and self._learns(x)):
             return None
         if index == 0:
-            return self._begin(x, here)
-        turn = here.turn
-        if turn is None:
-            return None
-        part = turn.take(index, x, self._mode())
-        if part is not None and not turn.left:
+            return self._begin(x, mode, here)
+        part = turn.take(index, x, mode)
+        if part is None:
+            self._moved = True
+        elif not turn.left:
             here.turn = None
             self.rounds += 1
             self._settled, self._wasted = self._settled + 1, 0
         return part
 
-    def _begin(self, x, here):
+    def _begin(self, x, mode, here):
         """One product for all: the first one's part."""
-        rows, versions, weight, bias = self._whole()
-        if None in versions:
+        together = self._whole()
+        if together is None:
             return None
+        rows, weight, bias = together
+        counts = [row.count() for row in rows]
         try:
             y = self._product(x, weight, bias)
         except RuntimeError:  # the layer will say it in its own words
@@ -254,28 +198,32 @@ class Group:
         # Not split: autograd and versions would count a write to one part as one to all.
         # It is safe: the parts do not overlap, and nobody else has seen y.
         parts = list(y.unsafe_split_with_sizes(self.sizes, self.dim))
+        whole = self.then and self.then.whole(self, y, parts, mode)
         for index in self.dense:
             parts[index] = placing.dense(parts[index], y)
         first, parts[0] = parts[0], None
-        here.turn = turn = _Round(x, self._mode(), rows, versions, parts)
-        turn.left -= 1
+        here.turn = checks.Round(x, mode, rows, counts, parts, whole)
+        if whole is not None:
+            whole.mark(0, first)
         return first
 
     def _whole(self):
-        """(rows, their versions, weight, bias), packed again if weights have moved."""
+        """(rows, weight, bias); None where the weights cannot lie side by side.
+
+        Only the first member is looked at here: the others are before they take their
+        parts, and if one of them does not, at the next call all are.
+        """
+        together = self._together
+        if together is not None and not self._moved and together[0][0].first():
+            return together
         with self._lock:
-            versions = self._versions()
-            if None in versions and self._may_pack() and self._pack():
-                versions = self._versions()
-            return self._rows, versions, self._weight, self._bias
+            if not self._in_place() and not (self._may_pack() and self._pack()):
+                return None
+            self._moved = False
+            return self._together
 
-    def _versions(self):
-        return [row.versions() for row in self._rows] if self._rows else [None]
-
-    def _mode(self):
-        """What decides, besides x and the weights, which numbers a layer returns."""
-        cast = torch.is_autocast_enabled(self._device)
-        return torch.is_grad_enabled(), cast and torch.get_autocast_dtype(self._device)
+    def _in_place(self):
+        return self._together is not None and all(row.first() for row in self._together[0])
 
     def _learns(self, x):
         """Whether a gradient of x or of a parameter will be wanted."""
@@ -289,11 +237,14 @@ class Group:
         first = self._layers[0]()
         if weight.ndim == 2:
             return F.linear(x, weight, bias)
+        if self.window is not None:
+            by = self.window.padding, self.window.dilation
+            return operators.CONVOLUTIONS[weight.ndim](x, weight, bias, first.stride, *by)
         return type(first)._conv_forward(first, x, weight, bias)
 
     def _waste(self, here):
         """Some parts of the last round were not fetched."""
-        here.turn = None
+        here.turn, self._moved = None, True
         self._in_vain(f"{WASTED} times in a row they were not called together")
 
     def _in_vain(self, reason):
@@ -310,14 +261,14 @@ class Group:
 
     def _switch_off(self, reason):
         self.off = f"{', '.join(self.names)} compute separately from now on: {reason}"
-        self._rows = self._weight = self._bias = None
+        self._together = None
         logger.warning(self.off)
 
     def look(self):
         """Let go of memory that the weights have left."""
         with self._lock:
-            if None in self._versions():
-                self._rows = self._weight = self._bias = None
+            if not self._in_place():
+                self._together = None
 
     def _pack(self, fresh=False):
         """Move the members' numbers side by side; whether that could be.
@@ -325,38 +276,47 @@ class Group:
         fresh: nobody else can know yet where the numbers were.
         """
         members = [reference() for reference in self._layers]
-        self._rows = self._weight = self._bias = None
+        self._together = None
         if None in members:
             _part(members)
             self._switch_off("one of them is gone")
             return False
-        if not fresh and any(map(_shared, members)):
+        if not fresh and any(map(checks.shared, members)):
             self._in_vain("other tensors share the memory of their weights")
             return False
         if reason := self._unfit(members):
             self._in_vain(reason)
             return False
         with torch.inference_mode(False), torch.no_grad():
-            self._weight = placing.whole([m.weight for m in members])
-            self._bias = placing.whole_bias(
-                [m.bias for m in members], self.sizes, self._weight
-            )
-        self._rows, self._device = [_Row(m) for m in members], self._weight.device.type
+            whole = self._side_by_side(members)
+            bias = placing.whole_bias([m.bias for m in members], self.sizes, whole)
+        self.device = whole.device
+        self._together = [checks.Row(m) for m in members], whole, bias
         self._biased = tuple(m.bias is not None for m in members)
         self._packed, self._settled = self._packed + 1, 0
         return True
+
+    def _side_by_side(self, members):
+        weights = [layer.weight for layer in members]
+        if self.window is None:
+            return placing.whole(weights)
+        return placing.moved(weights, *embedding.room(members, self.window))
 
     def _unfit(self, members):
         """Why members cannot lie side by side (now), in words; "" if they can."""
         named = dict(zip(self.names, members, strict=True))
         # First of all: whoever reads a parametrised weight may change it.
-        if reason := next(filter(None, itertools.starmap(_unmovable, named.items())), ""):
+        if reason := next(
+            filter(None, itertools.starmap(checks.unmovable, named.items())), ""
+        ):
             return reason
         if tuple(len(layer.weight) for layer in members) != self.sizes:
             return "their sizes have changed"
         if len({_margins(layer) for layer in members}) > 1:
             return "their paddings differ"
-        return layers.refusal(named, kept=layers.KEPT)
+        if self.window is not None and embedding.common(members) != self.window:
+            return "their windows have changed"
+        return layers.refusal(named, self.window is not None, layers.KEPT)
 
     def _traced_part(self, index, x):
         """What `part` does where torch.compile writes down what happens.
@@ -365,7 +325,7 @@ class Group:
         `written` asks how often x and the weights were written to.
         """
         layers = [reference() for reference in self._layers]
-        if self.off or self._apart or self.dense:
+        if self.off or self._apart or self.dense or self.window:
             return None
         if not operators.traceable(layers, self.sizes, x):
             return None
@@ -381,12 +341,12 @@ class Group:
             return None
         turn, self._traced = self._traced, None
         if index == 0 and turn is None:
+            whole = self._together[1:] if self._together else (None, None)
             y = torch.ops.hfusion.product(
                 x,
                 weights,
                 biases,
-                self._weight,
-                self._bias,
+                *whole,
                 *operators.settings_of(layers[0]),
             )
             turn = tensors, written, list(y.split(self.sizes, self.dim))
@@ -405,65 +365,12 @@ def _gone():
     """A reference to a layer that is gone."""
 
 
-def _plain(x):
-    """Whether x can be watched, and nobody else watches what is done to it."""
-    if type(x) is not torch.Tensor or x.layout is not torch.strided or x.is_nested:
-        return False
-    return not (
-        x.is_meta
-        or x.is_inference()  # such a tensor does not count how often it is written to
-        or torch.is_inference_mode_enabled()
-        or operators.differentiates()
-        or _watched()
-        or torch.jit.is_tracing()
-    )
-
-
-def _watched():
-    """Whether somebody sees each function, or each operator, that is called."""
-    if torch._C._len_torch_dispatch_stack():
-        modes = _get_current_dispatch_mode_stack()
-        if not all(getattr(mode, "only_counts", False) for mode in modes):
-            return True
-    if not torch._C._len_torch_function_stack():
-        return False
-    return any(type(m) is not DeviceContext for m in _get_current_function_mode_stack())
-
-
-def _unmovable(name, layer):
-    """Why a layer's numbers must stay where they are, in words; "" if they may move."""
-    if member_of(layer) is None and "forward" in vars(layer):
-        return f"{name} has a forward of its own"
-    if type(layer).forward is not FORWARD.get(type(layer)):
-        return f"{name} is a {type(layer).__name__} with another forward"
-    for p in layer.parameters():
-        # Such as the weights that torchao or FSDP put in their place.
-        if type(p) is not nn.Parameter or p.layout != torch.strided:
-            return f"a weight of {name} is no plain Parameter"
-        if p.is_meta or p.is_inference():
-            return f"a weight of {name} has no numbers, or is an inference tensor"
-        if p.is_cpu and p.is_shared():
-            return f"other processes know a weight of {name} where it is"
-    return ""
-
-
-def _shared(layer):
-    """Whether other tensors know the memory of a layer's weights, or may know it."""
-    if _count is None:
-        return True
-    parameters = filter(torch.is_tensor, layer._parameters.values())
-    return any(_uses(p) > _ALONE for p in parameters)
-
-
-def _uses(tensor):
-    return _count(tensor.untyped_storage()._cdata)
-
-
-_ALONE = _count and _uses(torch.empty(1))
-
-
 def _part(members):
     """Move what is left of a group out of the memory of those that are gone."""
     for layer in filter(None, members):
-        if member_of(layer) and not _shared(layer) and not _unmovable("", layer):
+        if (
+            member_of(layer)
+            and not checks.shared(layer)
+            and not checks.unmovable("", layer)
+        ):
             release(layer)

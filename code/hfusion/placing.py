@@ -49,7 +49,12 @@ def whole(weights):
         together = first.new_empty_strided(shape, strides)
     else:  # rows do not lie one after the other
         together = first.new_empty(shape)
-    for weight, place in zip(weights, together.split(sizes), strict=True):
+    return moved(weights, together, together.split(sizes))
+
+
+def moved(weights, together, places):
+    """The tensor `together`, with each weight's numbers moved to its place in it."""
+    for weight, place in zip(weights, places, strict=True):
         _move(weight, place)
     return together
 

@@ -1,53 +1,56 @@
-"""Plan, fuse and undo: siblings in a whole network. torch.fx.
+"""Plan, fuse and undo: siblings in a whole network. torch.
 
-    model ──trace──► graph ──find──► groups ──judge──► plan ──apply──► fused
-                                                        │
-                                          print(plan): each group, fused
-                                          or refused, and the reason
+    model ──read it, or run it──► calls ──judge──► plan ──apply──► fused
+                                                    │
+                                      print(plan): each group, fused
+                                      or refused, and the reason
 
-A plan changes nothing and can be printed; `apply` builds a new network beside the
-model. Which layers are siblings, and what speaks against fusing them, is decided
-in `siblings`.
+A plan changes nothing and can be printed; `apply` makes a copy of the model whose siblings
+lie side by side in memory (`packed`). Which layers are siblings, and what speaks against
+fusing them, is decided in `siblings`.
 """
 
-import copy
 import dataclasses
 import itertools
-import operator
 import textwrap
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import layers, modes, observe, packed, siblings
+from . import followers, layers, observe, packed, siblings
+from .aside import double
+from .calls import Calls, owners
 from .layers import FusionError
-from .tracing import Network, Trace, copied, put, trace
+from .reading import Reading
 
 
-def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False):
+def plan(
+    model: nn.Module, example_inputs: Any = None, *, min_siblings: int = 2,
+    accept: Callable | None = None, embed: bool = False,
+) -> "FusionPlan":  # fmt: skip
     """Find every group of siblings in a model, and decide about each: a FusionPlan.
 
     model: an nn.Module, left as it was. example_inputs: a tensor, a tuple of positional
     arguments or a dict of keywords. With them the model runs once (twice where there are
     siblings), and layers that get the same tensor are siblings, whatever control flow led
-    there; `apply` then returns the same model, with siblings side by side (see `packed`).
-    Without them torch.fx reads the model, which has to be traceable, or a GraphModule, and
-    `apply` returns a graph. min_siblings: smaller groups are refused. accept: is asked
-    about every group that could be fused, and returns True or a reason, a string; or it is
-    a judge of all of them together, as `hfusion.faster(…)` makes one. embed: let
-    convolutions with smaller windows join siblings with larger ones (see `embedding`): more
-    multiply-adds, which the plan tells, and for finite inputs only; not together with
-    example_inputs. What is changed in the model before `apply`, such as its mode, is looked
-    at again there. Raises FusionError for arguments that do not fit and for models that can
-    be neither traced nor run.
+    there. Without them torch.fx reads the model, which has to be traceable, or a
+    GraphModule; that also tells why layers are no siblings. min_siblings: smaller groups
+    are refused. accept: is asked about every group that could be fused, and returns True or
+    a reason, a string; or it is a judge of all of them together, as `hfusion.faster(…)`
+    makes one. embed: let convolutions with smaller windows join siblings with larger ones
+    (see `embedding`): more multiply-adds, which the plan tells, and for finite inputs only.
+    Raises FusionError for arguments that do not fit and for models that can be neither
+    traced nor run.
 
     >>> from hfusion import models
     >>> print(plan(models.Inception.from_table("3a")))
     members                      c_out   then saved   B/px
     {b1,b3_reduce,b5_reduce}.conv 64+96+16  2  1,408
-    1 of 1 groups fused; Conv2d 6 -> 4 calls
+    1 of 1 groups fused; Conv2d 6 -> 4 calls; found by reading
 
     >>> import torch
     >>> class Attention(nn.Module):
@@ -69,27 +72,21 @@ def plan(model, example_inputs=None, *, min_siblings=2, accept=None, embed=False
     if type(embed) is not bool:
         raise FusionError(f"embed was {embed!r}; True or False fits")
     _refuse_wrapper(model)
-    if example_inputs is not None:
-        if embed:
-            raise FusionError("embed: expected False with example_inputs, got True")
-        groups, kinds = _observed(model, example_inputs, min_siblings)
-        return _judged(
-            lambda asked: FusionPlan(tuple(map(asked, groups)), model, None, {}, kinds),
-            accept,
-        )
+    calls = _read(model) if example_inputs is None else observe.Run(model, example_inputs)
+
+    def found(asked):
+        groups = siblings.find(calls, min_siblings, embed, asked)
+        return FusionPlan(tuple(groups), model, calls)
+
+    return _judged(found, accept)
+
+
+def _read(model):
     try:
-        traced = trace(model)
+        return Reading(model)
     except FusionError as error:
         run = _OR_RUN if "cannot be traced" in str(error) else ""
         raise FusionError(f"{error}{run}") from error
-    sought = {"min_siblings": min_siblings, "embed": embed}
-    scene = siblings.Scene(model, traced)
-
-    def found(asked):
-        groups = siblings.find(scene, **sought, asked=asked)
-        return FusionPlan(tuple(groups), model, traced, sought)
-
-    return _judged(found, accept)
 
 
 def _judged(found, accept):
@@ -142,46 +139,6 @@ def _refuse_wrapper(model):
         )
 
 
-def _observed(model, example_inputs, min_siblings):
-    """The groups that a run has shown, and how often layers of each kind were called."""
-    run = observe.Run(model, example_inputs)
-    candidates = [family for paths in run.families for family in _fit(model, paths)]
-    fusable = [paths for paths, reason in candidates if not reason]
-    asking = run.asking(fusable) if fusable else set()
-    groups = []
-    for paths, reason in candidates:
-        if not reason and len(paths) < min_siblings:
-            reason = f"{len(paths)} siblings; min_siblings is {min_siblings}"
-        if not reason and not run.in_turn(paths):
-            reason = (
-                "they do not take turns: one is called with several inputs before another"
-            )
-        dense = [index for index, path in enumerate(paths) if path in asking]
-        about = siblings.about_run(model, paths, run.calls[paths[0]], dense)
-        if not reason and about["launches_saved"] <= 0:
-            reason = (
-                "as many copies as launches: readers of their outputs want contiguous ones"
-            )
-        groups.append(siblings.Group(reason=reason, fused=not reason, **about))
-    return groups, dict(run.kinds)
-
-
-def _fit(model, paths):
-    """(paths, why they cannot be fused or "") of layers that read the same tensors."""
-    named = {path: model.get_submodule(path) for path in paths}
-    fit = {}
-    for path, layer in named.items():
-        reason = layers.unfit(path, layer, layers.KEPT)
-        if packed.member_of(layer):
-            reason = f"{path} is fused already"
-        if reason:
-            yield (path,), reason
-        else:
-            fit[path] = layer
-    if len(fit) > 1:
-        yield tuple(fit), layers.refusal(fit, kept=layers.KEPT)
-
-
 def _asked(accept, group):
     return _answered(group, accept(group) if accept and group.fused else True)
 
@@ -195,296 +152,119 @@ def _answered(group, answer):
     return dataclasses.replace(group, fused=False, reason=answer)
 
 
-def fuse(model, example_inputs=None):
+def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """`plan(model, example_inputs).apply()`: the fused model, beside the model."""
-    found = plan(model, example_inputs)
-    if found.trace is None:
-        return found.apply()
-    return _fused(model, found.trace, found.groups)
+    return plan(model, example_inputs).apply()
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionPlan:
     """What will be fused, what will not, and why. Print it; `apply` it.
 
-    In the table, `then` is the activation that all members have. `saved` counts the
-    operators that are launched less than before; copies inside of consumers are none of
-    them. "2 to 4" means 4 where the activation is applied once, which it is where each
-    branch lies in one piece (one image in NCHW, one row of a Linear). Elsewhere it means
-    2: the branches are strided parts, which consumers may copy, and the activation is
-    applied to each of them, since its results are dense. A single number holds in any
-    layout. `B/px` is what consumers move if they make all strided branches contiguous,
-    bytes read and written for each pixel (for a Linear: each row). The split itself moves
-    nothing. Where windows are embedded, a line says in which, and the multiply-adds for
-    each pixel before and after.
+    In the table, `then` is the activation that all members have, where it can be called
+    once for all. `saved` counts the operators that are launched less than before; copies
+    inside of consumers are none of them. "2 to 4" means 4 where the activation is called
+    once, which it is where each branch lies in one piece (one image in NCHW, one row of a
+    Linear). Elsewhere it means 2: the branches are strided parts, which consumers may copy,
+    and the activation is called with each of them, since its results are dense. A single
+    number holds in any layout. `B/px` is what consumers move if they make all strided
+    branches contiguous, bytes read and written for each pixel (for a Linear: each row). The
+    split itself moves nothing. Where windows are embedded, a line says in which, and the
+    multiply-adds for each pixel before and after.
+
+    Reading shows that no input between two siblings' calls is written to, on the path that
+    was read; running shows it for one input. Each call checks again, either way.
     """
 
-    groups: tuple
+    groups: tuple[siblings.Group, ...]
     model: nn.Module = dataclasses.field(repr=False)
-    trace: Trace = dataclasses.field(repr=False)
-    sought: dict = dataclasses.field(repr=False)  # the arguments of `plan`, less accept
-    kinds: dict | None = dataclasses.field(default=None, repr=False)  # calls, as run
+    found: Calls = dataclasses.field(repr=False)
 
     @property
-    def calls(self):
+    def calls(self) -> dict[str, tuple[int, int]]:
         """How often layers of each kind are called: {kind: (before, after)}."""
-        kinds = self.kinds if self.trace is None else self._traced_kinds()
         saved = Counter()
         for group in self.groups:
             saved[group.kind] += (len(group.members) - 1) * group.calls * group.fused
-        return {kind: (count, count - saved[kind]) for kind, count in sorted(kinds.items())}
+        kinds = sorted(self.found.kinds.items())
+        return {kind: (count, count - saved[kind]) for kind, count in kinds}
 
-    def _traced_kinds(self):
-        modules = self.trace.modules
-        called = [
-            modules[n.target] for n in self.trace.graph.nodes if n.op == "call_module"
-        ]
-        return Counter(k.__name__ for m in called if (k := layers.kind_of(m)))
-
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [line for group in self.groups for line in _rows(group)]
         if lines:
             lines.insert(0, _ROW.format("members", "c_out", "then", "saved", "B/px"))
         fused = sum(group.fused for group in self.groups)
         groups = f"{fused} of {len(self.groups)} groups fused" if lines else "no siblings"
         calls = [f"{kind} {old} -> {new} calls" for kind, (old, new) in self.calls.items()]
-        return "\n".join([*lines, "; ".join([groups, *calls])])
+        how = f"found by {self.found.found}"
+        return "\n".join([*lines, *_unseen(self.found), "; ".join([groups, *calls, how])])
 
-    def apply(self):
-        """The fused network: a torch.fx.GraphModule with the model's outputs.
+    def apply(self) -> nn.Module:
+        """The fused model: a copy of the model, whose siblings compute together.
 
-        It does what the model does now: what has changed since it was planned, such as
-        its weights or its mode, is looked at again. Where a group of the plan cannot be
-        fused any more, that is a FusionError.
+        It is what the model is: an instance of its class, with its methods, hooks, modes
+        and containers, and each weight a Parameter at its own path. It takes over what the
+        model is now. Where a group of the plan cannot be fused any more, that is a
+        FusionError. Nothing is stored twice, and nothing is shared with the model.
 
-        train() and eval() switch the fused network as they switch the model. Where forward
-        itself looks at `training`, and does something else then, the network stays in
-        the mode that the model is in, and says so by a FusionError when it is switched,
-        or when it is called after one of its modules was.
+        A call computes together what the plan says if all is as it was planned: the same
+        tensor, not written to in between, the same weights, the same modes. Otherwise, and
+        while gradients are recorded, each layer computes as it would without us.
 
-        Exact equality is not promised: a matrix product of another size may add in
-        another order. Each output then differs by rounding, for one layer by at most
+        Exact equality is not promised: a matrix product of another size may add in another
+        order. Each output then differs by rounding, for one layer by at most
         `algebra.rounding_bound`, under the conditions that it names (TF32 off, no
         underflow, no Winograd); that error travels on through the network.
-        The keys of its state_dict() are the model's. The weights are copied, those
-        of the model are left alone; the model may be deleted.
         """
-        if self.trace is None:
-            return _side_by_side(self.model, self.groups)
-        planned = {group.members: group for group in self.groups if group.fused}
-        try:
-            traced = trace(self.model)
-            scene = siblings.Scene(self.model, traced)
-        except FusionError as error:
-            raise FusionError(f"{self._changed()}: {error}") from error
-        groups = siblings.find(scene, **self.sought, asked=partial(_as_planned, planned))
-        found = {group.members for group in groups if group.fused}
-        if missing := [members for members in planned if members not in found]:
-            reason = _why_not(missing[0], groups)
-            raise FusionError(f"{self._changed()}: {reason}; plan it again")
-        return _fused(self.model, traced, groups)
-
-    def _changed(self):
-        """That the model is not what was planned, in words."""
-        now = {p: m.training for p, m in self.model.named_modules(remove_duplicate=False)}
-        was, now = (modes.word(flags.values()) for flags in (self.trace.flags, now))
-        if was != now:
-            return f"model was planned in {was} mode and is in {now} mode now"
-        return "model has changed since it was planned"
+        fused = double(self.model)
+        owned = owners(fused)
+        for group in filter(lambda group: group.fused, self.groups):
+            members = siblings.layers_at(fused, group.members)
+            embed = group.window is not None
+            reasons = [siblings.shared(owned, *member) for member in members.items()]
+            reasons.append(layers.refusal(members, embed, layers.KEPT))
+            if reason := next(filter(None, reasons), ""):
+                raise FusionError(f"model has changed since it was planned: {reason}")
+            side_by_side = packed.route([*members.values()], group.members, group.dense)
+            if group.followers:
+                after = siblings.layers_at(fused, group.followers).values()
+                followers.route(side_by_side, [*after], group.hoist)
+        return fused
 
 
-def _as_planned(planned, group):
-    """A group as it was decided about: `planned` are those that are to be fused."""
-    decided = planned.get(group.members)
-    if decided is None or not group.fused:
-        return dataclasses.replace(group, fused=False)
-    if decided.activation is None:
-        group = dataclasses.replace(group, activation=None, ends=group.nodes)
-    return dataclasses.replace(group, hoist=decided.hoist)
+def unfuse(fused: nn.Module) -> nn.Module:
+    """The model with separate layers again, with the current weights, beside `fused`.
 
-
-def _why_not(members, groups):
-    """Why members of a planned group are in none that can be fused."""
-    reasons = [g.reason for g in groups if g.reason and {*members} & {*g.members}]
-    return reasons[0] if reasons else f"{_short(members)} are no siblings any more"
-
-
-def _side_by_side(model, groups):
-    """A copy of the model whose siblings lie side by side, see `packed`."""
-    try:
-        double = copy.deepcopy(model)
-    except Exception as error:
-        raise FusionError(f"model cannot be copied: {error}") from error
-    for group in groups:
-        if not group.fused:
-            continue
-        try:
-            members = [double.get_submodule(path) for path in group.members]
-        except AttributeError as error:
-            raise FusionError(f"model has changed since it was planned: {error}") from error
-        named = dict(zip(group.members, members, strict=True))
-        if reason := layers.refusal(named, kept=layers.KEPT):
-            raise FusionError(f"model has changed since it was planned: {reason}")
-        packed.route(members, group.members, dense=group.dense)
-    return double
-
-
-def _fused(model, traced, groups):
-    """A network with these groups fused, beside the model."""
-    fused = [group for group in groups if group.fused]
-    # Members are not copied here, since stacking copies their weights.
-    members = [layer for group in fused for layer in group.layers.values()]
-    memo = {id(layer): Moved().train(layer.training) for layer in members}
-    try:
-        double = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise FusionError(f"model cannot be copied: {error}") from error
-    graph, where = copied(traced.graph)
-    for group in fused:
-        _stack_calls(double, graph, group, where)
-    keys = tuple(model.state_dict())
-    return Fused(double, graph, traced.constants, traced.traced_in, keys)
-
-
-class Siblings(layers.Stacked):
-    """A stacked layer in a network; its names are the members' paths there."""
-
-    def __init__(self, members, activation, followers, hoist):
-        super().__init__(members, activation, hoist)
-        self.followers = followers  # what followed each member: (op, target, args, …)
-
-    def _keep_keys(self):
-        """The network does, which knows where the members were."""
-
-
-class Moved(nn.Module):
-    """What stands where a fused layer stood: its weights are in a stacked layer."""
-
-    def forward(self, *args):
-        raise FusionError("this layer was fused with its siblings; call unfuse() first")
-
-
-class Fused(Network):
-    """A network whose siblings are stacked; its states are the original's."""
-
-    def __init__(self, model, graph, constants, traced_in, keys):
-        super().__init__(model, graph, constants, traced_in)
-        self._hfusion["keys"] = keys
-        if differ := set(keys) ^ set(self.state_dict()):
-            raise FusionError(
-                f"model has a state_dict() of its own making, with {sorted(differ)[0]}; "
-                "keys that are the paths of its tensors fit"
-            )
-
-    def state_dict(self, *args, prefix="", **kwargs):
-        state = super().state_dict(*args, prefix=prefix, **kwargs)
-        for path, stacked in _stacked_of(self).items():
-            layers.split_state(stacked, state, f"{prefix}{path}.", prefix)
-        for key in self._hfusion["keys"]:  # in the original's order
-            if prefix + key in state:
-                state[prefix + key] = state.pop(prefix + key)
-        return state
-
-    def _load_from_state_dict(
-        self, state, prefix, metadata, strict, missing, unexpected, errors
-    ):
-        assign = metadata.get("assign_to_params_buffers", False)
-        for path, stacked in _stacked_of(self).items():
-            at = f"{prefix}{path}."
-            lacking, unfitting = layers.stack_state(stacked, state, at, prefix, assign)
-            missing += lacking
-            errors += unfitting
-        super()._load_from_state_dict(
-            state, prefix, metadata, strict, missing, unexpected, errors
-        )
-
-
-def _stack_calls(model, graph, group, where):
-    """In `model` and its `graph`: one call of a stacked layer in place of a group's."""
-    nodes, ends = ([where[n] for n in each] for each in (group.nodes, group.ends))
-    members = group.layers
-    reason = layers.refusal(members, embed=group.window is not None)
-    if reason:
-        raise FusionError(f"model has changed since it was planned: {reason}")
-    path = _free_path(model, group.members)
-    followers = [
-        (end.op, end.target, end.args[1:], siblings.settings_of(end)) for end in ends
-    ]
-    activation = copy.deepcopy(group.activation)
-    stacked = Siblings(members, activation, followers if activation else [], group.hoist)
-    setattr(model, path, stacked)
-    with graph.inserting_before(nodes[0]):
-        whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
-        parts = [
-            graph.call_function(operator.getitem, (whole, i)) for i in range(len(nodes))
-        ]
-    for view in group.views:  # a branch may be strided, and then only reshape can copy
-        where[view].target = "reshape"
-        if "size" in where[view].kwargs:  # else another group has done it
-            where[view].kwargs = {"shape": where[view].kwargs["size"]}
-    for node, end, part in zip(nodes, ends, parts, strict=True):
-        end.replace_all_uses_with(part)
-        for old in dict.fromkeys((end, node)):
-            graph.erase_node(old)
-
-
-def _free_path(model, members):
-    """A name for the stacked layer, after what its members have in common."""
-    common = _common_start([member.split(".") for member in members])
-    name = wanted = "_".join([*common, "stacked"])
-    count = 0
-    while hasattr(model, name) or hasattr(Fused, name):
-        count += 1
-        name = f"{wanted}_{count}"
-    return name
-
-
-def _stacked_of(network):
-    """The stacked layers of a fused network, by path."""
-    return {path: m for path, m in network._modules.items() if isinstance(m, Siblings)}
-
-
-def unfuse(fused):
-    """Separate layers again, with the current weights: a model beside `fused`.
-
-    fused: what `fuse` or `FusionPlan.apply` made. The layers get their old paths
-    back, and the weights are copied bit for bit. Raises FusionError for anything
-    else.
+    fused: what `fuse` or `FusionPlan.apply` made. Raises FusionError for anything else.
     """
-    if isinstance(fused, nn.Module) and any(map(packed.member_of, fused.modules())):
-        double = copy.deepcopy(fused)
-        for layer in double.modules():
-            if packed.member_of(layer):
-                packed.release(layer)
-        return double
-    if not isinstance(fused, Fused):
-        raise FusionError(f"fused was a {type(fused).__name__}; what fuse() returned fits")
-    stacked = _stacked_of(fused)
-    double = copy.deepcopy(fused, {id(module): module for module in stacked.values()})
-    graph = double.graph
-    for node in list(graph.nodes):
-        if node.op == "call_module" and node.target in stacked:
-            _separate_call(double, graph, node, stacked[node.target])
-    for path in stacked:
-        del double._modules[path]
-    return Network(double, graph, {}, fused._hfusion["traced_in"])
+    if not isinstance(fused, nn.Module) or not any(map(packed.member_of, fused.modules())):
+        raise FusionError(
+            f"fused was a {type(fused).__name__} without fused layers; what fuse() "
+            "returned fits"
+        )
+    apart = double(fused)
+    for layer in apart.modules():
+        packed.release(layer)
+        followers.release(layer)
+    return apart
 
 
-def _separate_call(model, graph, node, stacked):
-    """The way back from `_stack_calls`, for one call."""
-    for path, layer in stacked.unstack().items():
-        put(model, path, layer)
-    parts = {user.args[1]: user for user in node.users}
-    with graph.inserting_before(node):
-        for index, path in enumerate(stacked.names):
-            value = graph.call_module(path, node.args)
-            if stacked.followers:
-                op, target, args, kwargs = stacked.followers[index]
-                value = graph.create_node(op, target, (value, *args), kwargs)
-            if index in parts:
-                parts[index].replace_all_uses_with(value)
-                graph.erase_node(parts[index])
-    graph.erase_node(node)
+def _unseen(calls):
+    """A line about layers that no call was seen of."""
+    unseen = calls.unseen()
+    if not unseen:
+        return []
+    paths = [*unseen][:3] + ["…"] * (len(unseen) > 3)
+    why = _UNSEEN[calls.found]
+    return textwrap.wrap(f"not called: {', '.join(paths)} ({why})", 76)
+
+
+# Why a layer may not have been called, by how the others were found.
+_UNSEEN = {
+    "reading": "forward takes their weights, goes another way, or a module of torch calls "
+    "them: then example_inputs may show more",
+    "running": "forward takes their weights, or goes another way with these inputs",
+}
 
 
 _ROW = "{:<41} {:>13} {:>6} {:>6} {:>6}"

@@ -8,7 +8,6 @@ chosen before.
 
 import contextlib
 import copy
-import dataclasses
 from functools import cache, partial
 
 import torch
@@ -141,18 +140,12 @@ def eager(model):
     """
     folded = fold_batchnorm(model)
     planned = plan(folded)
-
-    def stacked(change):
-        groups = tuple(change(group) for group in planned.groups if group.fused)
-        return lower(dataclasses.replace(planned, groups=groups))
-
-    hoist = partial(dataclasses.replace, hoist=True)
     return {
         WRITTEN: model,
         FOLDED: folded,
-        STACKED: stacked(lambda g: dataclasses.replace(g, activation=None, ends=g.nodes)),
-        HOISTED: stacked(hoist),
-        ONE_CALL: one_call(stacked(hoist)),
+        STACKED: lower(planned, once=False),
+        HOISTED: lower(planned, once=True),
+        ONE_CALL: one_call(lower(planned, once=True)),
     }
 
 
