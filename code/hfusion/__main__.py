@@ -2,6 +2,7 @@
 
     python -m hfusion plan package.module:factory    what can be fused, what not, and why
     python -m hfusion plan file.py:factory           the same, from a file
+    python -m hfusion plan … --input 1,3,224,224     found by running it, not by reading
     python -m hfusion record                         run the book's experiments here
     python -m hfusion record --from FILE             add what a lab of a page has saved,
                                                      or a run elsewhere with --pack FILE
@@ -60,6 +61,13 @@ def _from_two(text):
     return int(text)
 
 
+def _example(text):
+    try:
+        return named.example(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _above_zero(text):
     try:
         number = float(text)
@@ -89,6 +97,14 @@ def _plan_options(plan):
         metavar="package.module:factory",
         help="a function or class that makes the model without arguments, or the model "
         "itself; file.py:factory fits as well",
+    )
+    plan.add_argument(
+        "--input",
+        type=_example,
+        action="append",
+        metavar="SIZES[:DTYPE]",
+        help="run the model, on a random tensor of this shape, such as 1,3,224,224 or "
+        "2,7:int64; once for each positional argument",
     )
     plan.add_argument("--eval", action="store_true", help="plan it in eval mode")
     plan.add_argument(
@@ -187,15 +203,32 @@ def _plan(options):
         model = named.load(options.model)
     except ValueError as error:
         return _fail(2, error)
+    except SystemExit as left:
+        return _fail(1, f"{options.model} ends the program: sys.exit({left.code!r})")
     try:
-        if options.eval or options.fold:
-            model.eval()
-        if options.fold:
-            model = hfusion.fold_batchnorm(model)
-        print(hfusion.plan(model, min_siblings=options.min_siblings, embed=options.embed))
+        print(_as_options(_planned(model, options)))
     except hfusion.FusionError as error:
-        return _fail(1, error)
+        return _fail(1, _as_options(error))
+    except SystemExit as left:
+        return _fail(1, f"forward ends the program: sys.exit({left.code!r})")
+    except RecursionError as error:
+        return _fail(1, f"{options.model}: {error}; does a module of it hold itself?")
     return 0
+
+
+def _planned(model, options):
+    if options.eval or options.fold:
+        model.eval()
+    if options.fold:
+        model = hfusion.fold_batchnorm(model)
+    inputs = tuple(options.input) if options.input else None
+    least = options.min_siblings
+    return hfusion.plan(model, inputs, min_siblings=least, embed=options.embed)
+
+
+def _as_options(said):
+    """What the library says, with the names that its arguments have here."""
+    return str(said).replace("example_inputs", "--input")
 
 
 def _record(options):

@@ -230,9 +230,9 @@ def stack(layers, activation=None, embed=False, hoist=False):
     Conv3d or Linear that agree in everything but their number of outputs, some
     biases possibly missing. They are left as they were; the weights are copied.
     Values are not looked at: a NaN stays in the rows of its own branch.
-    activation: a module that treats each number alone, as ReLU does; applied once where
-    the branches lie in one piece each, else to each of them (see `Stacked`). hoist: apply
-    it once in any case. embed: embed small windows in the largest (see `embedding`), which
+    activation: a module of one of the classes in POINTWISE, which treat each number alone,
+    as ReLU does; applied once where the branches lie in one piece each, else to each of
+    them (see `Stacked`). hoist: apply it once in any case. embed: embed small windows in the largest (see `embedding`), which
     takes more multiply-adds. Raises FusionError where they do not fit together.
     Source: Lei Mao, "Neural Network 1x1 Convolution Horizontal Fusion".
 
@@ -244,6 +244,12 @@ def stack(layers, activation=None, embed=False, hoist=False):
     reason = _refusal(named, embed)
     if reason:
         raise FusionError(reason)
+    if activation is not None and type(activation) not in POINTWISE:
+        known = ", ".join(kind.__name__ for kind in POINTWISE)
+        raise FusionError(
+            f"activation: expected a module that treats each number alone ({known}), got "
+            f"{activation!r}"
+        )
     return Stacked(named, activation, hoist)
 
 

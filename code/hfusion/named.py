@@ -1,4 +1,4 @@
-"""The model that a name on the command line stands for."""
+"""What words on the command line stand for: a model by its name, an input by its shape."""
 
 import difflib
 import importlib
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .tracing import stopped_at
@@ -36,6 +37,29 @@ def load(name: str) -> nn.Module:
         kind = type(model).__name__
         raise ValueError(f"model: expected an nn.Module; {name} returns type {kind}")
     return model
+
+
+def example(text: str) -> torch.Tensor:
+    """An input of this shape: "1,3,224,224" of float32, "2,7:int64" of another dtype.
+
+    Random numbers, the same each time; integers are 0 or 1, so that they are tokens of
+    nearly any vocabulary. Raises ValueError.
+
+    >>> example("2,3:int64").shape, example("4").dtype
+    (torch.Size([2, 3]), torch.float32)
+    """
+    sizes, colon, name = text.partition(":")
+    shape = sizes.split(",") if sizes else []  # ":int64" has no axis
+    dtype = getattr(torch, name if colon else "float32", None)
+    fits = isinstance(dtype, torch.dtype) and not dtype.is_complex
+    if not text or not fits or not all(size.isdecimal() for size in shape):
+        raise ValueError(
+            f"expected sizes and perhaps a dtype, like 1,3,224,224 or 2,7:int64, got {text!r}"
+        )
+    chance, shape = torch.Generator().manual_seed(0), [int(size) for size in shape]
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=chance).to(dtype)
+    return torch.randint(2, shape, generator=chance).to(dtype)
 
 
 def _completed(name):
