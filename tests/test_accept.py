@@ -267,12 +267,34 @@ def test_a_part_is_copied_where_its_reader_needs_it(raced):
     assert "copy_" in counted(raced.races[0].arms["fused"])
 
 
-def test_of_a_plan_by_reading_the_stacked_layer_and_copies(raced):
+class Activated(Two):
+    """The siblings' activations are modules, which a fused model calls once for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.r, self.s = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        return self.r(self.a(x)), self.s(self.b(x))
+
+
+@pytest.mark.parametrize("by_running", [True, False])
+def test_activations_are_raced_where_they_are_called_once(raced, by_running):
+    """With one row each part is in one piece; with two, each is activated by itself."""
+    for rows, relus in ((1, 1), (2, 2)):
+        judged(Activated(), torch.zeros(rows, 3), by_running)
+        arms = raced.races[-1].arms
+        assert counted(arms["separate"]) == ("addmm", "relu", "addmm", "relu")
+        assert counted(arms["fused"]) == ("addmm", *["relu"] * relus)
+        for part, output in zip(arms["fused"]()[0], arms["separate"]()[0], strict=True):
+            agree(part, output, 1e-5)
+
+
+def test_activations_that_are_functions_are_left_out_of_the_race(raced):
     judged(Two(), torch.zeros(2, 3), by_running=False)
-    first, second = (race.arms for race in raced.races[:2])
-    assert counted(first["fused"]) == ("addmm", "clone", "clone")
-    assert counted(second["separate"]) == ("addmm", "relu", "addmm", "relu")
-    assert counted(second["fused"]) == ("addmm", "relu", "relu")
+    for race in raced.races[:2]:
+        assert counted(race.arms["separate"]) == ("addmm", "addmm")
+        assert counted(race.arms["fused"]) == ("addmm",)
 
 
 LAYOUTS = [
@@ -281,13 +303,26 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("by_running", [True, False])
 @pytest.mark.parametrize(("dims", "layout"), LAYOUTS)
-def test_branches_are_copied_to_the_layout_of_the_input(raced, dims, layout):
+def test_a_copied_part_lies_as_the_layers_own_output(raced, dims, layout, by_running):
+    """A reader that asks gets it contiguous, in the format that the layer chooses."""
+
+    class Asked(Convs):
+        def __init__(self):
+            super().__init__(dims)
+            self.c = type(self.a)(3, 6, 1)
+
+        def forward(self, x):
+            a, b, c = self.a(x), self.b(x), self.c(x)
+            b.is_contiguous()
+            return a, b, c
+
     x = torch.zeros(2, 3, *[4] * dims).contiguous(memory_format=layout)
-    judged(Convs(dims), x, by_running=False)
-    for part in raced.races[0].arms["fused"]()[0]:
-        assert part.is_contiguous(memory_format=layout)
-        assert part.is_contiguous() is (layout == torch.contiguous_format)
+    (group,) = judged(Asked(), x, by_running).groups
+    assert group.dense == (1,)
+    part, output = (raced.races[0].arms[name]()[0][1] for name in ("fused", "separate"))
+    assert part.stride() == output.stride()
 
 
 @pytest.mark.parametrize("by_running", [True, False])
@@ -362,28 +397,21 @@ def test_a_group_that_does_not_compute_together_is_no_race(raced, monkeypatch):
     assert raced.races == []
 
 
+@pytest.mark.parametrize("by_running", [True, False])
 @pytest.mark.parametrize("factor", [1.001, 0, -1, float("nan"), float("inf")])
-def test_a_stacked_layer_that_is_wrong_is_never_timed(raced, monkeypatch, factor):
-    right = hfusion.siblings.Group.stacked
-
-    def wrong(group):
-        stacked = right(group)
-        with torch.no_grad():
-            stacked.layer.weight[-1] *= factor
-        return stacked
-
-    monkeypatch.setattr(hfusion.siblings.Group, "stacked", wrong)
-    with pytest.raises(Disagreement, match="entries differ"):
-        judged(Convs(), torch.zeros(2, 3, 4, 4), by_running=False)
-    assert raced.races == []
-
-
-def test_siblings_that_compute_something_wrong_are_never_timed(raced, monkeypatch):
+def test_siblings_that_compute_something_wrong_are_never_timed(
+    raced, monkeypatch, factor, by_running
+):
     right = packed.Group._product
-    wrong = lambda *given: 1.001 * right(*given)
+
+    def wrong(*given):
+        y = right(*given)
+        y[:, -1] *= factor
+        return y
+
     monkeypatch.setattr(packed.Group, "_product", wrong)
     with pytest.raises(Disagreement, match="entries differ"):
-        judged(Convs(), torch.zeros(2, 3, 4, 4))
+        judged(Convs(), torch.zeros(2, 3, 4, 4), by_running)
     assert raced.races == []
 
 

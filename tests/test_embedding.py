@@ -293,22 +293,21 @@ def test_a_window_that_does_not_fit_leaves_the_others_their_groups(naive):
     assert (small.members, small.fused) == (("one", "other"), True)
 
 
-def test_siblings_that_could_be_embedded_are_told_what_else_they_differ_in(x):
+def test_siblings_that_could_be_embedded_are_told_what_else_they_differ_in():
     """And not that their windows differ, which they may."""
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.one, self.three = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 3, padding=1)
-            self.one.requires_grad_(False)
+            self.three.to(torch.float64)
 
         def forward(self, x):
             return self.one(x), self.three(x)
 
     (group,) = hfusion.plan(Net(), embed=True).groups
     assert group.reason == (
-        "requires_grad of weight differs: one False, three True; "
-        "siblings have one requires_grad of weight"
+        "dtype differs: one torch.float32, three torch.float64; siblings have one dtype"
     )
 
 

@@ -1055,6 +1055,32 @@ def test_an_activation_is_applied_once_where_branches_lie_in_one_piece(name):
             assert all(part.is_contiguous() for part in forced(x)) == (calls == 1)
 
 
+class MyReLU(nn.ReLU):
+    """Whose forward may do anything."""
+
+
+UNFIT = [nn.Softmax(1), nn.Softmax2d(), nn.LayerNorm(3), nn.Dropout(), nn.GLU(1),
+         nn.Sequential(nn.ReLU()), nn.PReLU(), MyReLU(), 3, "relu", False, nn.ReLU,
+         torch.relu, nn.functional.gelu]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", UNFIT, ids=repr)
+def test_an_activation_that_mixes_numbers_or_is_none_is_refused(activation):
+    with pytest.raises(layers.FusionError) as raised:
+        with_activation(nn.Conv2d, activation)
+    said = str(raised.value)
+    assert said.startswith("activation: expected a module that treats each number alone (R")
+    assert said.endswith(f", got {activation!r}")
+
+
+@pytest.mark.parametrize("kind", layers.POINTWISE)
+def test_each_pointwise_activation_of_torch_fits(kind):
+    separate, stacked = with_activation(nn.Conv2d, kind())
+    x = image(2, 4, 3, 5, dtype=torch.float64)
+    for part, layer in zip(stacked(x), separate, strict=True):
+        agree(part, kind()(layer(x)), 1e-12)
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_channels_last_has_no_branch_in_one_piece(batch):
     separate, stacked = with_activation(nn.Conv2d, nn.ReLU())

@@ -1,7 +1,6 @@
 """lowering.py: a plan as one graph, against loops and against the layers one by one."""
 
 import copy
-import dataclasses
 import io
 import operator
 from collections import Counter
@@ -118,10 +117,13 @@ FORMS = {
     "two families": (lambda: pair(two_families, c=nn.Conv2d(9, 2, 1),
                                   d=nn.Conv2d(9, 3, 1)), (2, 3, 4, 5), [2, 2]),
     "views": (lambda: pair(
-        lambda self, x: tuple(y.view(2, -1) for y in ab(self, x))), (2, 3, 4, 5), [2]),
+        lambda self, x: (self.a(x).view(2, -1), self.b(x), self.c(x)),
+        c=nn.Conv2d(3, 2, 1)), (2, 3, 4, 5), [3]),
     "views by keyword": (lambda: pair(
-        lambda self, x: tuple(y.view(size=(2, -1)) for y in ab(self, x))),
-        (2, 3, 4, 5), [2]),
+        lambda self, x: (self.a(x), self.b(x), self.c(x).view(size=(2, -1))),
+        c=nn.Conv2d(3, 2, 1)), (2, 3, 4, 5), [3]),
+    "as many views as launches": (lambda: pair(
+        lambda self, x: tuple(y.view(2, -1) for y in ab(self, x))), (2, 3, 4, 5), []),
     "views of activations": (lambda: pair(
         lambda self, x: tuple(y.relu().view(2, -1) for y in ab(self, x))),
         (2, 3, 4, 5), [2]),
@@ -186,20 +188,77 @@ def test_onnx_sees_one_convolution():
     assert Counter(node.op_type for node in program.model.graph)["Conv"] == 1
 
 
-@pytest.mark.parametrize(("hoist", "count"), [(False, 2), (True, 1)])
-def test_a_plan_is_heeded_in_who_applies_the_activation(hoist, count):
-    model, x = pair(lambda self, x: (self.a(x).relu(), self.b(x).relu())), image()
+def activated(read):
+    """Two siblings with an activation each, whose outputs are then read so."""
+    return pair(lambda self, x: [read(y.relu()) for y in ab(self, x)])
+
+
+# once: (images, relus that are launched where readers copy nothing, and where they copy).
+@pytest.mark.parametrize(
+    ("once", "images", "counts"),
+    [(None, 2, (1, 2)), (True, 2, (1, 1)), (False, 2, (2, 2)),
+     (None, 1, (1, 1)), (True, 1, (1, 1)), (False, 1, (2, 2))],
+)  # fmt: skip
+def test_an_activation_is_applied_once_or_to_each(once, images, counts):
+    """None decides by what readers may copy; one image is in one piece, and needs none."""
+    x = image(images)
+    for read, count in zip((torch.neg, lambda y: y.reshape(-1)), counts, strict=True):
+        model = activated(read)
+        network = lower(hfusion.plan(model), once=once)
+        names = count_launches(lambda n=network: n(x)).names
+        assert sum("relu" in str(name) for name in names) == count
+        methods = [n for n in network.graph.nodes if n.target == "relu"]
+        assert len(methods) == (2 if once is False else 0)
+        for mine, theirs in zip(network(x), model(x), strict=True):
+            agree(mine, theirs, 1e-12)
+
+
+def twice(self, x):
+    return *ab(self, x), *ab(self, x + 1)
+
+
+# What a fused model does, and one layer in a graph cannot.
+APART = {
+    "several calls": lambda: pair(twice),
+    "a hook": lambda: _hooked(pair(lambda self, x: (*ab(self, x), self.c(x)),
+                                   c=nn.Conv2d(3, 2, 1))),
+}  # fmt: skip
+
+
+def _hooked(model):
+    last = [*model.children()][-1]
+    last.register_forward_hook(lambda module, given, y: y + 1)
+    return model
+
+
+@pytest.mark.parametrize("make", APART.values(), ids=APART)
+def test_what_cannot_be_one_layer_stays_separate(make):
+    model, x = make(), image()
     plan = hfusion.plan(model)
-    groups = [dataclasses.replace(group, hoist=hoist) for group in plan.groups]
-    network = lower(dataclasses.replace(plan, groups=tuple(groups)))
-    counted = count_launches(lambda: network(x))
-    assert sum("relu" in str(name) for name in counted.names) == count
-    groups = [dataclasses.replace(g, activation=None, ends=g.nodes) for g in plan.groups]
-    apart = lower(dataclasses.replace(plan, groups=tuple(groups)))
-    assert [n.target for n in apart.graph.nodes if n.op == "call_method"] == ["relu"] * 2
-    for mine, other, theirs in zip(network(x), apart(x), model(x), strict=True):
+    assert [group.fused for group in plan.groups] == [True]
+    assert stacked(check(model, x)) == {}
+    with torch.no_grad():
+        for mine, theirs in zip(plan.apply()(x), model(x), strict=True):
+            agree(mine, theirs, 1e-12)
+
+
+def test_planned_in_training_and_lowered_in_eval_mode():
+    """A plan holds for both modes; the graph is read when it is made."""
+    model, x = pair(lambda self, x: self.d(self.a(x)) + self.d(self.c(x)),
+                    c=nn.Conv2d(3, 4, 1), d=nn.Dropout()), image()  # fmt: skip
+    plan = hfusion.plan(model.train())
+    model.eval()
+    agree(lower(plan)(x), model(x), 1e-12)
+
+
+def test_a_hook_since_it_was_planned_is_called():
+    model, x = pair(), image()
+    plan = hfusion.plan(model)
+    _hooked(model)
+    network = lower(plan)
+    assert stacked(network) == {}
+    for mine, theirs in zip(network(x), model(x), strict=True):
         agree(mine, theirs, 1e-12)
-        agree(other, theirs, 1e-12)
 
 
 def test_unlike_windows_are_embedded():
@@ -273,12 +332,6 @@ def trained_since():
     return plan
 
 
-def no_longer_trained():
-    plan = hfusion.plan(pair().train())
-    plan.model.eval()
-    return plan
-
-
 def another_way_since():
     plan = hfusion.plan(
         pair(lambda self, x: ab(self, x) if self.both else self.a(x), both=1)
@@ -290,12 +343,6 @@ def another_way_since():
 def another_layer_since():
     plan = hfusion.plan(pair())
     plan.model.b = nn.Conv2d(3, 5, 1, stride=2).eval()
-    return plan
-
-
-def a_hook_since():
-    plan = hfusion.plan(pair())
-    plan.model.a.register_forward_hook(lambda module, given, y: y + 1)
     return plan
 
 
@@ -313,10 +360,8 @@ REFUSED = {
     "training": (in_training_mode, TRAINING.format("model")),
     "a layer in training": (partly_in_training_mode, TRAINING.format("0.b")),
     "trained since": (trained_since, TRAINING.format("model")),
-    "planned in training": (no_longer_trained, TRAINING.format("model")),
     "another way": (another_way_since, f"{CHANGED}; plan it again"),
     "another layer": (another_layer_since, f"{CHANGED}: stride differs"),
-    "a hook": (a_hook_since, f"{CHANGED}: hooks of "),
     "no copy": (uncopied, "model cannot be copied: "),
     "found by running": (
         lambda: hfusion.plan(pair(), image()), f"{READ}one found by running"),

@@ -12,11 +12,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from test_records import RECORD
 
 import hfusion
 from hfusion import __main__ as command
-from hfusion import apart, experiments, models, recording, records, runs
+from hfusion import apart, experiments, models, named, recording, records, runs
 from hfusion.experiments import launch_overhead
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,6 +41,17 @@ class Loop(Pair):
 class Held(Pair):
     def forward(self, x):
         return (self.a(x), self.b(x)) if self.training else self.a(x)
+
+class Branches(Pair):
+    def forward(self, x):
+        return (self.a(x), self.b(x)) if x.shape[0] > 1 else self.a(x)
+
+class Tokens(Pair):
+    def forward(self, tokens, scale, mask):
+        assert (tokens.dtype, scale.dtype, mask.dtype) == (
+            torch.int64, torch.float64, torch.bool)
+        x = torch.eye(3)[tokens] * scale.float() * mask[:, None, None]
+        return self.a(x), self.b(x)
 
 class Windows(nn.Module):
     def __init__(self):
@@ -115,7 +127,8 @@ def test_the_table_is_that_of_the_plan(capsys):
     assert out == f"{hfusion.plan(models.GoogLeNet())}\n"
     assert (
         out.splitlines()[-1]
-        == "9 of 9 groups fused; Conv2d 57 -> 39 calls; Linear 1 -> 1 calls"
+        == "9 of 9 groups fused; Conv2d 57 -> 39 calls; Linear 1 -> 1 calls; found by "
+        "reading"
     )
 
 
@@ -134,7 +147,11 @@ def test_eval(capsys):
     status, out, _ = run(capsys, "plan", "somebodys:Held", "--eval")
     assert status == 0
     assert "Linear 2 -> 1 calls" in training
-    assert out == "no siblings; Linear 1 -> 1 calls\n"
+    assert out == f"{hfusion.plan(sys.modules['somebodys'].Held().eval())}\n".replace(
+        "example_inputs", "--input"
+    )
+    assert out.startswith("not called: b (")
+    assert out.endswith("no siblings; Linear 1 -> 1 calls; found by reading\n")
 
 
 def test_embed(capsys):
@@ -157,7 +174,9 @@ def test_min_siblings(capsys, least, fused):
 def test_what_stands_behind_the_colon(capsys, name):
     status, out, _ = run(capsys, "plan", f"somebodys:{name}")
     assert status == 0
-    assert out.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls"
+    assert (
+        out.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls; found by reading"
+    )
 
 
 def test_what_lies_in_the_current_folder_goes_first(capsys, here):
@@ -208,8 +227,29 @@ WRONG = {
     ),
     "unknown factory": (
         ["plan", "somebodys:none"],
-        "model: somebodys has no 'none'; it has Pair, Loop, Held, Windows, ",
+        "model: somebodys has no 'none'; it has Pair, Loop, Held, Branches, ",
     ),
+    **{
+        f"input {text!r}": (
+            ["plan", MODEL, "--input", text],
+            "argument --input: expected sizes and perhaps a dtype, like 1,3,224,224 or "
+            f"2,7:int64, got '{text}'; .* plan --help lists what fits$",
+        )
+        for text in (
+            "",
+            "2x7",
+            "2,",
+            "2,-1",
+            "2.5",
+            "2,3:",
+            "2,3:integer",
+            "2,3:Tensor",
+            "2:complex64",
+            "2, 3",
+            "two",
+        )
+    },
+    "input missing": (["plan", MODEL, "--input"], "--input: expected one"),
     "almost a factory": (["plan", "somebodys:Piar"], r"'Piar' \(did you mean Pair\?\)$"),
     "two colons": (["plan", "somebodys:Pair:a"], "there is no module 'somebodys:Pair' in"),
     "broken module": (
@@ -288,10 +328,95 @@ def test_a_model_that_cannot_be_planned(capsys, options):
     assert "`return [self.a(row) for row in x]`" in err
 
 
-def test_a_factory_that_leaves_the_program_is_not_stopped(capsys, here):
-    (here / "leaves.py").write_text("def f():\n    raise SystemExit(7)\n")
-    status, _, _ = run(capsys, "plan", "leaves:f")
-    assert status == 7
+@pytest.mark.parametrize("code", ["0", "7", "", "None", "'no weights'"])
+@pytest.mark.parametrize("name", ["made", "imported", "Read", "Ran"])
+def test_a_model_that_ends_the_program(capsys, here, name, code):
+    """Else the status would be whatever it likes, 0 for example, and nothing printed."""
+    (here / "leaves.py").write_text(
+        f"import sys\nimport somebodys\ndef made():\n    sys.exit({code})\n"
+        "class Read(somebodys.Pair):\n    def forward(self, x):\n        made()\n"
+        "Ran = Read\n" + ("made()" if name == "imported" else "")
+    )
+    options = ["--input", "2,3"] if name == "Ran" else []
+    status, out, err = run(capsys, "plan", f"leaves:{name}", *options)
+    sys.modules.pop("leaves", None)
+    who = "forward" if name in ("Read", "Ran") else f"leaves:{name}"
+    said = f"{who} ends the program: sys.exit({code or None})\n"
+    assert (status, out, err) == (1, "", f"python -m hfusion: {said}")
+
+
+@pytest.mark.parametrize("options", [[], ["--eval"], ["--fold"], ["--embed"]])
+@pytest.mark.parametrize("name", ["Child", "Grandchild"])
+def test_a_module_that_holds_itself(capsys, here, name, options):
+    (here / "rings.py").write_text(RINGS)
+    status, out, err = run(capsys, "plan", f"rings:{name}", *options)
+    sys.modules.pop("rings", None)
+    assert (status, out, len(err.splitlines())) == (1, "", 1)
+    assert "hold" in err
+    assert "itself" in err
+
+
+RINGS = """
+from torch import nn
+from somebodys import Pair
+
+class Child(Pair):
+    def __init__(self):
+        super().__init__()
+        self.me = self
+
+class Grandchild(Pair):
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Module()
+        self.s.up = self
+"""
+
+# What is run, and on which inputs.
+
+
+def test_a_model_that_cannot_be_read_is_run(capsys):
+    status, out, err = run(capsys, "plan", "somebodys:Branches", "--input", "2,3")
+    assert (status, err) == (0, "")
+    assert out.endswith("1 of 1 groups fused; Linear 2 -> 1 calls; found by running\n")
+    status, _, err = run(capsys, "plan", "somebodys:Branches")
+    assert status == 1
+    assert err.endswith("; or give --input, and the model is run instead\n")
+
+
+def test_several_inputs_of_several_dtypes(capsys):
+    given = ["--input", "2,7:int64", "--input", "2,1,3:float64", "--input", "2:bool"]
+    status, out, _ = run(capsys, "plan", "somebodys:Tokens", *given, "--eval")
+    assert status == 0
+    assert "Linear 2 -> 1 calls; found by running" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "dtype"),
+    [("1,3,4", (1, 3, 4), "float32"), ("5", (5,), "float32"), (":int64", (), "int64"),
+     ("2,0:float16", (2, 0), "float16"), ("3,50:uint8", (3, 50), "uint8"),
+     ("9,9:bool", (9, 9), "bool"), ("2,2:bfloat16", (2, 2), "bfloat16")],
+)  # fmt: skip
+def test_an_input_by_its_shape(text, shape, dtype):
+    x = named.example(text)
+    assert (tuple(x.shape), x.dtype) == (shape, getattr(torch, dtype))
+    assert x.equal(named.example(text))  # so a plan is the same each time
+    if not x.is_floating_point() and x.numel() > 50:
+        assert sorted(x.unique().tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize("sizes", ["9" * 30, "999999999,999999999"])
+def test_an_input_that_no_memory_holds(capsys, sizes):
+    status, out, err = run(capsys, "plan", MODEL, "--input", sizes)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert "argument --input: " in err
+
+
+def test_an_input_that_does_not_fit_the_model_is_named(capsys):
+    status, out, err = run(capsys, "plan", MODEL, "--input", "2,4")
+    assert (status, out) == (1, "")
+    assert err.startswith("python -m hfusion: model cannot be run with --input: ")
+    assert len(err.splitlines()) == 1
 
 
 def test_help_is_printed(capsys):
@@ -311,6 +436,8 @@ plan|record
 plan: print what can be fused in a model, and why not
     package.module:factory: a function or class that makes the model without arguments, \
 or the model itself; file.py:factory fits as well
+    --input SIZES[:DTYPE]: run the model, on a random tensor of this shape, such as \
+1,3,224,224 or 2,7:int64; once for each positional argument
     --eval [False]: plan it in eval mode
     --fold [False]: fold batch norms first (eval mode)
     --embed [False]: let smaller windows join larger ones
@@ -384,7 +511,9 @@ FILED = ["somebodys.py:Pair", "./somebodys.py:Pair", "{here}/somebodys.py:ready"
 def test_a_file_is_a_module(capsys, here, name):
     status, out, err = run(capsys, "plan", name.format(here=here))
     assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls"
+    assert (
+        out.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls; found by reading"
+    )
 
 
 def test_a_file_finds_what_lies_beside_it_and_in_its_package(capsys, here):
@@ -483,7 +612,10 @@ def test_as_a_program(here):
     """Once as people call it; what lies in the current folder is found."""
     done = program(here, "plan", "somebodys:Pair")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == "1 of 1 groups fused; Linear 2 -> 1 calls"
+    assert (
+        done.stdout.splitlines()[-1]
+        == "1 of 1 groups fused; Linear 2 -> 1 calls; found by reading"
+    )
     wrong = program(here, "plan", "somebodys:Pair", "--min-siblings", "few")
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 1

@@ -64,8 +64,8 @@ def _from_two(text):
 def _example(text):
     try:
         return named.example(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    except (ValueError, TypeError, RuntimeError) as error:  # torch's: it is too large
+        raise argparse.ArgumentTypeError(str(error).partition("\n")[0]) from error
 
 
 def _above_zero(text):

@@ -232,8 +232,9 @@ def stack(layers, activation=None, embed=False, hoist=False):
     Values are not looked at: a NaN stays in the rows of its own branch.
     activation: a module of one of the classes in POINTWISE, which treat each number alone,
     as ReLU does; applied once where the branches lie in one piece each, else to each of
-    them (see `Stacked`). hoist: apply it once in any case. embed: embed small windows in the largest (see `embedding`), which
-    takes more multiply-adds. Raises FusionError where they do not fit together.
+    them (see `Stacked`). hoist: apply it once in any case. embed: embed small windows in
+    the largest (see `embedding`), which takes more multiply-adds. Raises FusionError where
+    they do not fit together, and for any other activation.
     Source: Lei Mao, "Neural Network 1x1 Convolution Horizontal Fusion".
 
     >>> stacked = stack([nn.Conv2d(192, 64, 1), nn.Conv2d(192, 96, 1)])

@@ -54,7 +54,8 @@ def example(text: str) -> torch.Tensor:
     fits = isinstance(dtype, torch.dtype) and not dtype.is_complex
     if not text or not fits or not all(size.isdecimal() for size in shape):
         raise ValueError(
-            f"expected sizes and perhaps a dtype, like 1,3,224,224 or 2,7:int64, got {text!r}"
+            "expected sizes and perhaps a dtype, like 1,3,224,224 or 2,7:int64, got "
+            f"{text!r}"
         )
     chance, shape = torch.Generator().manual_seed(0), [int(size) for size in shape]
     if dtype.is_floating_point:

@@ -171,7 +171,10 @@ def trace(model, exact=False):
     """
     if not isinstance(model, nn.Module):
         raise FusionError(f"model was a {type(model).__name__}; an nn.Module fits")
-    modules = dict(model.named_modules(remove_duplicate=False))
+    try:
+        modules = dict(model.named_modules(remove_duplicate=False))
+    except RecursionError as error:
+        raise FusionError("model cannot be traced: a module in it holds itself") from error
     is_graph, tracer = isinstance(model, fx.GraphModule), _Tracer(exact)
     for path, module in modules.items() if exact else ():
         if not path or not (is_graph or tracer.is_leaf_module(module, path)):
