@@ -26,7 +26,7 @@ ALLOWED = {
     "apart": {"experiments", "recording", "records"},
     "arms": {"followers", "measure", "packed", "siblings", "torch"},
     "arithmetic": {"compiled", "cost", "kernels"},
-    "checks": {"FORWARD", "layers", "operators", "torch"},
+    "checks": {"FORWARD", "layers", "operators", "placing", "torch"},
     "compiled": {"cooperative", "kernels", "models", "occupancy", "triton"},
     "cooperative": {"kernels"},
     "cost": {"eager"},

@@ -8,6 +8,7 @@ import functools
 import logging
 import operator
 import weakref
+from collections import Counter
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import layers, operators
+from . import layers, operators, placing
 from .operators import FORWARD
 
 logger = logging.getLogger("hfusion")
@@ -181,12 +182,13 @@ def unmovable(name, layer):
     return ""
 
 
-def shared(layer):
-    """Whether other tensors know the memory of a layer's weights, or may know it."""
+def shared(*layers):
+    """Whether others than these layers know the memory of their weights, or may know it."""
     if _count is None:
         return True
-    parameters = filter(torch.is_tensor, layer._parameters.values())
-    return any(_uses(p) > _ALONE for p in parameters)
+    parameters = [p for m in layers for p in m._parameters.values() if torch.is_tensor(p)]
+    known = Counter(map(placing.memory, parameters))
+    return any(_uses(p) - _ALONE >= known[placing.memory(p)] for p in parameters)
 
 
 def _uses(tensor):

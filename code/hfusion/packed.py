@@ -19,6 +19,7 @@ import itertools
 import logging
 import threading
 import weakref
+from collections import Counter
 
 import torch
 import torch.nn.functional as F
@@ -171,7 +172,10 @@ class Group:
         if self.off or not (checks.plain(x) if index == 0 else turn and turn.x() is x):
             return None
         mode = checks.mode(self.device)
-        if mode is None or (mode[0] and self._learns(x)):
+        if mode is None:
+            return None
+        if mode[0] and self._learns(x):
+            self._close_gaps()
             return None
         if index == 0:
             return self._begin(x, mode, here)
@@ -264,6 +268,19 @@ class Group:
         self._together = None
         logger.warning(self.off)
 
+    def _close_gaps(self):
+        """Windows in zeros are not trained there: torch's fused optimisers write to the
+        memory of a weight as if it had no gaps."""
+        if self.window is None or self._together is None:
+            return
+        with self._lock:
+            members = [reference() for reference in self._layers]
+            weights = [m.weight for m in members if m is not None]
+            if self._in_place() and any(weight.requires_grad for weight in weights):
+                self._together = None
+                for weight in weights:
+                    weight.data = weight.data.clone()
+
     def look(self):
         """Let go of memory that the weights have left."""
         with self._lock:
@@ -281,7 +298,7 @@ class Group:
             _part(members)
             self._switch_off("one of them is gone")
             return False
-        if not fresh and any(map(checks.shared, members)):
+        if not fresh and checks.shared(*members):
             self._in_vain("other tensors share the memory of their weights")
             return False
         if reason := self._unfit(members):
@@ -316,6 +333,8 @@ class Group:
             return "their paddings differ"
         if self.window is not None and embedding.common(members) != self.window:
             return "their windows have changed"
+        if self.window is not None and any(m.weight.grad is not None for m in members):
+            return "their weights have gradients, so they may be trained"
         return layers.refusal(named, self.window is not None, layers.KEPT)
 
     def _traced_part(self, index, x):
