@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import re
 import threading
 import weakref
 
@@ -190,6 +191,47 @@ def test_a_convolution_that_is_set_anew(name, mode, both):
 
 def twice(x, weight, bias):
     return 2 * x
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_padding_mode_that_pads_nothing(first):
+    """2026-11-30: planned, and then computed separately without a word."""
+    modes = ["reflect", "zeros"] if first else ["zeros", "reflect"]
+    layer = lambda: nn.Conv2d(3, 5, 3, padding_mode=modes.pop())
+    model, fused, x = pair(lambda: (Net(layer), torch.randn(2, 3, 9, 9)))
+    same(model, fused, x, rounds=1)
+
+
+SIZES = {  # of a bias or a weight that somebody has put there, and what the plan says
+    "bias of one number": ("bias", (1,), r"size of b\w* of b was \(1,\)"),
+    "bias of three": ("bias", (3,), r"size of bias of b was \(3,\)"),
+    "bias with an axis": ("bias", (4, 1), r"size of bias of b was \(4, 1\)"),
+    "weight of one row": ("weight", (4,), r"size of weight of b was \(4,\)"),
+}
+
+
+@pytest.mark.parametrize(("name", "shape", "said"), SIZES.values(), ids=SIZES)
+def test_sizes_that_do_not_fit_are_refused_when_it_is_planned(name, shape, said):
+    """2026-11-30: a plain RuntimeError when it was applied, or a bias of another size."""
+    model, _ = linear()
+    plan = hfusion.plan(model)
+    setattr(model.b, name, parameter(*shape))
+    with pytest.raises(hfusion.FusionError, match=f"model has changed .*{name}"):
+        plan.apply()
+    groups = hfusion.plan(model).groups
+    assert not any(group.fused for group in groups)
+    assert any(re.match(said, group.reason) for group in groups)
+
+
+def test_fuse_says_where_nothing_is_fused(caplog):
+    model, x = linear()
+    hfusion.fuse(model, x)
+    assert caplog.messages == []
+    alone = nn.Sequential(nn.Linear(4, 4))
+    for given in (None, x):
+        caplog.clear()
+        hfusion.fuse(alone, given)
+        assert caplog.messages == [f"nothing is fused:\n{hfusion.plan(alone, given)}"]
 
 
 def test_margins_that_differ_when_it_is_planned():

@@ -63,6 +63,11 @@ def hooks(layer):
     ]
 
 
+def _axes(layer):
+    """How many axes a layer's weight has: rows, inputs, and those of a window."""
+    return 2 + len(getattr(layer, "kernel_size", ()))
+
+
 _METHODS = ("forward", "_conv_forward", "train", "eval")
 
 
@@ -90,6 +95,11 @@ ALONE = (
      "one for weight and bias"),
     ("device", lambda m: _settings(m, "device"), lambda m: len(_settings(m, "device")) == 1,
      "one for weight and bias"),
+    ("size of weight", lambda m: tuple(m.weight.shape), lambda m: m.weight.ndim == _axes(m),
+     "one with the axes of its kind"),
+    ("size of bias", lambda m: tuple(m.bias.shape),
+     lambda m: m.bias is None or m.bias.shape == m.weight.shape[:1],
+     "one number for each row of weight"),
 )  # fmt: skip
 
 # What decides which numbers a layer computes from its input, besides its weights …

@@ -110,10 +110,11 @@ class Member:
 
 
 def _margins(layer):
-    """What a convolution really pads with where it does not pad with zeros."""
+    """What a convolution really pads with where it does not pad with zeros, if at all."""
     if getattr(layer, "padding_mode", "zeros") == "zeros":
         return None
-    return tuple(layer._reversed_padding_repeated_twice)
+    margins = tuple(layer._reversed_padding_repeated_twice)
+    return margins if any(margins) else None
 
 
 class _Here(threading.local):

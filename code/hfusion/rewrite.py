@@ -12,6 +12,7 @@ fusing them, is decided in `siblings`.
 
 import dataclasses
 import itertools
+import logging
 import textwrap
 from collections import Counter
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from .aside import double
 from .calls import Calls, owners
 from .layers import FusionError
 from .reading import Reading
+
+logger = logging.getLogger("hfusion")
 
 
 def plan(
@@ -153,8 +156,14 @@ def _answered(group, answer):
 
 
 def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
-    """`plan(model, example_inputs).apply()`: the fused model, beside the model."""
-    return plan(model, example_inputs).apply()
+    """`plan(model, example_inputs).apply()`: the fused model, beside the model.
+
+    Where nothing can be fused, a warning of the logger "hfusion" holds the plan.
+    """
+    found = plan(model, example_inputs)
+    if not any(group.fused for group in found.groups):
+        logger.warning("nothing is fused:\n%s", found)
+    return found.apply()
 
 
 @dataclasses.dataclass(frozen=True)
