@@ -13,7 +13,7 @@ import zoo
 from torch import nn
 
 import hfusion
-from hfusion import folding, models
+from hfusion import folding, lowering, models
 
 # (package, network, pixels of its input, convolutions before and after)
 NETWORKS = (
@@ -66,6 +66,11 @@ def test_a_network_of_others(of, name, pixels, before, after):
         )
     state = model.state_dict()
     assert list(fused.state_dict()) == list(state)
+    assert type(fused) is type(model)
+    if not plan.groups:
+        with pytest.raises(hfusion.FusionError, match="without fused layers"):
+            hfusion.unfuse(fused)
+        return
     back = hfusion.unfuse(fused).state_dict()
     assert all(torch.equal(back[key], tensor) for key, tensor in state.items())
 
@@ -110,6 +115,24 @@ def test_norms_of_others_are_folded(of, name, kind, count, folded):
         torch.testing.assert_close(
             found(x), expected, rtol=0, atol=1e-9 * expected.abs().max().item()
         )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_of_others_is_exported_as_one_graph():
+    """With fewer convolutions, and the same outputs."""
+    model = models.randomise(network("googlenet", "torchvision")).eval().double()
+    x = torch.randn(1, 3, 96, 96, dtype=torch.float64)
+    lowered = lowering.lower(hfusion.plan(model))
+    exported = torch.export.export(lowered, (x,))
+    convolutions = [n for n in exported.graph.nodes if "conv" in str(n.target)]
+    assert len(convolutions) == 39
+    with torch.no_grad():
+        expected = model(x)
+        bound = 1e-9 * expected.abs().max().item()
+        torch.testing.assert_close(exported.module()(x), expected, rtol=0, atol=bound)
+    pytest.importorskip("onnxscript")
+    program = torch.onnx.export(lowered.float(), (x.float(),), dynamo=True)
+    assert sum(node.op_type == "Conv" for node in program.model.graph) == 39
 
 
 @pytest.fixture(scope="module")
