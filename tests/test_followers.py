@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfusion
-from hfusion import FusionError, followers, layers, packed, placing, siblings
+from hfusion import FusionError, followers, layers, packed, placing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 

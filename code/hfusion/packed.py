@@ -19,7 +19,6 @@ import itertools
 import logging
 import threading
 import weakref
-from collections import Counter
 
 import torch
 import torch.nn.functional as F
