@@ -33,7 +33,8 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     takes and returns the same within rounding. Each fused group is a `layers.Stacked` in
     it. It is a snapshot: its weights are copies, its keys are those of torch.fx, and only
     what the graph calls is there. Siblings that cannot be one layer in it stay separate:
-    with several calls or hooks, or whose consumers count on the layout of memory.
+    with several calls or hooks, with weights that the graph reads itself, or whose
+    consumers count on the layout of memory.
     Raises FusionError for a plan found by running, a model in training mode, one that has
     changed since it was planned, and one that does more than a graph can say.
 
@@ -101,9 +102,17 @@ def _one_layer(now, group, ends):
     members, embed = group.layers, group.window is not None
     if reason := layers.refusal(members, embed, layers.KEPT):
         raise FusionError(f"model has changed since it was planned: {reason}")
-    if group.calls > 1 or layers.refusal(members, embed):
+    if group.calls > 1 or layers.refusal(members, embed) or _read_by_graph(now, members):
         return False
     return not any(now.memory.counts_on_layout(end) for end in ends)
+
+
+def _read_by_graph(now, members):
+    """Whether a graph reads weights of these layers itself; it may write to them, too."""
+    nodes = now.graph.find_nodes(op="get_attr")
+    paths = {node.target for node in nodes} - now.trace.constants.keys()
+    read = {id(_at(now.model, path)) for path in paths}
+    return any(id(p) in read for layer in members.values() for p in layer.parameters())
 
 
 def _call_stacked(graph, path, nodes, ends, views):

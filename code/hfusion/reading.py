@@ -12,6 +12,7 @@ from torch import fx
 
 from . import effects, layers
 from .calls import Call, Calls, Followers
+from .layers import FusionError
 from .tracing import trace
 
 
@@ -40,6 +41,19 @@ class Reading(Calls):
                 version = self.memory.version(given[0], node)
                 seen[path].append(Call(given[0], version, turn))
         super().__init__(model, dict(seen))
+        if exact:
+            self._refuse_written_constants()
+
+    def _refuse_written_constants(self):
+        """A tensor that forward makes is made once for a graph, not at each call."""
+        for node in self.graph.find_nodes(op="get_attr"):
+            if node.target in self.trace.constants and self.memory.writes(node):
+                write = self.memory.writes(node)[0]
+                raise FusionError(
+                    "model cannot be traced: forward makes a tensor and writes to it "
+                    f"(`{write}`), and a graph would not make it again; make it from the "
+                    "input, as torch.zeros_like(x) does"
+                )
 
     def calls_of(self, module):
         """How many calls of a module the graph has, by whatever path."""
