@@ -323,6 +323,10 @@ class Draw:
             self.something(KINDS_OF_STEPS)
         self.root.outputs = tuple(self.returned())
 
+    def hides_writes(self):
+        """Whether it may write through .data, where autograd does not count."""
+        return self.writes and any("data" in step.args for step in self.root.steps)
+
     def chance(self, probability):
         return self.rng.random() < probability
 

@@ -28,7 +28,18 @@ from drawn import FAILS, Draw, network_of
 from torch import nn
 
 import hfusion
-from hfusion import effects, embedding, followers, layers, lowering, packed, placing
+from hfusion import (
+    effects,
+    embedding,
+    followers,
+    layers,
+    lowering,
+    observe,
+    packed,
+    placing,
+    reading,
+    siblings,
+)
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
 
@@ -274,7 +285,11 @@ def check(seed):
 
 
 def plans_of(trial, embed):
-    """{"reading" and "running": a plan}, without the first where torch.fx stops."""
+    """{"reading" and "running": a plan}.
+
+    Without the first where torch.fx stops, without the second where a write through .data
+    may come between siblings: no run sees it, nor does any call.
+    """
     before, found = copy.deepcopy(trial.model.state_dict()), {}
     try:
         found["reading"] = hfusion.plan(trial.model, embed=embed)
@@ -282,7 +297,8 @@ def plans_of(trial, embed):
         if "cannot be traced" not in str(error):
             raise Mismatch(f"plan raises {error}") from error
     inputs = tuple(trial.draw.inputs(trial.base))
-    found["running"] = attempt("plan", hfusion.plan, trial.model, inputs, embed=embed)
+    if not trial.draw.hides_writes():
+        found["running"] = attempt("plan", hfusion.plan, trial.model, inputs, embed=embed)
     same_state("planned", trial.model.state_dict(), before)
     return found
 
@@ -357,7 +373,9 @@ def check_cast(trial):
         expected, error = trial.call(single, base), 0
         for e, double in zip(expected, exact or (), strict=False):
             error = max(error, (e.double() - double.double()).abs().max())
-        if not exact or not error < 1e-4:  # so that a choice went another way, or it overflowed
+        if (
+            not exact or not error < 1e-4
+        ):  # so that a choice went another way, or it overflowed
             return False
         for fused in trial.fused.values():
             actual = attempt("cast", trial.call, fused.float(), base)
@@ -419,7 +437,9 @@ def check_lowered_gradients(trial, model, network):
     for name, grad in expected.items():
         if not name or names[id(model.get_parameter(name))] == 1:
             what = f"gradient of {name or 'the input'}, lowered"
-            close(what, [actual.get(name, torch.zeros_like(grad))], [grad], 10 * trial.bound)
+            close(
+                what, [actual.get(name, torch.zeros_like(grad))], [grad], 10 * trial.bound
+            )
 
 
 # Many cases.
@@ -460,7 +480,9 @@ class Tally:
             count[f"{way}: groups"] += len(plan.groups)
             count[f"{way}: groups fused"] += len(fused)
             count[f"{way}: followed"] += sum(bool(g.followers) for g in fused)
-            count[f"{way}: windows of several sizes"] += sum(g.window is not None for g in fused)
+            count[f"{way}: windows of several sizes"] += sum(
+                g.window is not None for g in fused
+            )
             count[f"{way}: networks fused"] += bool(fused)
             count[f"{way}: networks computed together"] += outcome.rounds.get(way, 0) > 0
             count[f"{way}: stopped by a view elsewhere"] += way in outcome.stopped
@@ -488,13 +510,115 @@ def check_shares(count):
     assert count["gradients"] > 0.3 * cases
     assert count["lowered with stacked layers"] > 0.3 * cases
     for way in ("reading", "running"):
-        fused, together = count[f"{way}: networks fused"], count[f"{way}: networks computed together"]
+        fused, together = (
+            count[f"{way}: networks fused"],
+            count[f"{way}: networks computed together"],
+        )
         assert fused > 0.4 * cases
         assert count[f"{way}: groups"] > 1.3 * count[f"{way}: groups fused"]
         assert together > 0.7 * fused
         assert count[f"{way}: stopped by a view elsewhere"] < 0.02 * cases
         assert count[f"{way}: followed"] > 0.02 * cases
         assert count[f"{way}: windows of several sizes"] > 0.01 * cases
+
+
+# Deliberate mistakes: each is noticed within a few hundred cases.
+
+
+def blind_to(what):
+    """A part is handed out although something is not as it was."""
+    take = packed._Round.take
+
+    def take_anyway(self, index, x, mode):
+        if what == "writes":
+            self.version = x._version
+        if what == "another input":
+            self.x, self.version = (lambda: x), x._version
+            self.memory = packed._memory(x), x.shape
+        if what == "weights":
+            self.versions = [row.versions() for row in self.rows]
+        return take(self, index, x, mode)
+
+    return packed._Round, "take", take_anyway
+
+
+def weights_not_looked_at(row):
+    return 0, 0
+
+
+def rolled(weights):
+    together = whole(weights)
+    with torch.no_grad():
+        together.copy_(together.roll(1, 0))
+    return together
+
+
+def without(rule):
+    rules = tuple(one for one in siblings.RULES if one is not rule)
+    return siblings, "RULES", rules
+
+
+def anybodys_result(mark, part, follower):
+    return mark.whole.result(mark.index, follower)
+
+
+def wrong_order(stacked, x):
+    y, sizes = stacked.product(x), stacked.sizes[::-1]
+    return tuple(y.unsafe_split_with_sizes(sizes, stacked.dim))
+
+
+def padding_left(layers):
+    window = common(layers)
+    return dataclasses.replace(window, padding=layers[0].padding)
+
+
+def in_the_corner(window, layer):
+    sides = zip(window.kernel_size, layer.kernel_size, strict=True)
+    return tuple(large - small for large, small in sides)
+
+
+def rows_shuffled(weights, biases):
+    weight, bias = stack_parameters(weights, biases)
+    return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
+
+
+whole, common, stack_parameters = placing.whole, embedding.common, layers.stack_parameters
+MISTAKES = {
+    "writes to the input": blind_to("writes"),
+    "another input": blind_to("another input"),
+    "writes to a weight": blind_to("weights"),
+    "weights replaced": (packed._Row, "versions", weights_not_looked_at),
+    "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
+    "inference tensors": (packed, "_plain", lambda x: True),
+    "rows of weights rolled": (placing, "whole", rolled),
+    "shared memory": without(siblings.shared_memory),
+    "unfit layers": without(siblings.unfit),
+    "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
+    "no run asks for layout": (observe.Run, "asking", lambda self, groups: {}),
+    "results of written parts": (followers._Mark, "take", anybodys_result),
+    "followers of any settings": (followers.Follower, "_unchanged", lambda *_: True),
+    "lowered: no writes known": (effects, "written", lambda node, modules: []),
+    "lowered: nothing shares memory": (effects, "_sources", lambda node, modules: []),
+    "lowered: everything known": (effects, "known", lambda node, modules: True),
+    "lowered: no function in place": (effects, "_asks_for_inplace", lambda node: False),
+    "lowered: writes forgotten": (effects.Memory, "version", lambda *_: 0),
+    "lowered: views stay": (effects.Memory, "views", lambda memory, node: []),
+    "lowered: layout": (effects.Memory, "counts_on_layout", lambda memory, node: None),
+    "lowered: all are one layer": (lowering, "_one_layer", lambda *_: True),
+    "lowered: weights read": (lowering, "_read_by_graph", lambda *_: False),
+    "lowered: a tensor written to": (reading.Reading, "_refuse_written_constants", id),
+    "lowered: in the wrong order": (layers.Stacked, "forward", wrong_order),
+    "lowered: rows shuffled": (layers, "stack_parameters", rows_shuffled),
+    "unlike layers": (layers, "unlike", lambda labelled, embed=False, kept=(): ""),
+    "padding not moved": (embedding, "common", padding_left),
+    "embedded in the corner": (embedding.Window, "margins", in_the_corner),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_noticed(mistake, monkeypatch):
+    monkeypatch.setattr(*mistake)
+    assert any(failure(seed) for seed in range(500))
 
 
 if __name__ == "__main__":
