@@ -159,7 +159,7 @@ class Run(Calls):
         finally:
             for hook in hooks:
                 hook.remove()
-        return watch.asking
+        return watch.asking | watch.written()
 
 
 def arguments(example_inputs):
@@ -227,7 +227,18 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self.parts, self.asking = {}, {}
+        self.parts, self.asking, self._shared = {}, {}, []
+
+    def written(self):
+        """Whose parts were written to after somebody had got a view, or else a copy."""
+        changed = (one for one in self._shared if one[2]._version != one[3])
+        return {path: name for path, name, *_ in changed if path not in self.asking}
+
+    def _keep(self, path, name, part, result):
+        """A view of a part, which for another batch may be a copy and miss what is written."""
+        shares = torch.is_tensor(result) and placing.memory(result) == placing.memory(part)
+        if name in _TRIES and shares and not result.is_inference():
+            self._shared.append((path, name, result, result._version))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
@@ -240,6 +251,7 @@ class _Watch(TorchFunctionMode):
             # One row or image is in one piece by chance: of more, such a view cannot be.
             if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
                 self.asking.setdefault(path, name)
+            self._keep(path, name, args[0], result)
             return result
         # As the layer's own output would lie there, or a view of it.
         alone = placing.dense(args[0], args[0])
@@ -247,6 +259,7 @@ class _Watch(TorchFunctionMode):
             with contextlib.suppress(RuntimeError):  # a view that cannot be
                 result = function(*args, **kwargs)
                 if placing.memory(result) == placing.memory(args[0]):
+                    self._keep(path, name, args[0], result)
                     return result
                 if placing.memory(function(alone, *args[1:], **kwargs)) != placing.memory(
                     alone
