@@ -426,12 +426,13 @@ def draw_siblings(draw):
         return
     new, odd = geometry(draw, draw.of(source)), draw.chance(0.4)
     follow, kind, branches = draw.chance(0.6), draw.rng.choice(list(NAMES)), []
+    form = "module" if draw.chance(0.4) else None
     for _ in range(draw.rng.randint(2, 4)):
         if odd and draw.chance(0.2):
             new = geometry(draw, draw.of(source))
         y = called(draw, draw.add(unusual(draw, new()) if odd else new()), source)
-        if y is not None and follow and draw.chance(0.7):
-            y = activate(draw, y, kind) or y
+        if y is not None and follow and draw.chance(0.95 if form else 0.7):
+            y = activate(draw, y, kind, form) or y
         branches.append(y)
         if y is not None and draw.chance(0.15):
             draw.one_of(VIEWS[:6], y)
@@ -496,15 +497,15 @@ def unusual(draw, layer):
     return Leaf(layer) if draw.is_graph and draw.chance(0.1) else layer
 
 
-def activate(draw, y, kind):
-    """A kind of activation on `y`, in one of its forms."""
+def activate(draw, y, kind, form=None):
+    """A kind of activation on `y`, in one of its forms unless that is given."""
     settings = (draw.rng.choice(SETTINGS[kind]),) if kind in SETTINGS else ()
     settings = settings if draw.chance(0.3) else ()
     options = {}
     if draw.writes and kind in MAY_BE_IN_PLACE and draw.chance(0.4):
         options["inplace"] = True
     function, *methods = NAMES[kind]
-    form = draw.rng.choice(["module", "again", "function", "method"])
+    form = form or draw.rng.choice(["module", "again", "function", "method"])
     modules = draw.root.named_modules()
     paths = [path for path, module in modules if type(module) is kind]
     if form == "module" or (form == "again" and not paths):

@@ -117,14 +117,18 @@ class Trial:
         return [*outputs, *inputs]
 
     def run(self, network):
-        """The same, and what they leave in the state."""
-        found, state = self.call(network), network.state_dict()
-        return [*found, *(state[key] for key in sorted(state))]
+        """The same, and what they leave in the state, which is put back."""
+        before = copy.deepcopy(network.state_dict())
+        try:
+            found, state = self.call(network), network.state_dict()
+            return [*found, *(state[key].clone() for key in sorted(state))]
+        finally:
+            network.load_state_dict(before)
 
     def runs(self):
         """What the original does; None if it raises an error."""
         with contextlib.suppress(*FAILS):
-            return self.run(copy.deepcopy(self.model))
+            return self.run(self.model)
         return None
 
     def agree(self, change):
@@ -132,7 +136,6 @@ class Trial:
 
         Those are called themselves, not copies: their groups remember what they saw.
         """
-        state = copy.deepcopy(self.model.state_dict())
         expected = self.runs()
         if expected is None:
             return False
@@ -145,12 +148,10 @@ class Trial:
                 if not self.elsewhere:
                     raise
                 self.stopped[way] = self.fused.pop(way)
-                fused.load_state_dict(state)
                 for group in groups_of(fused):
                     group.dense = frozenset(range(len(group.sizes)))
                 actual = attempt(what, self.run, fused)
                 close(f"{what}: tensor", actual, expected, self.bound)
-            fused.load_state_dict(state)
         return True
 
     def path(self, of=lambda module: True):
@@ -190,9 +191,9 @@ def other_way(trial):
 
 
 def weights_written_to(trial):
-    alone = collections.Counter(map(placing.memory, trial.model.parameters()))
-    named = [path for path, p in trial.model.named_parameters()
-             if alone[placing.memory(p)] == 1]  # no copy of a network keeps shared memory  # fmt: skip
+    memory = {path: placing.memory(p) for path, p in trial.model.named_parameters()}
+    owners = collections.Counter(memory.values())  # no copy of a network keeps shared ones
+    named = [path for path in memory if owners[memory[path]] == 1]
     path = trial.rng.choice(named) if named else None
     for network in trial if named else ():
         with torch.no_grad():
@@ -341,18 +342,25 @@ def gradients(network, trial):
         terms = [(y * w).sum() for y, w in zip(learned, weights, strict=True)]
         sum(terms, base.sum()).backward()
     named = {"": base, **dict(network.named_parameters(remove_duplicate=False))}
-    return {n: t.grad for n, t in named.items() if t.grad is not None}, require
+    found = {n: t.grad for n, t in named.items() if t.grad is not None}
+    network.zero_grad()
+    return found, require
 
 
 def check_gradients(trial):
     """Whether the original has gradients; those of the fused have the same bits."""
+    before = copy.deepcopy(trial.model.state_dict())
     try:
-        expected, require = gradients(copy.deepcopy(trial.model), trial)
+        expected, require = gradients(trial.model, trial)
     except FAILS:
         return False
+    finally:
+        trial.model.zero_grad()
+        trial.model.load_state_dict(before)
     for way, fused in trial.fused.items():
         what = f"gradient, found by {way}"
-        actual, requires = attempt(what, gradients, copy.deepcopy(fused), trial)
+        actual, requires = attempt(what, gradients, fused, trial)
+        fused.load_state_dict(before)
         if requires != require or actual.keys() != expected.keys():
             raise Mismatch(f"{what}: outputs require gradients: {requires}, not {require}")
         for name, grad in expected.items():
