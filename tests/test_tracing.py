@@ -1,11 +1,10 @@
-"""tracing.py: what a graph would forget is refused by name, all else is kept."""
+"""tracing.py: a graph to look at; one that has to be exact refuses what it would forget."""
 
 import contextlib
 import copy
 import inspect
 import linecache
 import operator
-import pickle
 import random
 import re
 from pathlib import Path
@@ -14,32 +13,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from forks import constant_decides, decides, drops, net, siblings
+from forks import net, siblings
 from torch import fx, nn
 
 from hfusion import FusionError, fuse, layers, models, plan, tracing
-from hfusion.tracing import Network, trace
+from hfusion.lowering import lower
+from hfusion.tracing import trace
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-def network(model):
-    """The model as a Network: traced, and nothing else done to it."""
-    found, double = trace(model), copy.deepcopy(model)
-    graph = copy.deepcopy(found.graph)
-    return Network(double, graph, found.constants, found.traced_in)
-
-
-def fuse_unless(model, reason):
-    """The fused network; None if it is refused, and for this reason."""
-    try:
-        return fuse(model)
-    except FusionError as error:
-        assert reason in str(error)  # noqa: PT017
-        return None
 
 
 X = torch.arange(6.0).reshape(2, 3)
@@ -48,6 +32,25 @@ X = torch.arange(6.0).reshape(2, 3)
 def same(actual, expected):
     actual, expected = (torch.utils._pytree.tree_flatten(v) for v in (actual, expected))
     return actual[1] == expected[1] and all(map(torch.equal, actual[0], expected[0]))
+
+
+def computes_the_same(model, *args, **kwargs):
+    """Fused, it does what the model does, twice, and in its state; what was planned.
+
+    Weights and inputs are integers, so that sums are exact in any order.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randint(-3, 4, parameter.shape))
+    found = plan(model)
+    fused = found.apply()
+    for network in (fused, copy.deepcopy(fused)):
+        reference = copy.deepcopy(model)
+        with torch.no_grad():
+            for _ in range(2):
+                assert same(network(*args, **kwargs), reference(*args, **kwargs))
+        assert same(dict(network.state_dict()), dict(reference.state_dict()))
+    return found
 
 
 # What stops a trace.
@@ -188,7 +191,7 @@ def test_whatever_needs_a_copy_says_so():
         plan(model)
 
 
-# What a graph would forget.
+# What a graph would forget: nobody minds who only looks.
 
 HOOKS = {
     "register_forward_hook": "forward hooks",
@@ -205,53 +208,68 @@ STATE_HOOKS = {
 
 
 def in_block(self, x):
-    return self.block(x), self.q(x)
+    return self.block(x), self.q(x), self.k(x)
 
 
 def blocks():
-    block = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    return net(in_block, block=block)
+    return net(in_block, block=nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+
+
+def nothing(*args):
+    return None
 
 
 @pytest.mark.parametrize(("register", "kind"), HOOKS.items())
 @pytest.mark.parametrize("path", ["", "block"])
-def test_hooks_of_containers_and_of_the_model_are_refused(path, register, kind):
+def test_hooks_of_containers_and_of_the_model(path, register, kind):
     model = blocks()
-    getattr(model.get_submodule(path), register)(lambda *args: None)
+    getattr(model.get_submodule(path), register)(nothing)
     with pytest.raises(FusionError, match=f"^{path or 'model'} has {kind}, which a graph"):
-        plan(model)
+        trace(model, exact=True)
+    assert trace(model).graph.find_nodes(op="call_module", target="q")
+    assert any(group.fused for group in plan(model).groups)
 
 
 @pytest.mark.parametrize(("register", "kind"), STATE_HOOKS.items())
-def test_state_hooks_of_the_model_are_refused_those_of_containers_kept(register, kind):
+def test_hooks_of_states_are_forgotten_only_of_the_model(register, kind):
     model = blocks()
-    called = []
-    getattr(model.block, register)(lambda *args: called.append(args))
-    fused = fuse(model)
-    called.clear()
-    fused.load_state_dict(fused.state_dict())
-    assert called
-    getattr(model, register)(lambda *args: None)
+    getattr(model.block, register)(nothing)
+    trace(model, exact=True)
+    getattr(model, register)(nothing)
     with pytest.raises(FusionError, match=f"^model has {kind}, which a graph"):
-        plan(model)
+        trace(model, exact=True)
+    assert trace(model)
 
 
 @pytest.mark.parametrize("register", [*HOOKS, *STATE_HOOKS])
-def test_hooks_of_a_graph_module_are_refused_at_the_root(register):
+def test_hooks_of_a_graph_module_are_forgotten_only_at_the_root(register):
     model = fx.symbolic_trace(blocks())
-    getattr(model, register)(lambda *args: None)
+    getattr(model.q, register)(nothing)
+    trace(model, exact=True)
+    getattr(model, register)(nothing)
     with pytest.raises(FusionError, match=r"^model has .*hooks"):
-        plan(model)
+        trace(model, exact=True)
+    assert trace(model).graph is model.graph
 
 
 def test_hooks_of_torchs_own_modules_are_called():
-    model = blocks()
-    called = []
+    model, called = blocks(), []
     model.block[1].register_forward_hook(lambda *args: called.append(args))
-    fused = fuse(model)
+    trace(model, exact=True)
     assert not called
-    assert same(fused(X), model(X))
-    assert len(called) == 2
+
+
+class OwnCall(nn.Module):
+    def __call__(self, x):
+        return x
+
+
+def test_a_forward_or_a_call_that_is_not_the_classs():
+    model = net(siblings)
+    model.forward = lambda x: x
+    for other in (model, OwnCall()):
+        with pytest.raises(FusionError, match=r"^model has a forward\(\) on the instance"):
+            trace(other)
 
 
 def with_counter(forward):
@@ -262,52 +280,88 @@ def with_counter(forward):
 
 def counts_in_place(self, x):
     self.count += 1
-    return self.q(x)
+    return self.q(x) * self.count, self.k(x)
 
 
 def counts_anew(self, x):
     self.count = self.count + 1
-    return self.q(x)
+    return self.q(x) * self.count, self.k(x)
 
 
 def counts_by_name(self, x):
     self._buffers["count"].add_(1)
-    return self.q(x)
+    return self.q(x), self.k(x)
 
 
 def counts_in_a_block(self, x):
     return self.block(x)
 
 
-def nested_counter():
-    return net(counts_in_a_block, block=with_counter(counts_by_name))
+def counts_in_a_plain_tensor(self, x):
+    self.count.add_(1)
+    return self.q(x) * self.count, self.k(x)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: with_counter(counts_in_place),
-        lambda: with_counter(counts_anew),
-        lambda: with_counter(counts_by_name),
-        nested_counter,
-    ],
-    ids=["in place", "anew", "by name", "nested"],
-)
-def test_a_buffer_changed_on_the_side_is_counted_or_refused(make):
+def averages(self, x):
+    self.count.mul_(0.5).add_(x.sum())
+    return self.q(x) + self.count, self.k(x)
+
+
+def counts_its_calls(self, x):
+    self.calls += 1
+    return self.q(x) * self.calls, self.k(x)
+
+
+def of_plain_tensor():
+    model = net(counts_in_a_plain_tensor)
+    model.count = torch.zeros(1)
+    return model
+
+
+def of_calls():
+    model = net(counts_its_calls)
+    model.calls = 0
+    return model
+
+
+SIDE = {
+    "anew": (lambda: with_counter(counts_anew), "count"),
+    "by name": (lambda: with_counter(counts_by_name), "count"),
+    "nested": (lambda: net(counts_in_a_block, block=with_counter(counts_by_name)), "count"),
+    "a number": (of_calls, "calls"),
+}
+WRITTEN_DOWN = {
+    "in place": lambda: with_counter(counts_in_place),
+    "with the input": lambda: with_counter(averages),
+    "a plain tensor": of_plain_tensor,
+}
+
+
+@pytest.mark.parametrize(("make", "name"), SIDE.values(), ids=SIDE)
+def test_what_forward_changes_on_the_side(make, name):
     model = make()
-    try:
-        fused = fuse(model)
-    except FusionError as error:
-        assert "model cannot be traced: " in str(error)  # noqa: PT017
-        assert "count" in str(error)  # noqa: PT017
-    else:
-        for _ in range(2):
-            assert same(fused(X), model(X))
-        assert same(dict(fused.state_dict()), dict(model.state_dict()))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(FusionError, match=rf"forward changes \S*{name} on the side"):
+        trace(model, exact=True)
+    trace(model)
+    assert same(dict(model.state_dict()), dict(before))
     assert not hasattr(model, "_tensor_constant0")
+    computes_the_same(model, X)
+
+
+@pytest.mark.parametrize("make", WRITTEN_DOWN.values(), ids=WRITTEN_DOWN)
+def test_a_change_that_a_graph_does_or_refuses(make):
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with contextlib.suppress(FusionError):
+        found = trace(model, exact=True)
+        assert any(n.target in ("add_", "mul_", operator.iadd) for n in found.graph.nodes)
+    assert same(dict(model.state_dict()), dict(before))
+    computes_the_same(model, X)
 
 
 def augmented(self, x):
+    x = x * 1
     old = x
     x *= 2
     n = x.shape[0]
@@ -316,6 +370,7 @@ def augmented(self, x):
 
 
 def items(self, x):
+    x = x * 1
     x[0] = 7
     y = self.q(x)
     y[:, 1] = 0
@@ -323,24 +378,22 @@ def items(self, x):
 
 
 def both_in_place(self, x):
+    x = x * 2
     q = self.q(x)
     x -= 1
     k = self.k(x)
-    x[:, 0] /= 2
+    x[:, 0] *= 2
     return q, k, self.k(x)
 
 
 @pytest.mark.parametrize("forward", [augmented, items, both_in_place])
-def test_what_python_does_in_place_is_done_in_place_or_refused(forward):
+def test_what_python_does_in_place_is_done_in_place(forward):
     """torch.fx itself takes x += 1 for x = x + 1."""
     model = net(forward)
-    fused = fuse_unless(model, "model cannot be traced")
-    if fused is None:
-        return
-    expected, actual = X.clone(), X.clone()
+    computes_the_same(model, X)
+    graph = fx.GraphModule(model, trace(model, exact=True).graph)
     with torch.no_grad():
-        assert same(fused(actual), model(expected))
-    assert torch.equal(actual, expected)
+        assert same(graph(X), model(X))
 
 
 @pytest.mark.parametrize("name", tracing.AUGMENTED)
@@ -352,53 +405,18 @@ def test_an_operator_in_place_is_in_the_graph_as_itself(name):
     assert (node.args, node.kwargs, output.args) == ((x, 2), {}, (node,))
 
 
-def averages(self, x):
-    self.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
-    return self.q(x) + self.mean.sum(), self.k(x)
-
-
-def test_a_buffer_changed_with_the_input_is_changed_or_refused():
-    model = net(averages)
-    model.register_buffer("mean", torch.ones(3))
-    try:
-        fused = fuse(model)
-    except FusionError as error:
-        assert "forward changes mean on the side" in str(error)  # noqa: PT017
-        assert torch.equal(model.mean, torch.ones(3))
-        return
-    assert torch.equal(model.mean, torch.ones(3))
-    for _ in range(2):
-        torch.testing.assert_close(fused(X), model(X))
-    assert torch.equal(fused.state_dict()["mean"], model.mean)
-
-
-def under_no_grad(self, x):
-    with torch.no_grad():
-        q = self.q(x)
-    return q, self.k(x)
-
-
 def under_autocast(self, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = self.q(x)
     return q, self.k(x)
 
 
-@torch.no_grad()
-def decorated(self, x):
-    return self.q(x), self.k(x)
-
-
-@pytest.mark.parametrize("forward", [under_no_grad, under_autocast, decorated])
-def test_a_mode_that_forward_switches_is_kept_or_refused(forward):
-    """torch.fx does not write down `with torch.no_grad():`."""
-    model = net(forward)
-    fused = fuse_unless(model, "model cannot be traced")
-    if fused is None:
-        return
-    for actual, expected in zip(fused(X), model(X), strict=True):
-        assert actual.dtype == expected.dtype
-        assert actual.requires_grad == expected.requires_grad
+def test_autocast_that_forward_switches():
+    """torch.fx does not write it down, and the stacked layer would know nothing of it."""
+    model = net(under_autocast)
+    with pytest.raises(FusionError, match=r"\(autocast is switched\); switch it outside"):
+        trace(model, exact=True)
+    computes_the_same(model, X)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
@@ -410,15 +428,20 @@ def test_a_mode_of_the_caller_is_not_the_models(mode):
     assert same(fused(X), model(X))
 
 
-def adds_noise(self, x):
-    return self.q(x) + torch.rand(4), self.k(x)
+def draws_from(draw):
+    def forward(self, x):
+        return self.q(x) + draw(), self.k(x)
+
+    return forward
 
 
-def test_chance_in_forward_is_drawn_anew_or_refused():
+@pytest.mark.parametrize("draw", [lambda: torch.rand(4), random.random, np.random.rand])
+def test_what_forward_draws_a_graph_would_keep(draw):
     """torch.fx keeps what was drawn while it traced."""
-    fused = fuse_unless(net(adds_noise), "model cannot be traced")
-    if fused is None:
-        return
+    model = net(draws_from(draw))
+    with pytest.raises(FusionError, match="forward draws random numbers on the side"):
+        trace(model, exact=True)
+    fused = fuse(model)
     assert not torch.equal(fused(X)[0], fused(X)[0])
 
 
@@ -426,8 +449,9 @@ def draws_everywhere(self, x):
     return self.q(x) + torch.rand(4) * random.random() * np.random.rand(), self.k(x)
 
 
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("forward", [draws_everywhere, siblings])
-def test_a_trace_uses_up_no_chance(forward):
+def test_a_trace_uses_up_no_chance(forward, exact):
     def draw():
         return torch.rand(3).tolist(), random.random(), np.random.rand()
 
@@ -441,72 +465,65 @@ def test_a_trace_uses_up_no_chance(forward):
     expected = draw()
     seed()
     with contextlib.suppress(FusionError):
-        plan(model)
+        trace(model, exact)
     assert draw() == expected
 
 
-def by_default_double(self, x, scale=None):
+def replaces_data(self, x):
+    x = x * 1
     q = self.q(x)
-    if scale is None:
-        q = q * 2
+    x.data = x * 2
     return q, self.k(x)
 
 
-def by_default_plain(self, x, scale=None):
-    q = self.q(x)
-    if scale is not None:
-        q = q * scale
-    return q, self.k(x)
+@pytest.mark.parametrize("exact", [False, True])
+def test_data_that_forward_sets_stops_a_trace(exact):
+    with pytest.raises(FusionError, match="forward sets data of a tensor"):
+        trace(net(replaces_data), exact)
 
 
-@pytest.mark.parametrize("forward", [by_default_double, by_default_plain])
-def test_an_argument_left_out_means_its_default_or_is_refused(forward):
-    """torch.fx has a stand-in for every argument, and that is never None."""
-    model = net(forward)
-    fused = fuse_unless(model, "scale")
-    if fused is None:
-        return
-    assert same(fused(X), model(X))
+def changes_what_it_has_used(self, x):
+    scale = torch.ones(1)
+    q = self.q(x * scale)
+    scale.mul_(2)
+    return q, self.k(x * scale)
 
 
-@pytest.mark.parametrize("forward", [by_default_double, by_default_plain])
-@pytest.mark.parametrize("by_name", [False, True])
-def test_an_argument_that_was_left_out_is_not_ignored_when_it_is_given(forward, by_name):
-    model, scale = net(forward), torch.tensor(3.0)
-    given = ((X,), {"scale": scale}) if by_name else ((X, scale), {})
-    try:
-        actual = fuse(model)(*given[0], **given[1])
-    except (FusionError, AssertionError, RuntimeError, TypeError) as error:
-        assert "scale" in str(error)  # noqa: PT017
-        return
-    assert same(actual, model(*given[0], **given[1]))
+def test_a_tensor_changed_after_its_use():
+    """Found by random networks, 2026-11-22: the first call was wrong."""
+    model = net(changes_what_it_has_used)
+    with pytest.raises(FusionError, match="forward changes a tensor that it has used"):
+        trace(model, exact=True)
+    computes_the_same(model, X)
 
 
-def clips_its_weights(self, x):
-    for parameter in self.parameters():
-        parameter.data.clamp_(-0.1, 0.1)
-    return self.q(x), self.k(x)
+def adds_to_what_it_made(self, x):
+    total = torch.zeros(2, 4)
+    total += self.q(x)
+    return total, self.k(x)
 
 
-def test_weights_that_forward_changes_behind_autograds_back():
-    """Through .data the version of a tensor does not tell; the values do."""
-    with pytest.raises(FusionError, match=r"forward changes q\.weight"):
-        plan(net(clips_its_weights))
+def test_a_tensor_that_forward_makes_and_writes_to_cannot_be_lowered():
+    """Found by random networks, 2026-11-22: the second call was wrong."""
+    model = net(adds_to_what_it_made).eval()
+    with pytest.raises(FusionError, match="forward makes a tensor and writes to it"):
+        lower(plan(model))
+    computes_the_same(model, X)
 
 
-def counts_in_a_plain_tensor(self, x):
-    self.count.add_(1)
-    return self.q(x) * self.count, self.k(x)
+def reads_its_weight(self, x):
+    q, k = self.q(x), self.k(x)
+    return q, k, self.q.weight.mul_(2)
 
 
-def test_a_plain_tensor_that_forward_changes_is_changed_or_refused():
-    model = net(counts_in_a_plain_tensor)
-    model.count = torch.zeros(1)
-    fused = fuse_unless(model, "count")
-    if fused is None:
-        return
-    for _ in range(2):
-        assert same(fused(X), model(X))
+def test_a_layer_whose_weight_the_graph_writes_to_stays_separate_when_lowered():
+    """Found by random networks, 2026-11-30: the second call was wrong."""
+    model = net(reads_its_weight).eval()
+    network = lower(plan(model))
+    with torch.no_grad():
+        for _ in range(2):
+            for actual, expected in zip(network(X), model(X), strict=True):
+                torch.testing.assert_close(actual, expected)
 
 
 # What is kept.
@@ -530,59 +547,14 @@ def with_constant(self, x):
     return self.q(x) + torch.tensor([1.0, 2.0, 3.0, 4.0]), self.k(x) * torch.ones(2)
 
 
-def test_constants_of_forward_are_kept_and_no_part_of_the_state():
+def test_tensors_of_forward_are_constants_and_no_part_of_the_model():
     model = net(with_constant)
     names = set(vars(model))
-    fused = fuse(model)
+    constants = trace(model, exact=True).constants
+    assert sorted(map(torch.Tensor.tolist, constants.values())) == [[1, 1], [1, 2, 3, 4]]
     assert set(vars(model)) == names
     assert not dict(model.named_buffers())
-    assert list(fused.state_dict()) == list(model.state_dict())
-    for one in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        assert same(one(X), model(X))
-
-
-def test_two_plans_of_one_model_do_not_share_constants():
-    model = net(with_constant)
-    first, second = fuse(model), fuse(model)
-    with torch.no_grad():
-        for buffer in first.buffers():
-            buffer.zero_()
-    assert same(second(X), model(X))
-    one_plan = plan(model)
-    first, second = one_plan.apply(), one_plan.apply()
-    with torch.no_grad():
-        for buffer in first.buffers():
-            buffer.zero_()
-    assert same(second(X), model(X))
-
-
-def with_plain_tensor(self, x):
-    return self.q(x) * self.scale, self.k(x)
-
-
-@pytest.mark.parametrize("given_as", [nn.Module, fx.GraphModule])
-def test_a_tensor_that_is_neither_parameter_nor_buffer(given_as):
-    model = net(with_plain_tensor)
-    model.scale = torch.tensor(3.0)
-    given = fx.symbolic_trace(model) if given_as is fx.GraphModule else model
-    fused = fuse(given)
-    assert list(fused.state_dict()) == list(given.state_dict())
-    for one in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
-        assert same(one(X), model(X))
-
-
-def with_buffer(self, x):
-    return self.q(x) * (self.scale + 1), self.k(x)
-
-
-def test_what_is_computed_from_a_buffer_follows_the_buffer():
-    model, other = net(with_buffer), net(with_buffer)
-    model.register_buffer("scale", torch.tensor(3.0))
-    other.register_buffer("scale", torch.tensor(5.0))
-    fused = fuse(model)
-    assert same(fused(X), model(X))
-    fused.load_state_dict(other.state_dict())
-    assert same(fused(X), other(X))
+    computes_the_same(model, X)
 
 
 def reads_parameters(self, x):
@@ -596,57 +568,15 @@ def test_parameters_read_directly():
         block=nn.Sequential(nn.Linear(3, 3)),
         parts=nn.ParameterList([torch.rand(1), torch.rand(2, 2)]),
     )
-    fused = fuse(model)
-    assert same(fused(X), model(X))
-    assert list(fused.state_dict()) == list(model.state_dict())
-    assert plan(model).groups[0].fused
-    model.load_state_dict({key: value + 1 for key, value in model.state_dict().items()})
-    fused.load_state_dict(model.state_dict())
-    assert same(fused(X), model(X))
+    reads = [n.target for n in trace(model).graph.nodes if n.op == "get_attr"]
+    assert reads == ["scale", "block.0.weight", "parts.1"]
+    assert computes_the_same(model, X).groups[0].fused
 
 
 def test_a_tensor_is_read_under_its_first_name():
     model = net(lambda self, x: self.q(x) * self.scale, scale=nn.Parameter(torch.rand(4)))
     reads = [n.target for n in trace(model).graph.nodes if n.op == "get_attr"]
     assert reads == ["scale"]
-
-
-class Block(nn.Module):
-    """A container of one's own, with something of its own."""
-
-    kind = "own"
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.unused = nn.Linear(3, 3), nn.Linear(2, 2)
-        self.register_buffer("hidden", torch.ones(2), persistent=False)
-        self.note = "kept"
-
-    def forward(self, x):
-        return self.layer(x)
-
-    def helper(self):
-        return self.note
-
-
-def in_a_block(self, x):
-    return self.q(self.block(x)), self.k(self.block.layer(x))
-
-
-def test_containers_and_what_is_not_called_are_kept():
-    model = net(in_a_block, block=Block(), spare=nn.Conv2d(3, 2, 1))
-    model.register_buffer("hidden", torch.ones(2), persistent=False)
-    for one in (network(model), fuse(model), copy.deepcopy(network(model))):
-        assert list(one.state_dict()) == list(model.state_dict())
-        assert type(one.block) is Block
-        assert one.block.helper() == "kept"
-        assert same(dict(one.named_buffers()), dict(model.named_buffers()))
-        assert one.spare is not model.spare
-        assert same(one(X), model(X))
-    revived = pickle.loads(pickle.dumps(network(model)))
-    assert type(revived.block) is Block
-    assert list(revived.state_dict()) == list(model.state_dict())
-    assert same(revived(X), model(X))
 
 
 def takes_dict(self, batch):
@@ -691,10 +621,34 @@ CALLS = {
 
 @pytest.mark.parametrize(("forward", "args", "kwargs"), CALLS.values(), ids=CALLS)
 def test_inputs_and_outputs_keep_their_form(forward, args, kwargs):
-    model = net(forward)
-    found = plan(model)
+    found = computes_the_same(net(forward), *args, **kwargs)
     assert [group.members for group in found.groups if group.fused] == [("q", "k")]
-    assert same(found.apply()(*args, **kwargs), model(*args, **kwargs))
+
+
+def by_default_double(self, x, scale=None):
+    q = self.q(x)
+    if scale is None:
+        q = q * 2
+    return q, self.k(x)
+
+
+def by_default_plain(self, x, scale=None):
+    q = self.q(x)
+    if scale is not None:
+        q = q * scale
+    return q, self.k(x)
+
+
+@pytest.mark.parametrize("forward", [by_default_double, by_default_plain])
+def test_an_argument_left_out_means_its_default(forward):
+    """torch.fx has a stand-in for every argument, and that is never None."""
+    model = net(forward)
+    for given in ((X,), (X, torch.tensor(3.0))):
+        computes_the_same(model, *given)
+    graph = fx.GraphModule(model, trace(model, exact=True).graph)
+    assert same(graph(X), model(X))
+    with pytest.raises(AssertionError, match="scale"):
+        graph(X, torch.tensor(3.0))
 
 
 def test_no_weight_is_copied_for_a_trace(monkeypatch):
@@ -709,23 +663,18 @@ def test_no_weight_is_copied_for_a_trace(monkeypatch):
 
 
 def test_a_stacked_layer_in_a_model_stays_one_call():
-    model = net(
-        lambda self, x: self.both(x), both=layers.stack([nn.Linear(3, 2), nn.Linear(3, 4)])
-    )
+    both = layers.stack([nn.Linear(3, 2), nn.Linear(3, 4)])
+    model = net(lambda self, x: self.both(x), both=both)
     calls = [n.target for n in trace(model).graph.nodes if n.op == "call_module"]
     assert calls == ["both"]
-    fused = fuse(model)
-    assert same(fused(X), model(X))
-    assert list(fused.state_dict()) == list(model.state_dict())
 
 
 def test_a_graph_module_is_taken_as_it_is():
     model = fx.symbolic_trace(net(siblings))
-    assert trace(model).graph is model.graph
-    assert trace(model).traced_in is None
-
-
-# The training flag.
+    for exact in (False, True):
+        found = trace(model, exact)
+        assert found.graph is model.graph
+        assert not found.constants
 
 
 def stops_in_training(self, x):
@@ -734,89 +683,13 @@ def stops_in_training(self, x):
     return self.q(x), self.k(x)
 
 
-def only_modules(self, x):
-    return self.drop(self.q(x)), self.k(x)
-
-
-HELD = (drops, decides, constant_decides)
-
-
-def held(mode, was):
-    """What is said when a flag that is held is to be `mode`."""
-    return (
-        f"mode was {mode}; this graph was traced in {was} mode, and forward does "
-        "something else in another: switch the original, and fuse it again"
-    )
-
-
-@pytest.mark.parametrize("forward", HELD)
-@pytest.mark.parametrize("training", [False, True])
-def test_a_flag_that_forward_reads_is_held(training, forward):
-    model = net(forward).train(training)
-    fused = fuse(model)
-    assert fused.training is training
-    assert fused.train(training) is fused
-    was = "training" if training else "eval"
-    for one in (
-        fused,
-        copy.deepcopy(fused),
-        pickle.loads(pickle.dumps(fused)),
-        fuse(fused),
-    ):
-        with pytest.raises(FusionError) as error:
-            one.train(not training)
-        assert str(error.value) == held(not training, was)
-        assert one.training is training
-        torch.manual_seed(0)
-        actual = one(X)
-        torch.manual_seed(0)
-        torch.testing.assert_close(actual, model(X))
-
-
 def test_a_model_that_can_be_traced_in_one_mode_only():
     model = net(stops_in_training)
     with pytest.raises(FusionError, match="cannot be iterated"):
         fuse(model)
     fused = fuse(model.eval())
     assert same(fused(X), model(X))
-    with pytest.raises(FusionError, match="mode was True"):
-        fused.train()
-
-
-def test_other_flags_can_be_switched():
-    model = net(only_modules, drop=nn.Dropout(0.5))
-    fused = fuse(model)
-    assert not torch.equal(fused(X)[0], fused(X)[0])
-    fused.eval()
-    assert not any(m.training for m in fused.modules())
-    assert same(fused(X), model.eval()(X))
-    assert all(m.training for m in fused.train().modules())
-
-
-def test_a_frozen_block_whose_flag_forward_reads_is_not_woken_unheard():
-    """block.eval() in a model in training: train() would change what it computes."""
-    model = net(lambda self, x: (self.block(x)[0], self.k(x)), block=net(drops).eval())
-    fused = fuse(model)
-    assert same(fused(X), model(X))
-    model.train()
-    try:
-        fused.train()
-    except FusionError as error:
-        assert str(error) == held(True, "eval")  # noqa: PT017
-        return
-    torch.manual_seed(0)
-    actual = fused(X)
-    torch.manual_seed(0)
-    assert same(actual, model(X))
-
-
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_keep_each_modules_flag(again):
-    model = net(siblings, bn=nn.BatchNorm1d(3))
-    model.bn.eval()
-    fused = again(fuse(model))
-    assert fused.training
-    assert not fused.bn.training
+    assert same(fused.train()(X), model.train()(X))
 
 
 def test_advice_is_given_for_each_of_torchs_messages():
@@ -839,73 +712,6 @@ def test_a_plain_tensor_that_is_a_part_of_a_weight():
     assert refused.reason.startswith("weight of q shares memory")
 
 
-def counts_its_calls(self, x):
-    self.calls += 1
-    return self.q(x) * self.calls, self.k(x)
-
-
-def test_a_number_that_forward_changes():
-    model = net(counts_its_calls)
-    model.calls = 0
-    with pytest.raises(FusionError, match="forward changes calls on the side"):
-        plan(model)
-    assert model.calls == 0
-
-
-def both(self, x):
-    return self.q(x), self.k(x)
-
-
-def test_hooks_registered_on_the_result_are_copied():
-    fused, seen = fuse(net(both)), []
-    fused.register_forward_hook(lambda *_: seen.append(1))
-    copy.deepcopy(fused)(X)
-    copy.copy(fused)(X)
-    assert seen == [1, 1]
-
-
-def test_a_shallow_copy_has_the_same_keys_and_weights():
-    fused = fuse(net(both))
-    shallow = copy.copy(fused)
-    assert list(shallow.state_dict()) == list(fused.state_dict())
-    assert next(shallow.parameters()) is next(fused.parameters())
-    assert same(shallow(X), fused(X))
-
-
-def replaces_data(self, x):
-    x = x * 1
-    q = self.q(x)
-    x.data = x * 2
-    return q, self.k(x)
-
-
-def adds_to_what_it_made(self, x):
-    total = torch.zeros(2, 4)
-    total += self.q(x)
-    return total, self.k(x)
-
-
-def changes_what_it_has_used(self, x):
-    scale = torch.ones(1)
-    q = self.q(x * scale)
-    scale.mul_(2)
-    return q, self.k(x * scale)
-
-
-@pytest.mark.parametrize(
-    ("forward", "reason"),
-    [
-        (replaces_data, "forward sets data of a tensor"),
-        (adds_to_what_it_made, r"forward makes a tensor and writes to it"),
-        (changes_what_it_has_used, "forward changes a tensor that it has used"),
-    ],
-)
-def test_what_a_graph_would_forget_is_refused(forward, reason):
-    """Found by random networks, 2026-11-22: the second call, or the first, was wrong."""
-    with pytest.raises(FusionError, match=reason):
-        plan(net(forward))
-
-
 class Cache:
     """Somebody's object, whose method has a harmless name."""
 
@@ -920,24 +726,10 @@ def test_a_method_of_somebodys_object_may_write():
     q = graph.call_module("q", (doubled,))
     graph.call_method("update", (cache, doubled))
     graph.output((q, graph.call_module("k", (doubled,))))
-    model = torch.fx.GraphModule(net(both), graph)
+    model = torch.fx.GraphModule(net(siblings), graph)
     (group,) = plan(model).groups
     assert group.reason.startswith("`update`")
     assert same(fuse(model)(X, Cache()), model(X, Cache()))
-
-
-def test_siblings_that_differ_in_what_is_not_geometry():
-    """Each would change something that the outputs alone do not show."""
-    frozen = net(both)
-    frozen.q = nn.Linear(3, 4, bias=False)
-    frozen.q.weight.requires_grad_(False)
-    frozen.k.weight.requires_grad_(False)
-    (group,) = plan(frozen).groups
-    assert group.reason.startswith("requires_grad of output differs: q False, k True")
-    extra = net(both)
-    extra.q.register_parameter("gain", nn.Parameter(torch.ones(1)))
-    assert plan(extra).groups[0].reason.startswith("extras of q was ['gain']")
-    assert not any(group.fused for group in plan(extra).groups)
 
 
 def scaled_elu(self, x):

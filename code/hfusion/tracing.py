@@ -204,6 +204,9 @@ def _follow(model, tracer):
     """(the graph of a model, tensors that forward makes), from a copy that shares its
     parameters."""
     on = double(model, {id(p): p for p in model.parameters()})
+    for module in on.modules():  # those of gradients cannot be called with stand-ins
+        module._backward_hooks.clear()
+        module._backward_pre_hooks.clear()
     before, own, chance = _state(on) if tracer.exact else {}, set(vars(on)), _chance()
     with undisturbed(model):
         try:
@@ -244,7 +247,8 @@ def _state(model):
 
 def _version(tensor):
     """How often a tensor was written to, as far as autograd knows."""
-    return None if tensor.is_inference() else tensor._version
+    counts = isinstance(tensor, torch.Tensor) and not tensor.is_inference()
+    return tensor._version if counts else None  # else, say, a stand-in
 
 
 def _explain(error):
