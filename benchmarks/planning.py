@@ -2,9 +2,10 @@
 
 First on GoogLeNet, beside the first call of torch.compile on the same module; then on
 chains of generated modules of growing length, where the time for each node shows
-whether the pass is linear in the graph. Then three Linears that read one tensor: one by
-one, side by side (`hfusion.packed`), and the product and its split alone; what is between
-the last two, round by round, is the price of the checks.
+whether the pass is linear in the graph. Then stacks of transformer-like layers, read and
+run: more weights must not cost more, and twice the layers twice as much. Then three Linears
+that read one tensor: one by one, side by side (`hfusion.packed`), and the product and its
+split alone; what is between the last two, round by round, is the price of the checks.
 """
 
 import statistics
@@ -35,6 +36,21 @@ class Block(nn.Module):
         return branches[0] + branches[1] + branches[2] + self.d(x)
 
 
+class Layer(nn.Module):
+    """What a transformer repeats, less its softmax: 12 width² weights in 7 Linears."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, 8 * width // 3) for _ in range(2))
+        self.down = nn.Linear(8 * width // 3, width)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        x = x + self.o(self.q(x) * self.k(x) * self.v(x))
+        return x + self.down(self.act(self.gate(x)) * self.up(x))
+
+
 def seconds(call):
     """(what the call returns, how long it took)."""
     start = time.perf_counter()
@@ -51,8 +67,31 @@ def measure(model, rounds):
         plans.append(plan_s)
         applies.append(apply_s)
         del fused
-    nodes = len(plan.trace.graph.nodes)
+    nodes = len(plan.found.graph.nodes)
     return statistics.median(plans), statistics.median(applies), nodes, len(plan.groups)
+
+
+def cpu_seconds(call):
+    """How long the processor works on a call, whoever else wants it."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def weights_do_not_count(cases=((1024, 16), (64, 16), (64, 32), (64, 64), (64, 128))):
+    """CPU seconds to plan stacks of layers: reading, and running less its two forwards."""
+    print(f"\n{'width':>6} {'layers':>7} {'weights':>12} {'read s':>7} {'run s':>7}")
+    for width, count in cases:
+        model = nn.Sequential(*(Layer(width) for _ in range(count))).eval()
+        x, weights = torch.zeros(1, width), sum(p.numel() for p in model.parameters())
+        reads, runs, forwards = [], [], []
+        for _ in range(5):
+            reads.append(cpu_seconds(lambda model=model: hfusion.plan(model)))
+            runs.append(cpu_seconds(lambda model=model, x=x: hfusion.plan(model, x)))
+            with torch.no_grad():
+                forwards.append(cpu_seconds(lambda model=model, x=x: model(x)))
+        read, run, forward = map(statistics.median, (reads, runs, forwards))
+        print(f"{width:6,} {count:7,} {weights:12,} {read:7.2f} {run - 2 * forward:7.2f}")
 
 
 def checks(features, rows, bursts=7, rounds=7, calls=50):
@@ -110,6 +149,7 @@ def main(lengths=(1_000, 3_000, 10_000, 30_000)):
         plan_s, apply_s, nodes, groups = measure(model, rounds=3 if length < 10_000 else 1)
         each_us = (plan_s + apply_s) / nodes * 1e6
         print(f"{nodes:7,} {groups:7,} {plan_s:7.2f} {apply_s:8.2f} {each_us:10.0f}")
+    weights_do_not_count()
     price_of_checks()
 
 

@@ -139,20 +139,22 @@ class Trial:
         expected = self.runs()
         if expected is None:
             return False
-        for way, fused in [*self.fused.items()]:
-            what = f"found by {way}, {change}"
-            try:
-                actual = attempt(what, self.run, fused)
-                close(f"{what}: tensor", actual, expected, self.bound)
-            except Mismatch:
-                if not self.elsewhere:
-                    raise
-                self.stopped[way] = self.fused.pop(way)
-                for group in groups_of(fused):
-                    group.dense = frozenset(range(len(group.sizes)))
-                actual = attempt(what, self.run, fused)
-                close(f"{what}: tensor", actual, expected, self.bound)
+        for way in [*self.fused]:
+            self.compare(f"found by {way}, {change}", way, self.run, expected, self.bound)
         return True
+
+    def compare(self, what, way, call, expected, bound):
+        """Hold a call of a fused network to what is expected."""
+        fused = self.fused[way]
+        try:
+            close(f"{what}: tensor", attempt(what, call, fused), expected, bound)
+        except Mismatch:
+            if not self.elsewhere:
+                raise
+            self.stopped[way] = self.fused.pop(way)
+            for group in groups_of(fused):
+                group.dense = frozenset(range(len(group.sizes)))
+            close(f"{what}: tensor", attempt(what, call, fused), expected, bound)
 
     def path(self, of=lambda module: True):
         paths = [path for path, module in self.model.named_modules() if of(module)]
@@ -392,11 +394,12 @@ def check_cast(trial):
             not exact or not error < 1e-4
         ):  # so that a choice went another way, or it overflowed
             return False
-        for fused in trial.fused.values():
-            actual = attempt("cast", trial.call, fused.float(), base)
-            close("cast: tensor", actual, expected, 1e-3)
-            like = [d.to(e.dtype) for d, e in zip(exact, expected, strict=False)]
-            close("cast: against float64, tensor", actual, like, 1e-3)
+        like = [d.to(e.dtype) for d, e in zip(exact, expected, strict=False)]
+        for way in [*trial.fused]:
+            trial.fused[way].float()
+            for wanted in (expected, like):
+                if way in trial.fused:
+                    trial.compare("cast", way, lambda f: trial.call(f, base), wanted, 1e-3)
         return True
     return False
 
