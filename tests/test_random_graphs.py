@@ -390,9 +390,8 @@ def check_cast(trial):
         expected, error = trial.call(single, base), 0
         for e, double in zip(expected, exact or (), strict=False):
             error = max(error, (e.double() - double.double()).abs().max())
-        if (
-            not exact or not error < 1e-4
-        ):  # so that a choice went another way, or it overflowed
+        # Else a choice went another way, or a number was too large.
+        if not exact or not error < 1e-4:
             return False
         like = [d.to(e.dtype) for d, e in zip(exact, expected, strict=False)]
         for way in [*trial.fused]:
@@ -564,11 +563,8 @@ def weights_not_looked_at(row):
     return 0, 0
 
 
-def rolled(weights):
-    together = whole(weights)
-    with torch.no_grad():
-        together.copy_(together.roll(1, 0))
-    return together
+def rolled(group, x, weight, bias):
+    return product(group, x, weight, bias).roll(1, group.dim)
 
 
 def without(rule):
@@ -600,7 +596,8 @@ def rows_shuffled(weights, biases):
     return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
 
 
-whole, common, stack_parameters = placing.whole, embedding.common, layers.stack_parameters
+product, common = packed.Group._product, embedding.common
+stack_parameters = layers.stack_parameters
 MISTAKES = {
     "writes to the input": blind_to("writes"),
     "another input": blind_to("another input"),
@@ -608,7 +605,7 @@ MISTAKES = {
     "weights replaced": (packed._Row, "versions", weights_not_looked_at),
     "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
     "inference tensors": (packed, "_plain", lambda x: True),
-    "rows of weights rolled": (placing, "whole", rolled),
+    "parts of a product rolled": (packed.Group, "_product", rolled),
     "shared memory": without(siblings.shared_memory),
     "unfit layers": without(siblings.unfit),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
