@@ -181,7 +181,8 @@ class Launches:
 
 
 # Operators that set aside memory or read metadata, and compute nothing.
-_FREE = {"empty", "empty_like", "empty_strided", "new_empty"}
+_FREE = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty"}
+_FREE |= {"new_empty_strided"}
 # Operators that make views, though their schemas do not say so.
 _FREE |= {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes"}
 

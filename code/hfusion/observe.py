@@ -108,9 +108,10 @@ class Run(Calls):
             if torch.is_tensor(y):
                 self._outputs[self._paths[layer]].append(number(y))
 
-        def note_activation(path, module, given):
-            if len(given) == 1 and torch.is_tensor(given[0]):
-                self._then[number(given[0])] = path
+        def note_activation(path, module, given, keywords):
+            values = [*given, *keywords.values()]
+            if len(values) == 1 and torch.is_tensor(values[0]):
+                self._then[number(values[0])] = path
 
         hooks = []
         for layer in self._paths:
@@ -119,7 +120,7 @@ class Run(Calls):
         for path, module in self.double.named_modules():
             if type(module) in layers.POINTWISE and not getattr(module, "inplace", False):
                 hook = functools.partial(note_activation, path)
-                hooks.append(module.register_forward_pre_hook(hook))
+                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
             _run(self.double, *self._given)
         finally:
@@ -155,7 +156,7 @@ class Run(Calls):
             with watch:
                 _run(self.double, *self._given)
         except Exception:  # somebody cannot read one, and it is not known who
-            return {path: "forward" for paths in groups for path in paths}
+            return {path: "`forward`" for paths in groups for path in paths}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -241,7 +242,8 @@ class _Watch(TorchFunctionMode):
             self._shared.append((path, name, result, result._version))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        function_of = getattr(function, "overloadpacket", function)  # aten.view.default
+        kwargs, name = kwargs or {}, getattr(function_of, "__name__", "")
         asks = name in _ASKS or name in _TRIES
         path, rows, _ = self._whose(args) if asks else _NOBODYS
         if path is None:
@@ -250,7 +252,7 @@ class _Watch(TorchFunctionMode):
             result = function(*args, **kwargs)
             # One row or image is in one piece by chance: of more, such a view cannot be.
             if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
-                self.asking.setdefault(path, name)
+                self.asking.setdefault(path, f"`{name}`")
             self._keep(path, name, args[0], result)
             return result
         # As the layer's own output would lie there, or a view of it.
@@ -266,7 +268,7 @@ class _Watch(TorchFunctionMode):
                 ):
                     return result  # it copies either way
         # A copy costs as much here as there, and then it is plain who shares memory.
-        self.asking.setdefault(path, name)
+        self.asking.setdefault(path, f"`{name}`")
         return function(alone, *args[1:], **kwargs)
 
     def _whose(self, args):

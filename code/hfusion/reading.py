@@ -68,7 +68,7 @@ class Reading(Calls):
                 views = self.memory.views(node)
                 reader = self.memory.counts_on_layout(node) or (views and views[0])
                 if reader:
-                    found[path] = f"{effects.name(reader, self.modules)} ({reader})"
+                    found[path] = f"`{effects.name(reader, self.modules)}` ({reader})"
         return found
 
     def followers(self, paths):

@@ -182,7 +182,7 @@ def _group(calls, paths, reason, asking):
     if saved <= 0:
         reader = asking[paths[dense[0]]]
         reason = (
-            f"as many copies as launches: `{reader}` may want the output of "
+            f"as many copies as launches: {reader} may want the output of "
             f"{paths[dense[0]]} contiguous"
         )
         return dataclasses.replace(group, reason=reason)
