@@ -1,25 +1,39 @@
-"""rewrite.py and siblings.py: models of many forms, fused and undone.
+"""rewrite.py, siblings.py and reading.py: what is planned, refused and fused, and why."""
 
-The reference is always the model as it was, in float64. Without gradients the siblings
-compute together, which their groups count; with gradients each computes for itself, and
-every bit is the model's.
-"""
-
-import collections
 import copy
 import dataclasses
-import gc
-import io
 import operator
-import pickle
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fusing import (
+    FOUND,
+    ab,
+    abc,
+    bn,
+    by_found,
+    check,
+    check_same,
+    conv,
+    copies,
+    exact,
+    fused_members,
+    groups_of,
+    image,
+    linear,
+    net,
+    pair,
+    planned,
+    rounds,
+    run,
+    same_state,
+    three,
+    together,
+)
 from torch import fx, nn
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.utils import _pytree
 
 import hfusion
 from hfusion import (
@@ -36,144 +50,9 @@ from hfusion import (
     siblings,
     unfuse,
 )
-from hfusion.measure import Disagreement, agree, count_launches
+from hfusion.measure import Disagreement, count_launches
 
 pytestmark = pytest.mark.usefixtures("in_float64")
-
-
-# Models, and how they are compared.
-
-
-def conv(c_out=4, kernel=1, c_in=3, kind=nn.Conv2d, **options):
-    return kind(c_in, c_out, kernel, **options)
-
-
-def linear(c_out=4, c_in=3, **options):
-    return nn.Linear(c_in, c_out, **options)
-
-
-def bn(channels):
-    return models.randomise(nn.BatchNorm2d(channels))
-
-
-def net(forward, **members):
-    """A module with this forward and these members."""
-    model = type("Net", (nn.Module,), {"forward": forward})()
-    for name, member in members.items():
-        setattr(model, name, member)
-    return model
-
-
-def ab(self, x):
-    return self.a(x), self.b(x)
-
-
-def abc(self, x):
-    return self.a(x), self.b(x), self.c(x)
-
-
-def pair(**options):
-    """Two siblings, a and b, and nothing else."""
-    return net(ab, a=conv(4, **options), b=conv(5, **options))
-
-
-def three(**others):
-    """Three siblings, and what a forward may want besides."""
-    return net(abc, a=conv(4), b=conv(4), c=conv(2), **others)
-
-
-def image(*shape):
-    return torch.randn(shape or (2, 3, 4, 5))
-
-
-def run(model, *inputs):
-    """What the model makes of its inputs, which it may change in place."""
-    torch.manual_seed(0)
-    return model(*copy.deepcopy(inputs))
-
-
-def together(model, *inputs):
-    """The same without gradients, so that siblings may compute together."""
-    with torch.no_grad():
-        return run(model, *inputs)
-
-
-def check_same(actual, expected, bound=1e-12):
-    """Hold two results, tensors in whatever tuples and dicts, to each other."""
-    actual, expected = _pytree.tree_flatten(actual), _pytree.tree_flatten(expected)
-    assert actual[1] == expected[1]
-    assert expected[0]
-    for a, e in zip(actual[0], expected[0], strict=True):
-        assert a.dtype == e.dtype
-        if e.is_floating_point():
-            agree(a, e, bound * (1 + e.detach().abs().max().item()))
-        else:
-            assert torch.equal(a, e)
-
-
-def exact(actual, expected):
-    """Whether two results are equal bit for bit."""
-    actual, expected = _pytree.tree_flatten(actual), _pytree.tree_flatten(expected)
-    return actual[1] == expected[1] and all(
-        a.dtype == e.dtype and torch.equal(a, e)
-        for a, e in zip(actual[0], expected[0], strict=True)
-    )
-
-
-def same_state(a, b):
-    """Whether two states have the same keys in the same order, and the same bits."""
-    a, b = a.state_dict(), b.state_dict()
-    return list(a) == list(b) and exact(list(a.values()), list(b.values()))
-
-
-def gradients(model, *inputs):
-    """Of the weights, by key, and of the first input."""
-    model.zero_grad()
-    torch.manual_seed(0)
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    outputs = _pytree.tree_leaves(model(*(x * 1 for x in inputs)))
-    sum((y.double() ** 2).sum() for y in outputs if y.requires_grad).backward()
-    found = {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
-    return dict(sorted(found.items())) | {"x": inputs[0].grad}
-
-
-def groups_of(model):
-    """The groups that compute together in a fused model."""
-    members = filter(None, map(packed.member_of, model.modules()))
-    return list({id(member.group): member.group for member in members}.values())
-
-
-def rounds(model):
-    """How often each group has computed together."""
-    return [group.rounds for group in groups_of(model)]
-
-
-def fused_members(found):
-    return [set(group.members) for group in found.groups if group.fused]
-
-
-def check(fused, model, *inputs, rounds_each=1):
-    """A fused model gives what the model gives, with gradients and without.
-
-    rounds_each: how often each group has to compute together meanwhile.
-    """
-    before = rounds(fused)
-    check_same(together(fused, *inputs), together(model, *inputs))
-    assert [now - then for now, then in zip(rounds(fused), before, strict=True)] == [
-        rounds_each
-    ] * len(before)
-    assert exact(run(fused, *inputs), run(model, *inputs))
-    expected = [y for y in _pytree.tree_leaves(run(model, *inputs)) if y.requires_grad]
-    if expected:
-        assert exact(gradients(fused, *inputs), gradients(model, *inputs))
-
-
-FOUND = ("reading", "running")
-by_found = pytest.mark.parametrize("found", FOUND)
-
-
-def planned(model, x, found, **options):
-    return plan(model, *([x] if found == "running" else []), **options)
 
 
 # Forms: (the model, the shape of its input, the members of each fused group).
@@ -418,19 +297,6 @@ def test_forms_copied_pickled_and_loaded(name):
     check(fused, model, x, rounds_each=ROUNDS.get(name, 1))  # the copies were copies
     other.load_state_dict(fused.state_dict())
     assert exact(run(other, x), expected)
-
-
-def copies(model):
-    """A model copied, pickled, and saved by torch."""
-    file = io.BytesIO()
-    # Classes that are made here cannot be pickled, so their instances are copied.
-    try:
-        torch.save(model, file)
-    except (pickle.PicklingError, AttributeError):
-        return [copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model))]
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    return [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded]
 
 
 def test_a_form_with_the_weights_of_another_would_be_seen():
@@ -985,3 +851,725 @@ def test_one_sibling_that_feeds_another_does_not_read_the_same_input():
     assert exact(run(fuse(model), x), run(model, x))
 
 
+# What once had to be refused, and need not be, since each call looks for itself.
+
+
+def hook(register, function):
+    return lambda model: getattr(model.a, register)(function)
+
+
+def triple_gradient(module, gradients, _):
+    return tuple(3 * gradient for gradient in gradients)
+
+
+def called_twice(self, x):
+    return *abc(self, x), self.a(x * 2)
+
+
+def also_other(self, x):
+    return *abc(self, x), self.other(x.flip(1))
+
+
+def weight_read(self, x):
+    return *abc(self, x), self.a.weight.sum(), x + self.a.bias[:3, None, None]
+
+
+def by_levels(self, x):
+    return [layer(level) for level in (x, x * 2) for layer in (self.a, self.b, self.c)]
+
+
+class Holder(nn.Module):
+    """A module that torch.fx is told not to look into."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = conv(4)
+
+    def forward(self, x):
+        return 2 * self.inner(x)
+
+
+def leaf_inside():
+    """A member is also called by a module that the graph calls whole."""
+    model = net(
+        lambda self, x: (self.holder.inner(x), self.b(x), self.c(x), self.holder(x)),
+        holder=Holder(), b=conv(4), c=conv(2),
+    )  # fmt: skip
+
+    class Tracer(fx.Tracer):
+        def is_leaf_module(self, module, path):
+            return isinstance(module, Holder) or super().is_leaf_module(module, path)
+
+    return fx.GraphModule(model, Tracer().trace(model))
+
+
+def changed(change, forward=abc, **others):
+    """Three siblings with this forward, of which `a` is changed."""
+
+    def make():
+        model = three(**copy.deepcopy(others))
+        type(model).forward = forward
+        change(model)
+        return model.double()
+
+    return make
+
+
+def as_it_is(model):
+    pass
+
+
+OTHER = {"other": conv(4)}
+ALL, TWO = ({"a", "b", "c"}, 1), ({"b", "c"}, 1)
+# Name: (a model, who is fused and how often they compute together, by the way of finding).
+SAME = {
+    "forward hook": (
+        changed(hook("register_forward_hook", double_output)), TWO, ALL),
+    "hook before": (
+        changed(hook("register_forward_pre_hook", lambda m, given: given[0] * 2)),
+        TWO, TWO),
+    "backward hook": (
+        changed(hook("register_full_backward_hook", triple_gradient)), ALL, ALL),
+    "hook on a state": (
+        changed(hook("register_state_dict_post_hook", lambda *_: None)), ALL, ALL),
+    "called again": (changed(as_it_is, called_twice), TWO, TWO),
+    "called in turn": (changed(as_it_is, by_levels), (ALL[0], 2), (ALL[0], 2)),
+    "two names": (changed(lambda m: setattr(m, "alias", m.a)), ALL, ALL),
+    "in a leaf": (leaf_inside, ({"holder.inner", "b", "c"}, 1), TWO),
+    "tied weights": (
+        changed(lambda m: setattr(m.other, "weight", m.a.weight), also_other, **OTHER),
+        ALL, ALL),
+    "tied biases": (
+        changed(lambda m: setattr(m.other, "bias", m.a.bias), also_other, **OTHER),
+        ALL, ALL),
+    "weights read": (changed(as_it_is, weight_read), ALL, ALL),
+    "weight frozen": (changed(lambda m: m.a.weight.requires_grad_(False)), ALL, ALL),
+    "bias frozen": (changed(lambda m: m.a.bias.requires_grad_(False)), ALL, ALL),
+    "one in eval mode": (changed(lambda m: m.a.eval()), ALL, ALL),
+}  # fmt: skip
+
+
+@by_found
+@pytest.mark.parametrize("name", SAME)
+def test_what_each_call_looks_at_need_not_be_refused(name, found):
+    make, *expected = SAME[name]
+    members, times = expected[FOUND.index(found)]
+    model, x = make(), image()
+    fused = planned(model, x, found).apply()
+    assert [{*group.names} for group in groups_of(fused)] == [members]
+    for one in (fused, unfuse(fused), *copies(fused)):
+        assert same_state(one, model)
+        if one is not fused:
+            check_same(together(one, x), together(model, x))
+    check(fused, model, x, rounds_each=times)
+    for key in ("requires_grad", "is_leaf"):
+        flags = [[getattr(p, key) for p in m.parameters()] for m in (fused, model)]
+        assert flags[0] == flags[1]
+    assert [m.training for m in fused.modules()] == [m.training for m in model.modules()]
+    check_same(stepped(fused, x), stepped(model, x))  # what is tied stays tied
+
+
+def stepped(model, x):
+    """What a model makes of x after two steps of gradient descent, and its weights."""
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        y = run(model, x.clone().requires_grad_())
+        sum((y**2).mean() for y in y).backward()
+        optimiser.step()
+    return *together(model, x), *model.state_dict().values()
+
+
+# A change between the siblings.
+
+
+def add_1(x):
+    return x.add_(1)
+
+
+def adds_1(self, x):
+    x += 1
+
+
+def written_to(change):
+    """The input of two siblings changes between them."""
+
+    def forward(self, x):
+        x = x * 1  # not the caller's
+        a = self.a(x)
+        change(self, x)
+        return a, self.b(x)
+
+    others = {"relu": nn.ReLU(inplace=True)}
+    return lambda: net(forward, a=conv(4), b=conv(2), **others)
+
+
+def hand_made(change):
+    """The same, as a graph: what torch.fx does not write down itself."""
+
+    def make():
+        model, graph = pair(), fx.Graph()
+        x = graph.call_function(torch.mul, (graph.placeholder("x"), 1))
+        a = graph.call_module("a", (x,))
+        change(graph, x)
+        graph.output((a, graph.call_module("b", (x,))))
+        return fx.GraphModule(model, graph)
+
+    return make
+
+
+fx.wrap("add_1")
+NEG_ = torch.ops.aten.neg_.default
+
+CHANGES = {
+    "method": (written_to(lambda self, x: x.relu_()), "relu_"),
+    "module": (written_to(lambda self, x: self.relu(x)), "ReLU"),
+    "function": (written_to(lambda self, x: F.relu(x, inplace=True)), "relu"),
+    "augmented": (written_to(adds_1), "iadd"),
+    "out=": (written_to(lambda self, x: torch.neg(x, out=x)), "neg"),
+    "through a view": (written_to(lambda self, x: x[:, 0].mul_(2)), "mul_"),
+    "through chunk": (written_to(lambda self, x: x.chunk(3, 1)[1].zero_()), "zero_"),
+    "through a transposed view": (
+        written_to(lambda self, x: x.transpose(2, 3)[:, 1:].exp_()), "exp_"),
+    "unknown function": (written_to(lambda self, x: add_1(x)), "add_1"),
+    "foreach": (
+        written_to(lambda self, x: torch._foreach_add_([x * 1, x], 1)), "_foreach_add_"),
+    "operator": (
+        hand_made(lambda graph, x: graph.call_function(operator.iadd, (x, 1))), "iadd"),
+    "setitem": (
+        hand_made(lambda graph, x: graph.call_function(operator.setitem, (x, 0, 7.0))),
+        "setitem"),
+    "aten": (hand_made(lambda graph, x: graph.call_function(NEG_, (x,))), "neg_"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "called"), CHANGES.values(), ids=CHANGES)
+def test_an_input_changed_between_siblings(make, called, monkeypatch):
+    """It is refused by name, and if nobody had seen it, the answer would be right."""
+    model, x = make(), image()
+    (group,) = plan(model).groups
+    assert (group.members, group.fused) == (("a", "b"), False)
+    why = rf"^`{called}.*` \(\w+\) may change their input between a and b$"
+    assert re.search(why, group.reason), group.reason
+    if called != "_foreach_add_":  # whose writes are not counted under a dispatch mode
+        (group,) = plan(model, x).groups
+        assert group.reason == "their input is written to between a and b"
+    for found in FOUND:
+        check(planned(model, x, found).apply(), model, x, rounds_each=0)
+    monkeypatch.setattr(effects, "written", lambda *_: [])
+    fused = fuse(model)
+    assert len(groups_of(fused)) == 1
+    check(fused, model, x, rounds_each=0)
+    # The part that is left over is the answer for the input as it was.
+    (group,) = groups_of(fused)
+    monkeypatch.setattr(packed._Round, "take", lambda turn, i, x, mode: turn.parts[i])
+    with pytest.raises(Disagreement, match="entries differ"):
+        check_same(together(fused, x), together(model, x), 1e-6)
+
+
+def goes_another_way(self, x):
+    x = x * 1
+    a = self.a(x)
+    if self.another:
+        x.relu_()
+    return a, self.b(x)
+
+
+@by_found
+def test_another_path_than_was_planned(found):
+    model, x = net(goes_another_way, a=conv(4), b=conv(2)), image()
+    model.another = False
+    fused = planned(model, x, found).apply()
+    check(fused, model, x)
+    model.another = fused.another = True
+    check(fused, model, x, rounds_each=0)
+
+
+def two_before_two_after(self, x):
+    x = x * 1
+    a, b = self.a(x), self.b(x)
+    x.relu_()
+    return a, b, self.c(x), self.d(x)
+
+
+@by_found
+def test_siblings_on_either_side_of_a_change_are_two_groups(found):
+    model = net(two_before_two_after, a=conv(4), b=conv(2), c=conv(3), d=conv(1))
+    x = image()
+    plan = planned(model, x, found)
+    assert fused_members(plan) == [{"a", "b"}, {"c", "d"}]
+    check(plan.apply(), model, x)
+
+
+def test_what_follows_may_change_an_output_in_place_between_siblings():
+    model = net(
+        lambda self, x: (self.relu(self.a(x)), self.relu(self.b(x))),
+        a=conv(4), b=conv(2), relu=nn.ReLU(inplace=True),
+    )  # fmt: skip
+    for found in FOUND:
+        check(planned(model, image(), found).apply(), model, image())
+
+
+# A mode between the siblings.
+
+AUTOCAST = torch.amp.autocast_mode._enter_autocast, ("cpu", torch.bfloat16, True, None)
+NO_GRAD = torch._C._set_grad_enabled, (False,)
+
+
+def under_mode(function, given, after):
+    """a, then the switch, then b, in a graph made by hand."""
+
+    def make():
+        model, graph = pair(), fx.Graph()
+        x = graph.placeholder("x")
+        a = graph.call_module("a", (x,))
+        mode = graph.call_function(function, given)
+        graph.output((a, graph.call_module("b", (x,))))
+        with graph.inserting_before(next(iter(graph.find_nodes(op="output")))):
+            after(graph, mode)
+        return fx.GraphModule(model, graph)
+
+    return make
+
+
+EXIT = torch.amp.autocast_mode._exit_autocast
+MODES = {
+    "_set_grad_enabled": under_mode(
+        *NO_GRAD, lambda graph, _: graph.call_function(NO_GRAD[0], (True,))),
+    "_enter_autocast": under_mode(
+        *AUTOCAST, lambda graph, mode: graph.call_function(EXIT, (mode,))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_switched_between_siblings(name, monkeypatch):
+    model, x = MODES[name]().float(), image().float()
+    (group,) = plan(model).groups
+    assert not group.fused
+    assert group.reason.startswith(f"`{name}` ({name}")
+    assert group.reason.endswith("may change their input between a and b")
+
+    def look(model, call=run):
+        return [(y.dtype, y.requires_grad, y.tolist()) for y in call(model, x)]
+
+    assert look(fuse(model)) == look(model)
+    monkeypatch.setattr(effects, "MODES", frozenset())
+    fused = fuse(model)
+    assert look(fused) == look(model)
+    with torch.no_grad():
+        assert look(fused)[1] == look(model)[1]
+        assert [y[0] for y in look(fused)] == [y[0] for y in look(model)]
+    assert rounds(fused) == [0 if "autocast" in name else 1]
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize("least", [1, 0, -2, 2.0, "2", True, None, [2]], ids=repr)
+def test_wrong_min_siblings(least):
+    with pytest.raises(FusionError, match=r"^min_siblings was .*; a whole number from 2"):
+        plan(pair(), min_siblings=least)
+
+
+@pytest.mark.parametrize("accept", [1, "yes", True, []], ids=repr)
+def test_wrong_accept(accept):
+    with pytest.raises(FusionError, match=r"^accept was .*; a function of a group fits"):
+        plan(pair(), accept=accept)
+
+
+@pytest.mark.parametrize(
+    "answer", [None, False, 1, "", ["no"], torch.tensor(True)], ids=repr
+)
+def test_wrong_answers_of_accept(answer):
+    with pytest.raises(FusionError, match=r"^accept returned .*; True or a reason, a stri"):
+        plan(pair(), accept=lambda group: answer)
+
+
+def test_wrong_embed():
+    with pytest.raises(FusionError, match=r"^embed was 1; True or False fits"):
+        plan(pair(), embed=1)
+
+
+@pytest.mark.parametrize("model", [None, 5, "model", nn.Linear], ids=str)
+@pytest.mark.parametrize("call", [plan, fuse])
+def test_wrong_models(call, model):
+    with pytest.raises(FusionError, match=r"^model was a \w+; an nn.Module fits"):
+        call(model)
+    with pytest.raises(FusionError, match=r"^model: expected an nn.Module, got \w+"):
+        call(model, image())
+
+
+@pytest.mark.parametrize("inputs", [[image()], "x", 5], ids=lambda x: type(x).__name__)
+def test_wrong_inputs(inputs):
+    with pytest.raises(
+        FusionError, match=r"^example_inputs: expected a tensor, a tuple or"
+    ):
+        plan(pair(), inputs)
+
+
+@pytest.mark.parametrize("other", [None, 5, pair(), nn.Linear(1, 1)], ids=type)
+def test_only_what_fuse_returned_can_be_unfused(other):
+    why = r"^fused was a \w+ without fused layers; what fuse\(\) returned fits$"
+    with pytest.raises(FusionError, match=why):
+        unfuse(other)
+    with pytest.raises(FusionError, match=why):
+        unfuse(unfuse(fuse(pair())))
+
+
+WRAPPED = (
+    (nn.DataParallel, "got a DataParallel; give model.module"),
+    (torch.compile, "got a OptimizedModule; give model._orig_mod"),
+    (torch.jit.script, "got a ScriptModule; give the module that it was made from"),
+)
+
+
+@pytest.mark.parametrize(("wrap", "says"), WRAPPED)
+@pytest.mark.parametrize("inputs", [None, torch.ones(1, 2)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_holds_a_model_is_named(wrap, says, inputs):
+    with pytest.raises(FusionError, match=re.escape(says)):
+        plan(wrap(nn.Linear(2, 2)), inputs)
+
+
+def test_a_module_that_only_has_such_a_name_is_planned():
+    assert plan(type("DataParallel", (nn.Sequential,), {})(nn.Linear(2, 2))).groups == ()
+
+
+# Who has the last word.
+
+
+def two_families():
+    return net(
+        lambda self, x: (*abc(self, x), self.d(x), self.e(x)),
+        a=conv(4), b=conv(2), c=conv(3, 3), d=conv(1, 3), e=Doubling(3, 2, 1),
+    )  # fmt: skip
+
+
+@by_found
+def test_accept_is_asked_about_each_group_that_could_be_fused(found):
+    model, x, asked = two_families(), image(), []
+
+    def accept(group):
+        asked.append(group)
+        assert group.fused
+        assert list(group.layers) == list(group.members)
+        assert group.layers[group.members[0]] is getattr(model, group.members[0])
+        return True if group.members == ("a", "b") else "not worth it"
+
+    plan = planned(model, x, found, accept=accept)
+    assert [group.members for group in asked] == [("a", "b"), ("c", "d")]
+    answers = {group.members: (group.fused, group.reason) for group in plan.groups}
+    assert answers.pop(("e",))[0] is False
+    assert answers == {("a", "b"): (True, ""), ("c", "d"): (False, "not worth it")}
+    assert "refused: not worth it" in str(plan)
+    fused = plan.apply()
+    assert [group.names for group in groups_of(fused)] == [("a", "b")]
+    check(fused, model, x)
+    assert len(asked) == 2  # apply() asks nobody
+
+
+class Judge:
+    """Answers for all groups at once, and then for the fused model."""
+
+    def __init__(self, about, whole=True):
+        self.about, self.answer, self.seen = about, whole, []
+
+    def groups(self, groups):
+        self.seen.append([group.members for group in groups])
+        return [self.about.get(group.members, True) for group in groups]
+
+    def whole(self, model, fused):
+        self.seen.append([group.names for group in groups_of(fused)])
+        return self.answer
+
+
+@by_found
+def test_a_judge_answers_for_all_groups_and_for_the_whole(found):
+    model, x = two_families(), image()
+    judge = Judge({("c", "d"): "too slow"})
+    plan = planned(model, x, found, accept=judge)
+    assert judge.seen == [[("a", "b"), ("c", "d")], [("a", "b")]]
+    assert fused_members(plan) == [{"a", "b"}]
+    check(plan.apply(), model, x)
+    judge = Judge({("a", "b"): "no"}, "not as a whole")
+    plan = planned(model, x, found, accept=judge)
+    assert {g.reason for g in plan.groups if len(g.members) > 1} == {"no", "not as a whole"}
+    judge = Judge({("a", "b"): "no", ("c", "d"): "no"}, "never asked")
+    assert not fused_members(planned(model, x, found, accept=judge))
+    assert len(judge.seen) == 1
+
+
+# A model that changed since it was planned.
+
+
+def changing():
+    """Two siblings with an activation, and much that can be changed."""
+
+    def forward(self, x):
+        x = x * self.factor + torch.full((1,), self.shift)
+        a, b = self.relu(self.a(x)), self.relu(self.b(x))
+        return (a, b) if self.plain else (a * 2, b, torch.ones(2))
+
+    model = net(forward, a=conv(4), b=conv(5), relu=nn.LeakyReLU(0.1))
+    for name, value in {"factor": 2, "shift": 1.0, "plain": True}.items():
+        setattr(model, name, value)
+    return model
+
+
+SINCE = {
+    "another kind": (lambda m: setattr(m, "a", nn.ReLU()), "type of layers[a] was ReLU; "),
+    "another window": (lambda m: setattr(m, "a", conv(4, 3)), "kernel_size differs: "),
+    "gone": (lambda m: delattr(m, "a"), "has no attribute `a`"),
+    "half": (lambda m: m.a.half(), "dtype differs: layers[a] torch.float16, layers[b] "),
+    "one layer": (lambda m: setattr(m, "b", m.a), "layers share a parameter; "),
+    "parametrised": (parametrised, "type of layers[a] was ParametrizedConv2d; "),
+    "fused": (lambda m: packed.route([m.a, m.b], "ab"), ""),
+}
+
+
+@by_found
+@pytest.mark.parametrize("name", SINCE)
+def test_what_cannot_be_fused_any_more(name, found):
+    change, message = SINCE[name]
+    model, x = changing(), image()
+    plan = planned(model, x, found)
+    assert len(groups_of(plan.apply())) == 1
+    change(model)
+    if not message:
+        return check(plan.apply(), model, x)
+    with pytest.raises(FusionError) as error:
+        plan.apply()
+    assert str(error.value).startswith("model has changed since it was planned: ")
+    assert message in str(error.value)
+
+
+def new_weight(model):
+    model.a.weight = nn.Parameter(torch.randn(4, 3, 1, 1))
+
+
+def no_bias(model):
+    model.a.bias = None
+
+
+def louder(model):
+    with torch.no_grad():
+        model.a.weight.mul_(2)
+
+
+# Name: (a change, whether what was planned still computes together).
+NOW = {
+    "attribute": (lambda m: setattr(m, "factor", 3), 1),
+    "constant": (lambda m: setattr(m, "shift", 3.0), 1),
+    "control flow": (lambda m: setattr(m, "plain", False), 1),
+    "slope": (lambda m: setattr(m.relu, "negative_slope", 0.5), 1),
+    "width": (lambda m: setattr(m, "a", conv(7)), 1),
+    "bias deleted": (no_bias, 1),
+    "stride": (lambda m: [setattr(layer, "stride", (2, 2)) for layer in (m.a, m.b)], 1),
+    "dtype": (lambda m: m.float().double(), 1),
+    "frozen": (lambda m: m.requires_grad_(False), 1),
+    "weights": (lambda m: m.load_state_dict(changing().state_dict(), assign=True), 1),
+    "new parameter": (new_weight, 1),
+    "new numbers": (louder, 1),
+    "forward of its class": (lambda m: setattr(type(m), "forward", ab), 1),
+    "mode": (lambda m: m.eval(), 1),
+    "hook": (lambda m: m.a.register_forward_hook(double_output), 1),
+    "hook of the model": (lambda m: m.register_forward_pre_hook(lambda *_: None), 1),
+    "one of them only": (lambda m: setattr(type(m), "forward", lambda m, x: m.b(x)), 0),
+}
+
+
+@by_found
+@pytest.mark.parametrize("name", NOW)
+def test_what_is_fused_is_the_model_as_it_is_now(name, found):
+    change, times = NOW[name]
+    model, x = changing(), image()
+    plan = planned(model, x, found)
+    change(model)
+    fused = plan.apply()
+    check(fused, model, x, rounds_each=times)
+    assert exact(run(unfuse(fused), x), run(model, x))
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.Sigmoid(), nn.PReLU(), nn.LeakyReLU(0.1, inplace=True)]
+)
+def test_another_activation_than_was_planned(activation):
+    model, x = changing(), image()
+    found = plan(model)
+    model.relu = activation.double()
+    if isinstance(activation, nn.Sigmoid):
+        check(found.apply(), model, x)
+    else:
+        with pytest.raises(FusionError, match="expected pointwise activations, not in pla"):
+            found.apply()
+
+
+def test_a_plan_that_was_copied_or_edited():
+    model, x = changing(), image()
+    found = plan(model)
+    (group,) = found.groups
+    bare = dataclasses.replace(group, activation=None, followers=())
+    none = dataclasses.replace(group, fused=False)
+    check(copy.deepcopy(found).apply(), model, x)
+    for edited, count in ((bare, 1), (none, 0)):
+        fused = dataclasses.replace(found, groups=(edited,)).apply()
+        assert len(groups_of(fused)) == count
+        assert not any(group.then for group in groups_of(fused))
+        check(fused, model, x)
+
+
+def test_plans_cannot_be_changed():
+    found = plan(pair())
+    with pytest.raises(AttributeError):
+        found.groups = ()
+    with pytest.raises(AttributeError):
+        found.groups[0].fused = False
+    assert "model=" not in repr(found)
+
+
+def test_models_of_one_plan_share_nothing():
+    model = changing()
+    found, x = plan(model), image()
+    first, second = found.apply(), found.apply()
+    assert {*map(id, first.modules())}.isdisjoint(map(id, second.modules()))
+    assert groups_of(first)[0] is not groups_of(second)[0]
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    check(second, model, x)
+
+
+# The table.
+
+
+def test_the_table_by_hand():
+    model = net(
+        lambda self, x: (
+            *(self.relu(y) for y in abc(self, x)), self.q(x), self.k(x), self.d(x)
+        ),
+        a=conv(40), b=conv(5, bias=False), c=conv(6), q=linear(4, 5), k=linear(4, 5),
+        d=Doubling(3, 1, 1), relu=nn.ReLU(),
+    )  # fmt: skip
+    model.k.bias = nn.Parameter(torch.ones(4).half())
+    model.spare, model.more = conv(), nn.ModuleList([linear(), linear(), linear()])
+    lines = str(plan(model)).splitlines()
+    assert lines[0].split() == ["members", "c_out", "then", "saved", "B/px"]
+    assert lines[1].split() == ["{a,b,c}", "40+5+6", "ReLU", "2", "to", "4", "0"]
+    assert lines[2].split() == ["q", "4", "0"]
+    assert lines[3] == "    refused: no other layer that reads its input can be fused"
+    assert lines[4].split() == ["k", "4", "0"]
+    assert lines[5].startswith("    refused: dtype of k was ['torch.float16', ")
+    assert lines[7].split() == ["d", "1", "0"]
+    assert lines[8].startswith("    refused: type of d was Doubling; ")
+    assert lines[-3].startswith(
+        "not called: spare, more.0, more.1, … (forward takes their "
+    )
+    assert lines[-1] == (
+        "1 of 4 groups fused; Conv2d 4 -> 2 calls; Linear 2 -> 2 calls; found by reading"
+    )
+    assert all(len(line) <= 80 for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_the_table_of_a_run_by_hand():
+    model = net(by_levels, a=conv(40), b=conv(5), c=conv(6))
+    assert str(plan(model, image())) == (
+        "members                                           c_out   then  saved   B/px\n"
+        "{a,b,c}                                          40+5+6             4    816\n"
+        "1 of 1 groups fused; Conv2d 6 -> 2 calls; found by running"
+    )
+
+
+def weight_taken(self, x):
+    return F.linear(x, self.a.weight), self.b(x), self.c(x)
+
+
+def test_layers_that_are_not_called_are_named():
+    """Their weights are taken by forward, or by a module of torch that is called whole."""
+    model = net(weight_taken, a=linear(), b=linear(), c=linear())
+    by = "example_inputs may show more", "or goes another way with these inputs"
+    for found, why in zip(FOUND, by, strict=True):
+        line = str(planned(model, image(2, 3), found)).replace("\n", " ")
+        assert "not called: a (forward takes their weights, " in line
+        assert f"{why})" in line
+    block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).double()
+    text = str(plan(nn.Sequential(block)))
+    assert text.startswith("not called: 0.self_attn.out_proj, 0.linear1, 0.linear2 (forw")
+    assert text.endswith("\nno siblings; found by reading")
+    run = plan(nn.Sequential(block), image(1, 3, 4)).found.unseen()
+    assert run == {"0.self_attn.out_proj": "NonDynamicallyQuantizableLinear"}
+
+
+def test_a_reason_that_is_long_goes_on_below_where_it_began():
+    """76 columns, of which "    refused: " takes 13."""
+    for last, shown in ((31, " {}"), (32, "\n    {}")):
+        words = "x" * 31, "y" * last
+        text = str(plan(pair(), accept=lambda group, words=words: " ".join(words)))
+        assert f"\n    refused: {words[0]}{shown.format(words[1])}\n0 of 1" in text
+
+
+SHORT = {
+    "{b1,b3}.conv": ["b1.conv", "b3.conv"],
+    "{a,b,c}": ["a", "b", "c"],
+    "net.layer.{q,k}": ["net.layer.q", "net.layer.k"],
+    "net.{a,b}.p.conv.inner": ["net.a.p.conv.inner", "net.b.p.conv.inner"],
+    "net.{a.conv,b}.p": ["net.a.conv.p", "net.b.p"],
+    "net.only.one": ["net.only.one"],
+}
+
+
+@pytest.mark.parametrize("short", SHORT)
+def test_what_paths_have_in_common_is_written_once(short):
+    assert rewrite._short(SHORT[short]) == short
+
+
+def test_a_table_without_siblings():
+    assert str(plan(nn.Sequential(nn.ReLU()))) == "no siblings; found by reading"
+
+
+# Whole networks.
+
+
+def test_googlenet_in_float64():
+    model = models.randomise(models.GoogLeNet(classes=10)).eval()
+    found, x = plan(model), image(1, 3, 32, 32)
+    assert found.calls["Conv2d"] == plan(model, x).calls["Conv2d"] == (57, 39)
+    fused = found.apply()
+    assert count(fused, x).names.count("convolution") == 39
+    check_same(together(fused, x), together(model, x), 1e-10)
+    assert rounds(fused) == [2] * 9  # counting runs it twice, so three times less one
+    assert same_state(fused, model)
+    assert same_state(unfuse(fused), model)
+    both = plan(hfusion.fold_batchnorm(model))
+    assert both.calls["Conv2d"] == (57, 39)
+    check_same(together(both.apply(), x), together(model, x), 1e-10)
+
+
+def test_a_network_of_other_weights_would_be_seen():
+    model = models.randomise(models.GoogLeNet(classes=10)).eval()
+    other = models.randomise(models.GoogLeNet(classes=10), seed=1).eval()
+    x = image(1, 3, 32, 32)
+    with pytest.raises(Disagreement, match="entries differ"):
+        check_same(together(fuse(other), x), together(model, x), 1e-3)
+
+
+def test_trained_digits_give_the_same_answer_on_every_test_image():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x = torch.from_numpy(digits.images[:, None] / 16).float()
+    y = torch.from_numpy(digits.target)
+    parts = train_test_split(x, y, test_size=0.25, random_state=0, stratify=y)
+    _, x, _, y = map(torch.as_tensor, parts)
+    torch.set_default_dtype(torch.float32)
+    model = models.Digits.trained()
+    fused = fuse(hfusion.fold_batchnorm(model))
+    with torch.no_grad():
+        expected, actual = model(x).argmax(1), fused(x).argmax(1)
+        wrong = fuse(hfusion.fold_batchnorm(models.randomise(models.Digits()).eval()))
+        assert not torch.equal(wrong(x).argmax(1), expected)
+    assert rounds(fused) == [1] * len(groups_of(fused)) != []
+    assert len(x) == 450
+    assert torch.equal(actual, expected)
+    assert (actual == y).double().mean() > 0.95

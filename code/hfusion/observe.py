@@ -233,7 +233,7 @@ class _Watch(TorchFunctionMode):
     def written(self):
         """Whose parts were written to after somebody had got a view, or else a copy."""
         changed = (one for one in self._shared if one[2]._version != one[3])
-        return {path: name for path, name, *_ in changed if path not in self.asking}
+        return {path: f"`{name}`" for path, name, *_ in changed if path not in self.asking}
 
     def _keep(self, path, name, part, result):
         """A view of a part, which for another batch may be a copy and miss what is written."""
