@@ -12,10 +12,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
 from hfusion import models, packed, plan
-from hfusion.measure import agree
+from hfusion.measure import agree, count_launches
 
 
 def conv(c_out=4, kernel=1, c_in=3, kind=nn.Conv2d, **options):
@@ -155,6 +156,37 @@ by_found = pytest.mark.parametrize("found", FOUND)
 
 def planned(model, x, found, **options):
     return plan(model, *([x] if found == "running" else []), **options)
+
+
+def double_output(module, args, output):
+    return 2 * output
+
+
+class Doubling(nn.Conv2d):
+    """A convolution, doubled."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Double(nn.Module):
+    """For parametrize: twice the tensor."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+def parametrised(model):
+    parametrize.register_parametrization(model.a, "weight", Double())
+
+
+def by_levels(self, x):
+    return [layer(level) for level in (x, x * 2) for layer in (self.a, self.b, self.c)]
+
+
+def count(model, x):
+    with torch.no_grad():
+        return count_launches(lambda: model(x))
 
 
 def copies(model):
