@@ -1,12 +1,14 @@
 """lowering.py: a plan as one graph, against loops and against the layers one by one."""
 
 import copy
+import functools
 import io
 import operator
 from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 import hfusion
@@ -375,3 +377,150 @@ def test_what_is_refused(make, said):
     with pytest.raises(FusionError) as raised:
         lower(plan)
     assert str(raised.value).startswith(said)
+
+
+# The activation that follows every member, however it is spelt.
+
+SPELT = {
+    "a module": (lambda self, y: self.relu(y), nn.ReLU),
+    "a module in place": (lambda self, y: self.relu_(y), nn.ReLU),
+    "a function": (lambda self, y: F.relu(y), nn.ReLU),
+    "a function by keyword": (lambda self, y: F.relu(input=y), nn.ReLU),
+    "torch.relu_": (lambda self, y: torch.relu_(y), nn.ReLU),
+    "a method": (lambda self, y: y.relu(), nn.ReLU),
+    "a method in place": (lambda self, y: y.relu_(), nn.ReLU),
+    "in place by keyword": (lambda self, y: F.relu(y, inplace=True), nn.ReLU),
+    "in place by place": (lambda self, y: F.relu(y, True), nn.ReLU),
+    "relu6": (lambda self, y: F.relu6(y), nn.ReLU6),
+    "leaky": (lambda self, y: F.leaky_relu(y, 0.2), nn.LeakyReLU),
+    "leaky by name": (lambda self, y: F.leaky_relu(y, negative_slope=0.2), nn.LeakyReLU),
+    "elu": (lambda self, y: F.elu(y, 0.7), nn.ELU),
+    "gelu": (lambda self, y: F.gelu(y), nn.GELU),
+    "gelu tanh": (lambda self, y: F.gelu(y, approximate="tanh"), nn.GELU),
+    "silu": (lambda self, y: F.silu(y), nn.SiLU),
+    "mish": (lambda self, y: F.mish(y), nn.Mish),
+    "sigmoid": (lambda self, y: y.sigmoid(), nn.Sigmoid),
+    "tanh": (lambda self, y: torch.tanh(y), nn.Tanh),
+    "softplus": (lambda self, y: F.softplus(y, 2.0, 10.0), nn.Softplus),
+    "hardswish": (lambda self, y: F.hardswish(y), nn.Hardswish),
+    "hardsigmoid": (lambda self, y: F.hardsigmoid(y), nn.Hardsigmoid),
+    "softmax": (lambda self, y: y.softmax(1), None),
+    "none": (lambda self, y: y, None),
+    "times two": (lambda self, y: y * 2, None),
+    "clamp": (lambda self, y: y.clamp(0), None),
+    "with weights": (lambda self, y: self.prelu(y), None),
+}
+UNLIKE = {
+    "slopes": lambda self, x: (F.leaky_relu(self.a(x), 0.1), F.leaky_relu(self.b(x), 0.2)),
+    "kinds": lambda self, x: (self.a(x).relu(), self.b(x).sigmoid()),
+    "one without": lambda self, x: (self.a(x).relu(), self.b(x)),
+    "one used twice": lambda self, x: (lambda a: (a.relu() + a, self.b(x).relu()))(
+        self.a(x)
+    ),
+}
+
+
+def spelt(follow):
+    others = {"relu": nn.ReLU(), "relu_": nn.ReLU(True), "prelu": nn.PReLU().double()}
+    return pair(lambda self, x: tuple(follow(self, y) for y in ab(self, x)), **others)
+
+
+@pytest.mark.parametrize(("follow", "kind"), SPELT.values(), ids=SPELT)
+def test_an_activation_is_found_however_it_is_spelt(follow, kind):
+    """Once for all branches, and its module is a new one, out of place."""
+    for once in (True, False, None):
+        network = lower(hfusion.plan(model := spelt(follow)), once)
+        (layer,) = stacked(network).values()
+        assert type(layer.activation) is (
+            kind if kind and once is not False else type(None)
+        )
+        assert not getattr(layer.activation, "inplace", False)
+        for batch in (1, 2):
+            x = image(batch)
+            for mine, theirs in zip(network(x), model(x), strict=True):
+                agree(mine, theirs, 1e-12)
+
+
+@pytest.mark.parametrize("forward", UNLIKE.values(), ids=UNLIKE)
+def test_unlike_activations_stay_where_they_are(forward):
+    (layer,) = stacked(check(pair(forward), image())).values()
+    assert layer.activation is None
+
+
+def test_activations_spelt_in_several_ways_are_one():
+    model = pair(lambda self, x: (F.relu(self.a(x), True), self.b(x).relu()))
+    (layer,) = stacked(check(model, image())).values()
+    assert repr(layer.activation) == "ReLU()"
+
+
+def first_seen(seen, path, layer, given):
+    seen.setdefault(path, given[0])
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("once", [None, True, False])
+def test_layouts_and_gradients(once, batch, layout):
+    """What consumers get need not be copied, unless the activation is applied once."""
+    model = models.randomise(models.Inception((4, 5, 6, 3, 2, 7, 1))).eval()
+    model = hfusion.fold_batchnorm(model).to(memory_format=layout)
+    x = image(batch, 4).to(memory_format=layout)
+    network, seen = lower(hfusion.plan(model), once), {}
+    grads = []
+    for one in (network, model):
+        for path in ("b3.conv", "b5.conv"):
+            layer = one.get_submodule(path)
+            note = functools.partial(first_seen, seen, path)
+            layer.register_forward_pre_hook(note)
+        pixels = x.clone().requires_grad_()
+        (one(pixels) ** 2).sum().backward()
+        grads.append(pixels.grad)
+    agree(*grads, 1e-9)
+    agree(network(x), model(x), 1e-12)
+    convs = [unit.conv for unit in (model.b1, model.b3_reduce, model.b5_reduce)]
+    whole = torch.cat([conv.weight.grad for conv in convs])
+    agree(network.stacked.layer.weight.grad, whole, 1e-9)
+    strided = [not part.is_contiguous(memory_format=layout) for part in seen.values()]
+    in_pieces = (layout, batch) != (torch.contiguous_format, 1)
+    assert strided == [once is True and in_pieces] * 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_traced_with_one_batch_and_run_with_another(batch):
+    model = hfusion.fold_batchnorm(models.Inception((4, 5, 6, 3, 2, 7, 1)).eval())
+    network = lower(hfusion.plan(model))
+    with torch.no_grad():
+        traced = torch.jit.trace(network, (image(batch, 4),))
+        x = image(3 - batch, 4)
+        for other in (traced, torch.fx.symbolic_trace(network)):
+            agree(other(x), model(x), 1e-12)
+
+
+def test_compiled_in_one_piece():
+    for name in ("Inception", "attention", "some biases"):
+        make, shape, _ = FORMS[name]
+        model, x = make(), torch.randn(shape)
+        torch._dynamo.reset()
+        network = lower(hfusion.plan(model))
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        for mine, theirs in zip(listed(compiled(x)), listed(model(x)), strict=True):
+            agree(mine, theirs, 1e-12)
+
+
+def test_who_counts_on_the_layout_keeps_its_siblings_separate():
+    model = pair(lambda self, x: (self.a(x).as_strided((2, 20), (80, 1)), self.b(x)))
+    assert stacked(check(model, image())) == {}
+
+
+def one_view(self, x):
+    return self.a(x).view(2, -1), self.b(x), self.c(x).view(size=(2, -1)), self.d(x)
+
+
+def test_a_view_of_a_branch_becomes_a_reshape():
+    """A part may be strided, and `.view` cannot copy."""
+    model = pair(one_view, c=nn.Conv2d(3, 2, 1), d=nn.Conv2d(3, 1, 1))
+    network = check(model, image())
+    assert [len(layer.names) for layer in stacked(network).values()] == [4]
+    called = [n.target for n in network.graph.nodes if n.op == "call_method"]
+    assert called == ["reshape"] * 2
