@@ -40,6 +40,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrizations, prune
 
 from hfusion import (
+    FusionError,
     effects,
     fuse,
     layers,
@@ -526,12 +527,13 @@ def sharing(share):
     def copied(self, memo):
         double = type(self).__new__(type(self))
         vars(double).update(copy.deepcopy(vars(self), memo))
-        share(double)
+        if self.shares:
+            share(double)
         return double
 
     model = three(other=conv(4))
     type(model).forward, type(model).__deepcopy__ = with_other, copied
-    share(model)
+    model.shares = False
     return model
 
 
@@ -541,6 +543,9 @@ def test_weights_that_share_memory_stay_where_they_are(name, found, monkeypatch)
     """Else who writes to one would not write to the other any more."""
     share, which = SHARED[name]
     model, x = sharing(share), image()
+    before = planned(model, x, found)
+    model.shares = True
+    share(model)
 
     def written(model):
         with torch.no_grad():
@@ -556,6 +561,8 @@ def test_weights_that_share_memory_stay_where_they_are(name, found, monkeypatch)
         ("a",): f"{which} of a shares memory with other; its own fits",
         ("b", "c"): "",
     }
+    with pytest.raises(FusionError, match=f"since it was planned: {which} of a shares mem"):
+        before.apply()
     check(fuse(), model, x)
     expected = written(copy.deepcopy(model))
     check_same(written(fuse()), expected)
