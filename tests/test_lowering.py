@@ -508,6 +508,18 @@ def test_compiled_in_one_piece():
             agree(mine, theirs, 1e-12)
 
 
+@pytest.mark.skipif(
+    " " in torch.__file__, reason="Inductor does not quote the path of torch's headers"
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_inductor():
+    model = hfusion.fold_batchnorm(models.Inception((3, 4, 3, 2, 1, 3, 2)).eval())
+    network, x = lower(hfusion.plan(model)), image(2, 3)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        agree(torch.compile(network)(x), model(x), 1e-10)
+
+
 def test_who_counts_on_the_layout_keeps_its_siblings_separate():
     model = pair(lambda self, x: (self.a(x).as_strided((2, 20), (80, 1)), self.b(x)))
     assert stacked(check(model, image())) == {}
