@@ -5,11 +5,14 @@ it with such inputs, fuses it, and compares the fused model with the original.
 """
 
 import contextlib
+import datetime
 import importlib
 import inspect
+import json
 import time
 import warnings
 from collections import Counter
+from importlib import metadata
 from typing import NamedTuple
 
 import torch
@@ -38,7 +41,7 @@ class Examined(NamedTuple):
     """What came of one row; wrong: what differs from the original, in words."""
 
     row: Row
-    calls: str = ""
+    calls: dict | None = None  # {kind: (before, after)}
     fused: int = 0
     refused: Counter | None = None  # {why: how many groups}
     switched_off: int = 0
@@ -522,7 +525,7 @@ def examine(row):
         wrong.append("outputs")
     return Examined(
         row,
-        "; ".join(f"{kind} {old} -> {new}" for kind, (old, new) in plan.calls.items()),
+        plan.calls,
         len(planned),
         Counter(_kind_of(group) for group in plan.groups if group.reason),
         sum(bool(group.off) for group in groups),
@@ -616,8 +619,9 @@ def table(results):
             f"{name:<52} {one.fused:>5} {sum((one.refused or {}).values()):>7} "
             f"{one.plan_seconds:>6.2f} {one.forward_seconds:>5.2f} {one.error:>5.0e}"
         )
+        calls = [f"{kind} {old} -> {new}" for kind, (old, new) in (one.calls or {}).items()]
         notes = [
-            one.calls,
+            "; ".join(calls),
             *(f"{n} × {reason}" for reason, n in (one.refused or {}).items()),
         ]
         notes += [f"no plan: {one.failed}"] * bool(one.failed)
@@ -661,3 +665,26 @@ def siblings(one):
 
 def _share(some, of):
     return f"{len(some)} of {len(of)}, {100 * len(some) / max(1, len(of)):.0f}%"
+
+
+def stored(results):
+    """What chapter 7 shows of them, for `records/zoo.json`: a model a line."""
+    names = ["torch", *dict.fromkeys(one.row.package for one in results)]
+    when = {
+        "date": datetime.date.today().isoformat(),
+        "versions": {name: metadata.version(name) for name in names},
+    }
+    models = [
+        {
+            "package": one.row.package,
+            "name": one.row.name,
+            "calls": one.calls,
+            "fused": one.fused,
+            "refused": siblings(one),
+            "compared": one.compared.split(", "),
+            "wrong": [*one.wrong],
+        }
+        for one in results
+    ]
+    lines = ",\n".join(map(json.dumps, models))
+    return f'{json.dumps(when)[:-1]}, "models": [\n{lines}\n]}}\n'

@@ -12,6 +12,7 @@ from .glued import glue
 from .judged import predicted
 from .lab import Lab, kernel, lab
 from .missing import recorded
+from .others import others
 from .player import Player, splitting, stacking
 from .text import beside, not_raced, photographs, race, reference, source
 from .walk import Walk, walk
@@ -27,6 +28,7 @@ __all__ = [
     "kernel",
     "lab",
     "not_raced",
+    "others",
     "photographs",
     "predicted",
     "race",
