@@ -72,7 +72,8 @@ ALLOWED = {
     "sharding": {"measure", "torch"},
     "shipped": set(),
     "show/__init__": {
-        *("case", "glued", "judged", "lab", "missing", "player", "text", "walk"),
+        *("case", "glued", "judged", "lab", "missing", "others", "player", "text"),
+        "walk",
     },
     "show/case": {
         *("cost", "eager", "estimates", "experiments", "figures", "lab", "models"),

@@ -1,6 +1,7 @@
 """Networks of other libraries, fused: a table of what `make zoo` has stored."""
 
 import json
+import textwrap
 from pathlib import Path
 
 from IPython.display import Markdown
@@ -31,7 +32,7 @@ def others(root: str | Path = "..") -> Markdown:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     vain = [model["name"] for model in _related(models) if not model["fused"]]
     none = f" No group of {', '.join(vain)} is fused." if vain else ""
-    label = f"Examined on {found['date']} with {versions}.{none}"
+    label = textwrap.fill(f"Examined on {found['date']} with {versions}.{none}", 76)
     return Markdown(HEADER + "\n".join(rows) + f"\n\n{label}")
 
 
