@@ -83,7 +83,7 @@ ALLOWED = {
     "show/judged": {"records", "shipped"},
     "show/lab": {"IPython", "models", "records", "text", "webgpu"},
     "show/missing": {"glued", "matplotlib", "records"},
-    "show/others": {"IPython", "shipped"},
+    "show/others": {"shipped"},
     "show/player": {"figures", "steps", "svg"},
     "show/steps": {"svg"},
     "show/svg": set(),
