@@ -6,6 +6,8 @@ import hypothesis
 import pytest
 import torch
 
+from hfusion import siblings
+
 # How long an example takes depends on what else the machine is doing.
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
@@ -22,6 +24,12 @@ def in_float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Activations are called once for all, which does not pay on a CPU."""
+    monkeypatch.setattr(siblings, "_pays", lambda device: True)
 
 
 # Browsers are imported where they are asked for: most tests want none.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hfusion
-from hfusion import FusionError, accept, measure, packed, plan
+from hfusion import FusionError, accept, checks, measure, packed, plan
 from hfusion.measure import Disagreement, agree, count_launches
 
 
@@ -279,7 +279,7 @@ class Activated(Two):
 
 
 @pytest.mark.parametrize("by_running", [True, False])
-def test_activations_are_raced_where_they_are_called_once(raced, by_running):
+def test_activations_are_raced_where_they_are_called_once(raced, by_running, as_on_a_gpu):
     """With one row each part is in one piece; with two, each is activated by itself."""
     for rows, relus in ((1, 1), (2, 2)):
         judged(Activated(), torch.zeros(rows, 3), by_running)
@@ -391,7 +391,7 @@ def test_a_group_that_the_inputs_do_not_reach_is_refused(raced, x):
 
 
 def test_a_group_that_does_not_compute_together_is_no_race(raced, monkeypatch):
-    monkeypatch.setattr(packed, "_plain", lambda x: False)
+    monkeypatch.setattr(checks, "plain", lambda x: False)
     (group,) = judged(Convs(), torch.zeros(1, 3, 2, 2)).groups
     assert group.reason == "a, b do not compute together here"
     assert raced.races == []

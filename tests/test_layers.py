@@ -1064,7 +1064,7 @@ UNFIT = [nn.Softmax(1), nn.Softmax2d(), nn.LayerNorm(3), nn.Dropout(), nn.GLU(1)
          torch.relu, nn.functional.gelu]  # fmt: skip
 
 
-@pytest.mark.parametrize("activation", UNFIT, ids=repr)
+@pytest.mark.parametrize("activation", UNFIT, ids=range(len(UNFIT)))
 def test_an_activation_that_mixes_numbers_or_is_none_is_refused(activation):
     with pytest.raises(layers.FusionError) as raised:
         with_activation(nn.Conv2d, activation)

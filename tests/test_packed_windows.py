@@ -59,7 +59,7 @@ def same(model, fused, x, tolerance=1e-5):
 def around(fused):
     """The numbers that belong to no branch, of a group that is packed."""
     group = packed.member_of(fused.branches[0]).group
-    whole = group._weight.detach()
+    whole = group._together[1].detach()
     kept = torch.zeros_like(whole, dtype=torch.bool)
     parts = zip(kept.split(group.sizes), whole.split(group.sizes), strict=True)
     for (inside, part), layer in zip(parts, fused.branches, strict=True):
@@ -78,7 +78,7 @@ def test_one_product_for_all(name, by_running):
     assert len(around(fused)) > 0
     assert not around(fused).any()
     taps = torch.Size(group.window.kernel_size).numel()
-    assert group._weight.numel() == 3 * taps * sum(group.sizes)
+    assert group._together[1].numel() == 3 * taps * sum(group.sizes)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -151,9 +151,9 @@ def test_weights_are_trained_without_gaps():
 def test_gradients_of_the_input_alone_move_no_weight():
     _, fused, group, x = pair()
     fused.requires_grad_(False)
-    memory = group._weight.data_ptr()
+    memory = group._together[1].data_ptr()
     sum(y.sum() for y in fused(x.requires_grad_())).backward()
-    assert group._weight.data_ptr() == memory
+    assert group._together[1].data_ptr() == memory
 
 
 def test_states():
@@ -172,7 +172,7 @@ def test_torch_save_keeps_the_zeros_once():
     model, fused, group, x = pair()
     file = io.BytesIO()
     torch.save(fused.state_dict(), file)
-    whole = 4 * (group._weight.numel() + sum(group.sizes))
+    whole = 4 * (group._together[1].numel() + sum(group.sizes))
     assert whole < file.tell() < whole + 8_000
     file.seek(0)
     other = Net("1, 3, 5, 1")

@@ -50,7 +50,7 @@ from hfusion import (
 )
 from hfusion.measure import Disagreement
 
-pytestmark = pytest.mark.usefixtures("in_float64")
+pytestmark = pytest.mark.usefixtures("in_float64", "as_on_a_gpu")
 
 
 # What a plan saves, held to what an operator count says.
@@ -379,7 +379,7 @@ SINCE = {
     "another window": (lambda m: setattr(m, "a", conv(4, 3)), "kernel_size differs: "),
     "gone": (lambda m: delattr(m, "a"), "has no attribute `a`"),
     "half": (lambda m: m.a.half(), "dtype differs: layers[a] torch.float16, layers[b] "),
-    "one layer": (lambda m: setattr(m, "b", m.a), "layers share a parameter; "),
+    "one layer": (lambda m: setattr(m, "b", m.a), "layers[a] and layers[b] share a "),
     "parametrised": (parametrised, "type of layers[a] was ParametrizedConv2d; "),
     "fused": (lambda m: packed.route([m.a, m.b], "ab"), ""),
 }

@@ -29,6 +29,7 @@ from torch import nn
 
 import hfusion
 from hfusion import (
+    checks,
     effects,
     embedding,
     followers,
@@ -47,10 +48,17 @@ CASES = int(os.environ.get("HFUSION_CASES", "300"))
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Tensors this small are not worth a second one."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    threads, pays = torch.get_num_threads(), siblings._pays
+    with_one_thread()
     yield
     torch.set_num_threads(threads)
+    siblings._pays = pays
+
+
+def with_one_thread():
+    """And activations are called once for all, as on a GPU."""
+    torch.set_num_threads(1)
+    siblings._pays = lambda device: True
 
 
 class Mismatch(AssertionError):
@@ -544,23 +552,21 @@ def check_shares(count):
 
 def blind_to(what):
     """A part is handed out although something is not as it was."""
-    take = packed._Round.take
+    take = checks.Round.take
 
     def take_anyway(self, index, x, mode):
         if what == "writes":
-            self.version = x._version
-        if what == "another input" and self.x() is not x:
-            self.x, self.version = (lambda: x), x._version
-            self.memory = packed._memory(x), x.shape
+            self._version = x._version
         if what == "weights":
-            self.versions = [row.versions() for row in self.rows]
+            self._counts = [row.count() for row in self._rows]
         return take(self, index, x, mode)
 
-    return packed._Round, "take", take_anyway
+    return checks.Round, "take", take_anyway
 
 
-def weights_not_looked_at(row):
-    return 0, 0
+def of_any_input(self, x):
+    self._version, self._place = x._version, checks._place(x)
+    return True
 
 
 def rolled(group, x, weight, bias):
@@ -572,8 +578,12 @@ def without(rule):
     return siblings, "RULES", rules
 
 
-def anybodys_result(mark, part, follower):
-    return mark.whole.result(mark.index, follower)
+def anybodys_result(mark, part, module):
+    whole, index = mark.whole, mark.index
+    if whole.results is None and not whole.compute(module):
+        return None
+    result, whole.results[index] = whole.results[index], None
+    return result
 
 
 def wrong_order(stacked, x):
@@ -600,18 +610,18 @@ product, common = packed.Group._product, embedding.common
 stack_parameters = layers.stack_parameters
 MISTAKES = {
     "writes to the input": blind_to("writes"),
-    "another input": blind_to("another input"),
+    "another input": (checks.Round, "of", of_any_input),
     "writes to a weight": blind_to("weights"),
-    "weights replaced": (packed._Row, "versions", weights_not_looked_at),
+    "weights replaced": (checks.Row, "same", lambda row: True),
     "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
-    "inference tensors": (packed, "_plain", lambda x: True),
+    "inference tensors": (checks, "plain", lambda x: True),
     "parts of a product rolled": (packed.Group, "_product", rolled),
     "shared memory": without(siblings.shared_memory),
     "unfit layers": without(siblings.unfit),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
     "no run asks for layout": (observe.Run, "asking", lambda self, groups: {}),
     "results of written parts": (followers._Mark, "take", anybodys_result),
-    "followers of any settings": (followers.Follower, "_unchanged", lambda *_: True),
+    "followers of any settings": (followers, "_key", lambda module: None),
     "lowered: no writes known": (effects, "written", lambda node, modules: []),
     "lowered: nothing shares memory": (effects, "_sources", lambda node, modules: []),
     "lowered: everything known": (effects, "known", lambda node, modules: True),
@@ -637,7 +647,7 @@ def test_a_mistake_is_noticed(mistake, monkeypatch):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    with_one_thread()
     tally, (first, last) = Tally(), map(int, sys.argv[1:])
     for seed in range(first, last):
         known = len(tally.wrong)

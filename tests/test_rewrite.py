@@ -41,6 +41,7 @@ from torch.nn.utils import parametrizations, prune
 
 from hfusion import (
     FusionError,
+    checks,
     effects,
     fuse,
     layers,
@@ -602,7 +603,7 @@ def level_by_level(self, x):
 
 UNLIKE = {
     "dtype": (pair, in_half, "dtype differs: a torch.float16, b torch.float64; "),
-    "strides": (lambda: pair(kernel=3), other_strides, "strides of weight differs: layers"),
+    "strides": (lambda: pair(kernel=3), other_strides, "strides of weight differs: a"),
     "turns": (lambda: net(level_by_level, a=conv(), b=conv()), lambda model: None,
               "they do not take turns: one is called with several inputs before another"),
 }  # fmt: skip
@@ -873,7 +874,7 @@ def test_an_input_changed_between_siblings(make, called, monkeypatch):
     check(fused, model, x, rounds_each=0)
     # The part that is left over is the answer for the input as it was.
     (group,) = groups_of(fused)
-    monkeypatch.setattr(packed._Round, "take", lambda turn, i, x, mode: turn.parts[i])
+    monkeypatch.setattr(checks.Round, "take", lambda turn, i, x, mode: turn.parts[i])
     with pytest.raises(Disagreement, match="entries differ"):
         check_same(together(fused, x), together(model, x), 1e-6)
 

@@ -95,8 +95,12 @@ class Round:
         self._rows, self._counts, self.whole = rows, counts, whole
         self.parts, self.left = parts, len(parts) - 1
 
+    def of(self, x):
+        """Whether it is about this very tensor."""
+        return self.x() is x
+
     def take(self, index, x, mode):
-        """A part, once, for this round's x; None if it is gone, or anything has changed."""
+        """A part, once, for the x of this round; None if it is gone, or anything has changed."""
         if x._version != self._version or _place(x) != self._place:
             return None
         row = self._rows[index]

@@ -236,7 +236,7 @@ class _Watch(TorchFunctionMode):
         return {path: f"`{name}`" for path, name, *_ in changed if path not in self.asking}
 
     def _keep(self, path, name, part, result):
-        """A view of a part, which for another batch may be a copy and miss what is written."""
+        """A view of a part, which for another batch may be a copy, and miss a write."""
         shares = torch.is_tensor(result) and placing.memory(result) == placing.memory(part)
         if name in _TRIES and shares and not result.is_inference():
             self._shared.append((path, name, result, result._version))

@@ -169,7 +169,7 @@ class Group:
         if index == 0 and here.turn is not None:
             self._waste(here)
         turn = here.turn
-        if self.off or not (checks.plain(x) if index == 0 else turn and turn.x() is x):
+        if self.off or not (checks.plain(x) if index == 0 else turn and turn.of(x)):
             return None
         mode = checks.mode(self.device)
         if mode is None:
