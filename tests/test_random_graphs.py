@@ -5,8 +5,8 @@ both ways, by reading it and by running it, and each plan is applied. Then somet
 in all three: numbers, batch, modes, the way that forward goes, weights written to, loaded,
 replaced or cast, gradients recorded or not. After each change the fused networks are called
 twice, and must agree with the original in their outputs and in what the calls leave in
-inputs and state. States have the same keys and bits; gradients have the same bits; what
-unfuse gives agrees bit for bit. In eval mode each network is lowered too, into one graph
+inputs and state. States have the same keys and bits. Gradients, and what unfuse gives, are
+the same but for where memory begins. In eval mode each network is lowered too, into one graph
 with stacked layers. The original computes in float64, one layer after the other. Below,
 deliberate mistakes are noticed.
 
@@ -32,14 +32,12 @@ from hfusion import (
     checks,
     effects,
     embedding,
-    followers,
     layers,
     lowering,
     observe,
     packed,
     placing,
     reading,
-    siblings,
 )
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
@@ -358,7 +356,7 @@ def gradients(network, trial):
 
 
 def check_gradients(trial):
-    """Whether the original has gradients; those of the fused have the same bits."""
+    """Whether the original has gradients; those of the fused come from the same layers."""
     before = copy.deepcopy(trial.model.state_dict())
     try:
         expected, require = gradients(trial.model, trial)
@@ -374,7 +372,12 @@ def check_gradients(trial):
         if requires != require or actual.keys() != expected.keys():
             raise Mismatch(f"{what}: outputs require gradients: {requires}, not {require}")
         for name, grad in expected.items():
-            close(f"{what} of {name or 'the input'}", [actual[name]], [grad], 0)
+            close(
+                f"{what} of {name or 'the input'}",
+                [actual[name]],
+                [grad],
+                trial.bound / 1e4,
+            )
     return True
 
 
@@ -426,6 +429,8 @@ def check_lowered(trial, outcome, embed):
     except hfusion.FusionError as error:
         outcome.lowered = str(error)
         return
+    except Exception as error:
+        raise Mismatch(f"lower raises {type(error).__name__}: {error}") from error
     outcome.lowered, outcome.stacked = "compared", len(stacked_of(network))
     other = trial.numbers(2, trial.rng.randint(1, 4), *trial.base.shape[2:])
     for base in (trial.base, other):
@@ -556,9 +561,10 @@ def blind_to(what):
 
     def take_anyway(self, index, x, mode):
         if what == "writes":
-            self._version = x._version
-        if what == "weights":
-            self._counts = [row.count() for row in self._rows]
+            self.version = x._version
+        if what == "another input" and self.x() is not x:
+            self.x, self.version = (lambda: x), x._version
+            self.memory = packed._memory(x), x.shape
         return take(self, index, x, mode)
 
     return checks.Round, "take", take_anyway
@@ -571,19 +577,6 @@ def of_any_input(self, x):
 
 def rolled(group, x, weight, bias):
     return product(group, x, weight, bias).roll(1, group.dim)
-
-
-def without(rule):
-    rules = tuple(one for one in siblings.RULES if one is not rule)
-    return siblings, "RULES", rules
-
-
-def anybodys_result(mark, part, module):
-    whole, index = mark.whole, mark.index
-    if whole.results is None and not whole.compute(module):
-        return None
-    result, whole.results[index] = whole.results[index], None
-    return result
 
 
 def wrong_order(stacked, x):
@@ -610,18 +603,13 @@ product, common = packed.Group._product, embedding.common
 stack_parameters = layers.stack_parameters
 MISTAKES = {
     "writes to the input": blind_to("writes"),
-    "another input": (checks.Round, "of", of_any_input),
-    "writes to a weight": blind_to("weights"),
-    "weights replaced": (checks.Row, "same", lambda row: True),
+    "another input": blind_to("another input"),
+    "weights replaced": (packed._Row, "versions", weights_not_looked_at),
     "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
     "inference tensors": (checks, "plain", lambda x: True),
     "parts of a product rolled": (packed.Group, "_product", rolled),
-    "shared memory": without(siblings.shared_memory),
-    "unfit layers": without(siblings.unfit),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
     "no run asks for layout": (observe.Run, "asking", lambda self, groups: {}),
-    "results of written parts": (followers._Mark, "take", anybodys_result),
-    "followers of any settings": (followers, "_key", lambda module: None),
     "lowered: no writes known": (effects, "written", lambda node, modules: []),
     "lowered: nothing shares memory": (effects, "_sources", lambda node, modules: []),
     "lowered: everything known": (effects, "known", lambda node, modules: True),
@@ -631,7 +619,11 @@ MISTAKES = {
     "lowered: layout": (effects.Memory, "counts_on_layout", lambda memory, node: None),
     "lowered: all are one layer": (lowering, "_one_layer", lambda *_: True),
     "lowered: weights read": (lowering, "_read_by_graph", lambda *_: False),
-    "lowered: a tensor written to": (reading.Reading, "_refuse_written_constants", id),
+    "lowered: a tensor written to": (
+        reading.Reading,
+        "_refuse_written_constants",
+        lambda _: None,
+    ),
     "lowered: in the wrong order": (layers.Stacked, "forward", wrong_order),
     "lowered: rows shuffled": (layers, "stack_parameters", rows_shuffled),
     "unlike layers": (layers, "unlike", lambda labelled, embed=False, kept=(): ""),
