@@ -405,11 +405,15 @@ def check_cast(trial):
         if not exact or not error < 1e-4:
             return False
         like = [d.to(e.dtype) for d, e in zip(exact, expected, strict=False)]
+
+        def call(fused):  # a copy, since a call may write to weights
+            return trial.call(copy.deepcopy(fused), base)
+
         for way in [*trial.fused]:
             trial.fused[way].float()
             for wanted in (expected, like):
                 if way in trial.fused:
-                    trial.compare("cast", way, lambda f: trial.call(f, base), wanted, 1e-3)
+                    trial.compare("cast", way, call, wanted, 1e-3)
         return True
     return False
 
