@@ -549,7 +549,7 @@ def check_shares(count):
             count[f"{way}: networks computed together"],
         )
         assert fused > 0.4 * cases
-        assert count[f"{way}: groups"] > 1.3 * count[f"{way}: groups fused"]
+        assert count[f"{way}: groups"] > 1.15 * count[f"{way}: groups fused"]
         assert together > 0.7 * fused
         assert count[f"{way}: layout matters elsewhere"] < 0.02 * cases
         assert count[f"{way}: followed"] > 0.02 * cases
