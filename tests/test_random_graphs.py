@@ -561,7 +561,7 @@ def check_shares(count):
 
 def although_written_to(self, index, x, mode):
     """A part is handed out although the input was written to."""
-    self.version = x._version
+    self._version = x._version
     return take(self, index, x, mode)
 
 
@@ -594,12 +594,13 @@ def rows_shuffled(weights, biases):
     return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
 
 
-take = packed._Round.take
+take = checks.Round.take
 product, common = packed.Group._product, embedding.common
 stack_parameters = layers.stack_parameters
 MISTAKES = {
-    "writes to the input": (packed._Round, "take", although_written_to),
-    "weights replaced": (packed._Row, "versions", weights_not_looked_at),
+    "writes to the input": (checks.Round, "take", although_written_to),
+    "another input": (checks.Round, "of", of_any_input),
+    "weights replaced": (checks.Row, "same", lambda row: True),
     "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
     "inference tensors": (checks, "plain", lambda x: True),
     "parts of a product rolled": (packed.Group, "_product", rolled),
