@@ -38,6 +38,7 @@ from hfusion import (
     packed,
     placing,
     reading,
+    siblings,
 )
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
