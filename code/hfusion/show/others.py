@@ -18,7 +18,7 @@ def others(root: str | Path = "..") -> str:
 
     root: of the book.
 
-    >>> others().split()[:3]
+    >>> others(".").split()[:3]
     ['models', 'with', 'siblings']
     """
     path = shipped(Path(root) / FILE.parent) / FILE.name
