@@ -100,7 +100,7 @@ class Round:
         return self.x() is x
 
     def take(self, index, x, mode):
-        """A part, once, for the x of this round; None if it is gone, or anything has changed."""
+        """A part, once, for its x; None if it is gone, or anything is not as it was."""
         if x._version != self._version or _place(x) != self._place:
             return None
         row = self._rows[index]

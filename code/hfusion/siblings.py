@@ -72,9 +72,7 @@ def shared_memory(calls: Calls, path: str) -> str:
     return shared(calls.owners, path, calls.layer(path))
 
 
-def shared(
-    owners: dict[int, set[tuple[int, str]]], path: str, layer: nn.Module
-) -> str:
+def shared(owners: dict[int, set[tuple[int, str]]], path: str, layer: nn.Module) -> str:
     """Which weights of a layer share memory with other tensors, in a sentence, or ""."""
     for name, tensor in layer.named_parameters():
         sharing = owners[placing.memory(tensor)]
