@@ -316,8 +316,8 @@ def test_the_parts_in_another_order_would_be_seen():
     members = [packed.member_of(layer) for layer in (fused.a, fused.b)]
     split = members[0].group._begin
 
-    def swapped(x, here):
-        first, parts = split(x, here), here.turn.parts
+    def swapped(x, mode, here):
+        first, parts = split(x, mode, here), here.turn.parts
         first, parts[1] = parts[1], first
         return first
 

@@ -48,6 +48,7 @@ class Calls:
     """
 
     found = ""  # how they were found, in words
+    advice = ""  # what else would help, where `asking` cannot be sure
 
     def __init__(self, model: nn.Module, seen: dict[str, list[Call]]):
         self.model, self.seen, self.owners = model, seen, owners(model)

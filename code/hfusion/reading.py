@@ -24,6 +24,7 @@ class Reading(Calls):
     """
 
     found = "reading"
+    advice = "; give example_inputs, and a run shows whether it does"
 
     def __init__(self, model, exact=False):
         self.trace = trace(model, exact)
@@ -89,9 +90,11 @@ class Reading(Calls):
         """See `Calls`."""
         first, last = self.nodes[paths[0]][0], self.nodes[paths[-1]][0]
         change = self.memory.between(first.all_input_nodes[0], first, last)
-        called = effects.name(change, self.modules)
+        called = f"`{effects.name(change, self.modules)}` ({change})"
+        if change.op == "call_module" and layers.hooks(self.modules[change.target]):
+            called = f"a hook of {change.target}"
         between = f"between {paths[0]} and {paths[-1]}"
-        return f"`{called}` ({change}) may change their input {between}"
+        return f"{called} may change their input {between}"
 
 
 def once(reading, nodes):

@@ -170,13 +170,13 @@ def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
 class FusionPlan:
     """What will be fused, what will not, and why. Print it; `apply` it.
 
-    In the table, `then` is the activation that all members have, where it can be called
-    once for all. `saved` counts the operators that are launched less than before; copies
-    inside of consumers are none of them. "2 to 4" means 4 where the activation is called
-    once, which it is where each branch lies in one piece (one image in NCHW, one row of a
+    In the table, `then` is the activation, a module, that follows every member. `saved`
+    counts the operators that are launched less than before; copies inside of consumers are
+    none of them. "2 to 4", on a GPU, means 4 where the activation is called once for all,
+    which it is where each branch lies in one piece (one image in NCHW, one row of a
     Linear). Elsewhere it means 2: the branches are strided parts, which consumers may copy,
-    and the activation is called with each of them, since its results are dense. A single
-    number holds in any layout. `B/px` is what consumers move if they make all strided
+    and the activation is called with each of them, since its results are dense. On a CPU
+    it is called with each in any case, since that is quicker there. `B/px` is what consumers move if they make all strided
     branches contiguous, bytes read and written for each pixel (for a Linear: each row). The
     split itself moves nothing. Where windows are embedded, a line says in which, and the
     multiply-adds for each pixel before and after.

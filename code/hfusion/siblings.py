@@ -28,9 +28,9 @@ class Group:
     fused: bool
     reason: str = ""  # why it was refused, in words
     found: str = ""  # "reading" or "running"
-    activation: nn.Module | None = None  # follows every member, and is called once for all
-    followers: tuple[str, ...] = ()  # the paths of the modules that do it, one a member
-    hoist: bool = False  # once also where the branches are strided parts
+    activation: nn.Module | None = None  # follows every member
+    followers: tuple[str, ...] = ()  # the modules that do it, if one is called for all
+    hoist: bool = False  # it is also where the branches are strided parts
     launches_saved: int = 0  # operators less, in eager PyTorch, whatever the layout
     saved_in_one_piece: int = 0  # and so many more where each branch lies in one piece
     split_bytes: int = 0  # for each pixel (row), if consumers copy all strided branches
@@ -183,23 +183,25 @@ def _group(calls, paths, reason, asking):
         reader = asking[paths[dense[0]]]
         reason = (
             f"as many copies as launches: {reader} may want the output of "
-            f"{paths[dense[0]]} contiguous"
+            f"{paths[dense[0]]} contiguous{calls.advice}"
         )
         return dataclasses.replace(group, reason=reason)
-    after, pays = calls.followers(paths) or Followers(), _pays(members[0].weight.device)
-    strided = not after.modules or (after.hoist and pays)
-    after = after if pays else Followers()
-    once = len(paths) - 1 if after.modules else 0
+    after = calls.followers(paths) or Followers()
+    once = len(paths) - 1 if after.modules and _pays(members[0].weight.device) else 0
+    hoist = after.hoist and once > 0
     window = embedding.common(members) if embedding.mixed(members) else None
     return dataclasses.replace(
         group, fused=True, dense=dense, activation=after.activation,
-        followers=after.modules, hoist=after.hoist, window=window,
-        launches_saved=saved + once * after.hoist,
-        saved_in_one_piece=once * (not after.hoist),
-        # An activation of each branch leaves none strided.
-        split_bytes=2 * sum(sizes) * members[0].weight.element_size() * strided,
+        followers=after.modules if once else (), hoist=hoist, window=window,
+        launches_saved=saved + once * hoist, saved_in_one_piece=once * (not hoist),
+        # Where each branch has an activation of its own, none is left strided.
+        split_bytes=0 if after.modules and not hoist else _split_bytes(members, sizes),
         extra_macs=_extra_macs(members, window) if window else 0,
     )  # fmt: skip
+
+
+def _split_bytes(members, sizes):
+    return 2 * sum(sizes) * members[0].weight.element_size()
 
 
 def _pays(device):
