@@ -42,7 +42,8 @@ class Calls:
     """The calls of a model's layers, by path, in the order of each layer's first call.
 
     >>> pair = nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 3)})
-    >>> calls = Calls(pair, {"a": [Call("x", 0, turn=0)], "b": [Call("x", 0, turn=1)]})
+    >>> seen = {"a": [Call("x", 0, turn=0)], "b": [Call("x", 0, turn=1)]}
+    >>> calls = Calls(pair, seen)
     >>> calls.families(), calls.kinds
     ([('a', 'b')], Counter({'Linear': 2}))
     """
