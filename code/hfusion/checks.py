@@ -17,7 +17,6 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from . import layers, operators, placing
-from .operators import FORWARD
 
 logger = logging.getLogger("hfusion")
 
@@ -29,17 +28,22 @@ _count = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class Row:
-    """What a member was when its group was packed."""
+    """What a member was when its group was packed.
 
-    __slots__ = ("_bias", "_bias_place", "_geometry", "_kind", "_layer", "_place")
-    __slots__ += ("_strides", "_weight")
+    place, bias_place: where its numbers were moved to, tensors. By now another thread may
+    have moved them on; then the row says so.
+    """
 
-    def __init__(self, layer):
+    __slots__ = ("_bias", "_bias_place", "_complex", "_geometry", "_kind", "_layer")
+    __slots__ += ("_place", "_weight")
+
+    def __init__(self, layer, place, bias_place):
         # Weakly, so that a deleted model is gone at once.
         self._layer, self._kind = weakref.ref(layer), type(layer)
         self._weight, self._bias = layer._parameters["weight"], layer._parameters["bias"]
-        self._place, self._strides = _numbers(self._weight), self._weight.stride()
-        self._bias_place = self._bias is not None and _numbers(self._bias)
+        self._place = _place(place)
+        self._bias_place = self._bias is not None and _place(bias_place)
+        self._complex = self._weight.is_complex()
         self._geometry = None if self._kind is nn.Linear else _geometry(vars(layer))
 
     def count(self):
@@ -57,20 +61,25 @@ class Row:
         return (
             parameters.get("weight") is weight
             and parameters.get("bias") is bias
-            and _numbers(weight) == self._place
-            and weight.stride() == self._strides
-            and (bias is None or _numbers(bias) == self._bias_place)
+            and _place(weight) == self._place
+            and (bias is None or _place(bias) == self._bias_place)
             and (self._geometry is None or _geometry(own) == self._geometry)
+            and not (self._complex and (_negates(weight) or _negates(bias)))
             and "weight" not in own and "bias" not in own and "_conv_forward" not in own
         )  # fmt: skip
 
     def first(self):
         """The same, of the first member in a round: its class is as torch made it, too."""
-        return self._kind.forward is FORWARD[self._kind] and self.same()
+        return operators.as_torch_made_it(self._kind) and self.same()
 
 
-def _numbers(weight):
-    return weight.data_ptr(), weight.numel(), weight.dtype
+def _place(tensor):
+    return tensor.data_ptr(), tensor.dtype, tensor.stride(), tensor.shape
+
+
+def _negates(tensor):
+    """Whether a tensor's numbers are other ones than those in its memory."""
+    return tensor is not None and (tensor.is_conj() or tensor.is_neg())
 
 
 class Round:
@@ -112,10 +121,6 @@ class Round:
             if self.whole is not None:
                 self.whole.mark(index, part)
         return part
-
-
-def _place(x):
-    return x.data_ptr(), x.dtype, x.stride(), x.shape
 
 
 def mode(device):
@@ -173,7 +178,7 @@ def unmovable(name, layer):
     """Why a layer's numbers must stay where they are, in words; "" if they may move."""
     if "forward" in vars(layer) and not layers.ours(layer, "forward"):
         return f"{name} has a forward of its own"
-    if type(layer).forward is not FORWARD.get(type(layer)):
+    if not operators.as_torch_made_it(type(layer)):
         return f"{name} is a {type(layer).__name__} with another forward"
     for p in layer.parameters():
         # Such as the weights that torchao or FSDP put in their place.
@@ -181,6 +186,8 @@ def unmovable(name, layer):
             return f"a weight of {name} is no plain Parameter"
         if p.is_meta or p.is_inference():
             return f"a weight of {name} has no numbers, or is an inference tensor"
+        if _negates(p):
+            return f"a weight of {name} is a conjugate that was not computed"
         if p.is_cpu and p.is_shared():
             return f"other processes know a weight of {name} where it is"
     return ""

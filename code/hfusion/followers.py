@@ -89,15 +89,15 @@ class Follower:
     def __setstate__(self, state):
         self.__init__(**state)
 
-    def forward(self, input):
+    def forward(self, input, *more, **named):
         module = self._module()
-        if not torch.compiler.is_dynamo_compiling():
+        if not (more or named or torch.compiler.is_dynamo_compiling()):
             mark = _here.marks.get(id(input))
             if mark is not None and mark() is input:
                 result = mark.take(input, module)
                 if result is not None:
                     return result
-        return type(module).forward(module, input)
+        return type(module).forward(module, input, *more, **named)
 
 
 class Then:

@@ -14,8 +14,16 @@ from . import layers
 
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
 
+# What a product stands for.
+FORWARD = {kind: kind.forward for kind in layers.KINDS}
+_CONV_FORWARD = {kind: getattr(kind, "_conv_forward", None) for kind in layers.KINDS}
 
-FORWARD = {kind: kind.forward for kind in layers.KINDS}  # what a product stands for
+
+def as_torch_made_it(kind):
+    """Whether a class is one of layers.KINDS, with the methods that torch gave it."""
+    if kind not in FORWARD or kind.forward is not FORWARD[kind]:
+        return False
+    return getattr(kind, "_conv_forward", None) is _CONV_FORWARD[kind]
 
 
 # torch 2.6 cannot tell an export from torch.compile.
@@ -54,9 +62,9 @@ def _traced_kind(layer):
     """What siblings have in common, for a layer that `product` can stand for, or None."""
     own, kind = vars(layer), type(layer)
     getattr(layer, "_conv_forward", None)  # so that compiled code looks whether it is there
-    if kind not in FORWARD or "_conv_forward" in own or {*layer._parameters} != _TENSORS:
+    if not as_torch_made_it(kind) or "_conv_forward" in own:
         return None
-    if kind.forward is not FORWARD[kind] or (geometry := settings_of(layer)) is None:
+    if {*layer._parameters} != _TENSORS or (geometry := settings_of(layer)) is None:
         return None
     shape, settings = layer.weight.shape[1:], tuple(map(tuple, geometry))
     return kind.__name__, settings, tuple(shape), layer.weight.dtype

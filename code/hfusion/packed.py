@@ -15,6 +15,7 @@ What nobody can notice: x or a weight written to between the calls of two siblin
 that autograd does not see either, through `.data` or a NumPy array of the same memory.
 """
 
+import functools
 import itertools
 import logging
 import threading
@@ -22,6 +23,7 @@ import weakref
 
 import torch
 import torch.nn.functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from . import checks, embedding, layers, operators, placing
 
@@ -30,7 +32,8 @@ logger = logging.getLogger("hfusion")
 WASTED = 8  # so many rounds in a row that served nobody, and a group is switched off
 SETTLED = 8  # so many good rounds, and a group may be packed again …
 PACKED_AGAIN = 4  # … else it may be, so many times
-_ROUTED = ("forward", "_apply", "_replicate_for_data_parallel")  # what is set in a layer
+# What is set in a layer.
+_ROUTED = ("forward", "_apply", "_load_from_state_dict", "_replicate_for_data_parallel")
 
 
 def route(members, names, dense=()):
@@ -47,6 +50,7 @@ def route(members, names, dense=()):
         member = Member(group, index, layer)
         layer.forward = member.forward
         layer._apply = member.apply
+        layer._load_from_state_dict = member.load
         layer._replicate_for_data_parallel = member.replica
     return group
 
@@ -85,12 +89,13 @@ class Member:
         self.__init__(**state)
         self.group._layers[self.index] = self._layer
 
-    def forward(self, input):
-        part = self.group.part(self.index, input)
+    def forward(self, input, *more, **named):
+        # Somebody may give a layer a class whose forward takes more.
+        part = None if more or named else self.group.part(self.index, input)
         if part is not None:
             return part
         layer = self._layer()
-        return type(layer).forward(layer, input)
+        return type(layer).forward(layer, input, *more, **named)
 
     def apply(self, fn, recurse=True):
         """For `.to()` and its like: memory that the weights have left is not kept."""
@@ -98,6 +103,12 @@ class Member:
         result = type(layer)._apply(layer, fn, recurse)
         self.group.look()
         return result
+
+    def load(self, *given, **named):
+        """For `load_state_dict(…, assign=True)`: the same."""
+        layer = self._layer()
+        type(layer)._load_from_state_dict(layer, *given, **named)
+        self.group.look()
 
     def replica(self):
         """For nn.DataParallel: the layer's copy on another device, on its own there."""
@@ -152,6 +163,10 @@ class Group:
         self._apart = False  # whether compiled code is to call each layer
         self.device = torch.device("cpu")
         self._here, self._lock = _Here(), threading.Lock()
+        self._gaps = self.window is not None  # whether weights may lie in zeros
+        if self._gaps:
+            _watch_steps()
+            _in_windows.add(self)
 
     def __getstate__(self):
         kept = ("names", "dense", "sizes", "dim", "window", "off", "rounds", "then")
@@ -175,7 +190,7 @@ class Group:
         if mode is None:
             return None
         if mode[0] and self._learns(x):
-            self._close_gaps()
+            self.close_gaps()
             return None
         if index == 0:
             return self._begin(x, mode, here)
@@ -221,7 +236,7 @@ class Group:
         if together is not None and not self._moved and together[0][0].first():
             return together
         with self._lock:
-            if not self._in_place() and not (self._may_pack() and self._pack()):
+            if not self._in_place() and not (self._may_pack() and self._pack_if_it_fits()):
                 return None
             self._moved = False
             return self._together
@@ -268,24 +283,35 @@ class Group:
         self._together = None
         logger.warning(self.off)
 
-    def _close_gaps(self):
+    def close_gaps(self, steps=None):
         """Windows in zeros are not trained there: torch's fused optimisers write to the
-        memory of a weight as if it had no gaps."""
-        if self.window is None or self._together is None:
+        memory of a weight as if it had no gaps.
+
+        steps: the ids of what an optimiser is about to change; else what learns.
+        """
+        if not self._gaps:
             return
-        with self._lock:
+        with self._lock, torch.no_grad():
             members = [reference() for reference in self._layers]
-            weights = [m.weight for m in members if m is not None]
-            if self._in_place() and any(weight.requires_grad for weight in weights):
-                self._together = None
+            weights = [m and m._parameters.get("weight") for m in members]
+            weights = [weight for weight in weights if weight is not None]
+            if any(id(w) in steps if steps else w.requires_grad for w in weights):
+                self._together, self._gaps = None, False
                 for weight in weights:
-                    weight.data = weight.data.clone()
+                    placing.close(weight)
 
     def look(self):
         """Let go of memory that the weights have left."""
         with self._lock:
             if not self._in_place():
                 self._together = None
+
+    def _pack_if_it_fits(self):
+        try:
+            return self._pack()
+        except RuntimeError as error:  # there may be no memory left for it
+            self._in_vain(f"they cannot be moved: {error}")
+            return False
 
     def _pack(self, fresh=False):
         """Move the members' numbers side by side; whether that could be.
@@ -305,19 +331,25 @@ class Group:
             self._in_vain(reason)
             return False
         with torch.inference_mode(False), torch.no_grad():
-            whole = self._side_by_side(members)
+            whole, places = self._side_by_side(members)
             bias = placing.whole_bias([m.bias for m in members], self.sizes, whole)
-        self.device = whole.device
-        self._together = [checks.Row(m) for m in members], whole, bias
+        own = [None] * len(places) if bias is None else bias.split(self.sizes)
+        self.device, self._gaps = whole.device, self.window is not None
+        self._together = [*map(checks.Row, members, places, own)], whole, bias
         self._biased = tuple(m.bias is not None for m in members)
         self._packed, self._settled = self._packed + 1, 0
         return True
 
     def _side_by_side(self, members):
+        """(the whole, the place of each weight in it)."""
         weights = [layer.weight for layer in members]
         if self.window is None:
-            return placing.whole(weights)
-        return placing.moved(weights, *embedding.room(members, self.window))
+            whole = placing.room(weights)
+            places = whole.split(self.sizes)
+        else:
+            whole, places = embedding.room(members, self.window)
+        placing.move(weights, places)
+        return whole, places
 
     def _unfit(self, members):
         """Why members cannot lie side by side (now), in words; "" if they can."""
@@ -378,6 +410,22 @@ class Group:
         if index < len(self.sizes) - 1:
             self._traced = turn
         return part
+
+
+_in_windows = weakref.WeakSet()  # groups whose weights may lie in zeros
+
+
+def _before_step(optimiser, args, kwargs):
+    """A hook of all optimisers: forward is not always asked, so gaps may still be there."""
+    if not torch.compiler.is_dynamo_compiling():
+        steps = {id(p) for group in optimiser.param_groups for p in group["params"]}
+        for group in [*_in_windows]:
+            group.close_gaps(steps)
+
+
+@functools.cache  # once
+def _watch_steps():
+    register_optimizer_step_pre_hook(_before_step)
 
 
 def _gone():

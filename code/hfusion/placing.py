@@ -41,22 +41,27 @@ def memory(tensor):
         return id(tensor)
 
 
-def whole(weights):
-    """One tensor with all weights' numbers, and each weight's own moved into it."""
-    first, sizes = weights[0], [len(weight) for weight in weights]
-    shape, strides = (sum(sizes), *first.shape[1:]), first.stride()
+def room(weights):
+    """A tensor for the numbers of all weights, laid out as the first one's."""
+    first = weights[0]
+    shape, strides = (sum(map(len, weights)), *first.shape[1:]), first.stride()
     if strides[0] == first[:1].numel():
-        together = first.new_empty_strided(shape, strides)
-    else:  # rows do not lie one after the other
-        together = first.new_empty(shape)
-    return moved(weights, together, together.split(sizes))
+        return first.new_empty_strided(shape, strides)
+    return first.new_empty(shape)  # rows do not lie one after the other
 
 
-def moved(weights, together, places):
-    """The tensor `together`, with each weight's numbers moved to its place in it."""
+def move(weights, places):
+    """Put each weight's numbers at a place in another tensor, and the weight there."""
     for weight, place in zip(weights, places, strict=True):
         _move(weight, place)
-    return together
+
+
+def close(weight):
+    """Give a weight memory of its own, without gaps, and its gradient the same layout."""
+    weight.data = weight.data.clone()
+    grad = weight.grad
+    if grad is not None and grad.stride() != weight.stride():
+        grad.data = torch.empty_like(weight).copy_(grad)
 
 
 def whole_bias(biases, sizes, whole):
