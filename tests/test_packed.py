@@ -359,6 +359,33 @@ def test_without_memory_for_it_weights_stay_where_they_are(monkeypatch, caplog):
     assert "cannot be moved: no memory left" in caplog.text
 
 
+def test_weights_do_not_move_while_another_thread_computes_with_them(monkeypatch):
+    """2026-11-30: it read memory that was freed, one call of 400 in a loop."""
+    monkeypatch.setattr(packed, "PATIENCE", 2)
+    model, fused, x = pair()
+    for each in (model, fused):
+        state = {key: value * 2 for key, value in each.state_dict().items()}
+        each.load_state_dict(state, assign=True)
+        del state
+    group(fused).inside["one"] = "another thread"
+    same(model, fused, x, rounds=0)
+    del group(fused).inside["one"]
+    same(model, fused, x, rounds=1)
+    assert not group(fused).inside
+
+
+def test_threads_wait_while_weights_move():
+    _, fused, x = pair()
+    thread = threading.Thread(target=infer, args=[lambda: fused.b(x)])
+    with group(fused)._lock, group(fused)._quiet() as alone:
+        thread.start()
+        thread.join(0.05)
+        assert alone
+        assert thread.is_alive()
+        assert not group(fused).inside
+    thread.join()
+
+
 def test_a_thread_that_moves_a_weight_while_it_is_packed(monkeypatch):
     """Its new place is not the one that the product reads."""
     model, fused, x = pair()

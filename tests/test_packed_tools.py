@@ -103,6 +103,13 @@ def test_a_class_whose_forward_is_replaced(monkeypatch):
     same(model, fused, x, rounds=0)
 
 
+def test_scripts_are_made_of_separate_layers():
+    model, fused, x = pair()
+    with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
+        torch.jit.script(fused.a)
+    assert torch.equal(torch.jit.script(hfusion.unfuse(fused).a)(x), model.a(x))
+
+
 def test_tracers():
     model, fused, x = pair()
     with torch.no_grad():

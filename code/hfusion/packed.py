@@ -11,14 +11,26 @@ the same tensor, not written to since, the same weights, the same modes. Otherwi
 always while gradients are recorded, a layer computes for itself, as it would without us. So
 the answer never depends on whether a guess was right; only the time does.
 
-What nobody can notice: x or a weight written to between the calls of two siblings in a way
-that autograd does not see either, through `.data` or a NumPy array of the same memory.
+What is not noticed, between the calls of two siblings: a write to x or to a weight that
+autograd does not count either, through `.data` or a NumPy array of the same memory; and a
+change of how exactly torch computes, such as TF32.
+
+On a path that was not planned, a reader may count on a part without gaps. Then `.view`
+fails. `reshape` and `contiguous` copy, and a later write to one is none to the other. All
+parts share one memory: `torch.save` saves it whole, and `resize_` may reach the next part.
+
+The first call after weights have moved moves them again. Calls in other threads wait for
+it; whoever reads or writes weights in another way must not do so meanwhile. A packed weight
+cannot be resized in place. `copy.copy` of a single layer computes with the layer that it
+was copied from; use `copy.deepcopy`.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
 import threading
+import time
 import weakref
 
 import torch
@@ -32,6 +44,7 @@ logger = logging.getLogger("hfusion")
 WASTED = 8  # so many rounds in a row that served nobody, and a group is switched off
 SETTLED = 8  # so many good rounds, and a group may be packed again …
 PACKED_AGAIN = 4  # … else it may be, so many times
+PATIENCE = 100  # ms to wait for other threads before weights move
 # What is set in a layer.
 _ROUTED = ("forward", "_apply", "_load_from_state_dict", "_replicate_for_data_parallel")
 
@@ -95,7 +108,14 @@ class Member:
         if part is not None:
             return part
         layer = self._layer()
-        return type(layer).forward(layer, input, *more, **named)
+        if torch.compiler.is_dynamo_compiling():
+            return type(layer).forward(layer, input, *more, **named)
+        group, me = self.group, object()
+        group.enter(me)
+        try:
+            return type(layer).forward(layer, input, *more, **named)
+        finally:
+            del group.inside[me]
 
     def apply(self, fn, recurse=True):
         """For `.to()` and its like: memory that the weights have left is not kept."""
@@ -162,7 +182,9 @@ class Group:
         self._traced = None  # the round that torch.compile is at
         self._apart = False  # whether compiled code is to call each layer
         self.device = torch.device("cpu")
-        self._here, self._lock = _Here(), threading.Lock()
+        self._here, self._lock = _Here(), threading.RLock()
+        self.inside = {}  # who computes with a weight now, and in which thread
+        self._moving = False  # whether nobody may begin to
         self._gaps = self.window is not None  # whether weights may lie in zeros
         if self._gaps:
             _watch_steps()
@@ -202,6 +224,32 @@ class Group:
             self.rounds += 1
             self._settled, self._wasted = self._settled + 1, 0
         return part
+
+    def enter(self, me):
+        """Where a layer computes for itself: its weight does not move meanwhile."""
+        self.inside[me] = threading.get_ident()
+        if self._moving:
+            del self.inside[me]
+            with self._lock:  # until they have moved
+                self.inside[me] = threading.get_ident()
+
+    @contextlib.contextmanager
+    def _quiet(self):
+        """Weights may move in it if it yields True; who wants to compute waits."""
+        self._moving = True
+        try:
+            yield self._alone()
+        finally:
+            self._moving = False
+
+    def _alone(self):
+        """Wait until no other thread computes with a weight; whether that is so by now."""
+        me = threading.get_ident()
+        for _ in range(PATIENCE):
+            if not {*self.inside.copy().values()} - {me}:
+                return True
+            time.sleep(0.001)
+        return False
 
     def _begin(self, x, mode, here):
         """One product for all: the first one's part."""
@@ -297,8 +345,9 @@ class Group:
             weights = [weight for weight in weights if weight is not None]
             if any(id(w) in steps if steps else w.requires_grad for w in weights):
                 self._together, self._gaps = None, False
-                for weight in weights:
-                    placing.close(weight)
+                with self._quiet():
+                    for weight in weights:
+                        placing.close(weight)
 
     def look(self):
         """Let go of memory that the weights have left."""
@@ -308,10 +357,13 @@ class Group:
 
     def _pack_if_it_fits(self):
         try:
-            return self._pack()
+            with self._quiet() as alone:
+                if alone:
+                    return self._pack()
+            self._in_vain("other threads keep computing with their weights")
         except RuntimeError as error:  # there may be no memory left for it
             self._in_vain(f"they cannot be moved: {error}")
-            return False
+        return False
 
     def _pack(self, fresh=False):
         """Move the members' numbers side by side; whether that could be.

@@ -220,6 +220,12 @@ class FusionPlan:
         tensor, not written to in between, the same weights, the same modes. Otherwise, and
         while gradients are recorded, each layer computes as it would without us.
 
+        Not noticed are writes between two siblings' calls that autograd does not count
+        either (through `.data` or NumPy), and a change of precision there, such as TF32.
+        On a path that was not planned, a reader may count on a part without gaps: `.view`
+        fails, and after `reshape` or `contiguous`, which copy, a later write to one is none
+        to the other. `packed` names the rest.
+
         Exact equality is not promised: a matrix product of another size may add in another
         order. Each output then differs by rounding, for one layer by at most
         `algebra.rounding_bound`, under the conditions that it names (TF32 off, no
