@@ -12,7 +12,6 @@ norm alone reads the output of the convolution.
 """
 
 import logging
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import fx, nn
 from . import effects, guards, layers, norms, placing
 from .aside import double as copied
 from .layers import FusionError
-from .reading import Reading
+from .reading import Reading, same_calls
 
 logger = logging.getLogger("hfusion")
 
@@ -69,8 +68,9 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     Raises FusionError if a batch norm is in training mode, where its statistics are those
     of the batch. If one was folded, train() of the copy raises it, and so does a call
     with another value for an argument of forward() that is None or a bool by default.
-    Only forward() in eval mode was followed: another method, or a module of it switched to
-    training mode, may use a convolution without its norm.
+    Only forward() in eval mode was followed. Another method, a part of the model called
+    alone, a module in training mode, or a forward that asks for an attribute or a mode of
+    torch, such as no_grad, may use a convolution without its norm.
     Source: Ioffe and Szegedy 2015; torch.nn.utils.fusion.
 
     >>> from hfusion import models
@@ -320,7 +320,7 @@ def _refuse_another_way(study, folded):
     left = [study.reading.modules[path] for path in study.reasons]
     try:
         again = _read(study.model, [*left, *folded])
-        same = list(_calls(again.graph)) == list(_calls(study.reading.graph))
+        same = same_calls(again.graph, study.reading.graph)
         error = None
     except FusionError as why:
         same, error = False, why
@@ -329,12 +329,6 @@ def _refuse_another_way(study, folded):
             "model cannot be folded: forward goes another way once its batch norms are "
             "folded, perhaps because it reads an attribute of one; it may only call them"
         ) from error
-
-
-def _calls(graph: fx.Graph) -> Iterator[tuple]:
-    return (
-        (node.op, node.target, str(node.args), str(node.kwargs)) for node in graph.nodes
-    )
 
 
 def _tell(study):

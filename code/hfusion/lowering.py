@@ -88,13 +88,9 @@ def _read(plan: FusionPlan) -> Reading:
                 "model.eval() and plan again"
             )
     now = Reading(plan.model, exact=True)
-    if _calls(now.graph) != _calls(plan.found.graph):
+    if not reading.same_calls(now.graph, plan.found.graph):
         raise FusionError("model has changed since it was planned; plan it again")
     return now
-
-
-def _calls(graph):
-    return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
 
 
 def _one_layer(now, group, ends):

@@ -97,6 +97,15 @@ class Reading(Calls):
         return f"{called} may change their input {between}"
 
 
+def same_calls(graph, other):
+    """Whether two graphs call the same with the same, in the same order."""
+    return _calls(graph) == _calls(other)
+
+
+def _calls(graph):
+    return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
+
+
 def once(reading, nodes):
     """(an activation that all of these calls have, what follows each of them).
 
