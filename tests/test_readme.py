@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -372,6 +373,66 @@ def test_compilers(given):
     traced = torch.jit.trace(fused, X)
     assert same(traced, model, X + 1)
     assert str(traced.inlined_graph).count("aten::linear") == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own parts
+def test_scripts():
+    assert row("`torch.jit.script`")
+    model = Two().eval()
+    fused = hfusion.fuse(model)
+    with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
+        torch.jit.script(fused.a)
+    script = torch.jit.script(hfusion.unfuse(fused).a)
+    assert torch.equal(script(X), model.a(X))
+
+
+def test_threads():
+    """`test_packed` has them wait while weights move."""
+    assert row("several threads")
+    model, found = Two(), []
+    fused, _ = fused_with_groups(model)
+    call = lambda: found.append(same(fused, model, X))
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True, True]
+
+
+def test_what_is_not_noticed():
+    assert row("an input or a weight written to between two siblings")
+
+    def forward(self, x):
+        x = x * 1
+        first = self.a(x)
+        x.data.mul_(2)
+        return first, self.b(x)
+
+    model = changed(forward)
+    assert not fused_with_groups(model)[1]  # reading it shows the write
+    fused, _ = fused_with_groups(model, X)
+    with torch.no_grad():
+        assert torch.allclose(fused(X)[1], model.b(X), atol=1e-6)  # not of 2 · X
+
+
+def test_a_path_that_was_not_planned():
+    assert row("a path that was neither read nor run")
+
+    def forward(self, x):
+        first, second = self.a(x), self.b(x)
+        if len(x) > 1:
+            first.reshape(-1).zero_()
+            second.view(-1)
+        return first, second
+
+    model = changed(forward)
+    fused, _ = fused_with_groups(model, X[:1])
+    with torch.no_grad():
+        assert same(fused, model, X[:1])
+        assert not model(X)[0].any()
+        with pytest.raises(RuntimeError, match="view size is not compatible"):
+            fused(X)
 
 
 def test_the_table_has_no_other_rows():
