@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-import hfusion
 from hfusion import checks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -102,13 +101,6 @@ def test_a_class_whose_forward_is_replaced(monkeypatch):
     same(model, fused, x, rounds=1)
     monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: x * 2)
     same(model, fused, x, rounds=0)
-
-
-def test_scripts_are_made_of_separate_layers():
-    model, fused, x = pair()
-    with pytest.raises((RuntimeError, torch.jit.frontend.NotSupportedError)):
-        torch.jit.script(fused.a)
-    assert torch.equal(torch.jit.script(hfusion.unfuse(fused).a)(x), model.a(x))
 
 
 def test_tracers():
