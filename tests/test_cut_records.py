@@ -1,8 +1,9 @@
 """Each page that reads records runs on whatever record is there, and says what is missing.
 
 Of each page the cells that read records are run, and those that these need: on records
-that end after some case, that lack one arm, or that are not there. HFUSION_ALL_CUTS=1
-cuts after every case and takes away every arm (minutes).
+that end after some case, that lack one arm, or that are not there: those of the book, and
+those that a made-up GPU would give. HFUSION_ALL_CUTS=1 cuts after every case and takes away
+every arm (minutes).
 """
 
 import dataclasses
@@ -21,8 +22,9 @@ import matplotlib.figure
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from made_up_gpu import MACHINE, made_up, recorded
 
-from hfusion import records, show
+from hfusion import experiments, records, show
 from hfusion.show import missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,17 +120,17 @@ def test_what_needs_what():
 class Page:
     """A notebook whose cells are run on one folder of records after the other."""
 
-    def __init__(self, path):
+    def __init__(self, path, place):
         needed, self.reading = split(code(path))
         self.glued, self.before = [], {"__name__": "__main__", "display": print}
         for number, source in needed:
             exec(compile(source, f"{path.name}, cell {number}", "exec"), self.before)
-        self.path = path
+        self.path, self.place = path, place
         source = "\n".join(source for _, source in self.reading)
         self.experiments = [
-            path.stem
-            for path in sorted(RECORDS.glob("*.json"))
-            if f'"{path.stem}"' in source or "experiments.SHARES" in source
+            name
+            for name in sorted(experiments.SHARES)
+            if f'"{name}"' in source or "experiments.SHARES" in source
         ]
 
     def run(self):
@@ -144,20 +146,40 @@ class Page:
 
 @pytest.fixture
 def page(request, tmp_path, monkeypatch):
-    """A page, in a folder beside a copy of the records."""
+    """A page, in a folder beside a copy of the book's records."""
+    return beside(RECORDS, request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory):
+    """The records of a run of seven minutes on a made-up GPU."""
+    folder = tmp_path_factory.mktemp("records")
+    with pytest.MonkeyPatch.context() as patch:
+        run, _ = recorded(made_up(patch), folder, 7)
+        run.finish()
+    return run.place
+
+
+@pytest.fixture
+def page_on_a_gpu(gpu, request, tmp_path, monkeypatch):
+    """A page, in a folder beside the made-up GPU's records, and no others."""
+    return beside(gpu, request.param, tmp_path, monkeypatch)
+
+
+def beside(place, path, tmp_path, monkeypatch):
     monkeypatch.delenv("HFUSION_LIVE", raising=False)
     monkeypatch.delenv("HFUSION_MACHINE", raising=False)
     glued = []
     for module in (show, missing):
         monkeypatch.setattr(module, "glue", lambda name, *_, **__: glued.append(name))
-    shutil.copytree(RECORDS, tmp_path / "records" / RECORDS.name)
+    shutil.copytree(place, tmp_path / "records" / place.name)
     (tmp_path / "chapters").mkdir()
     monkeypatch.chdir(tmp_path / "chapters")
     # Only for the sake of time: neither what is read nor what is drawn is looked at.
     read = functools.cache(lambda path, content: LOAD(path))
     monkeypatch.setattr(records, "load", lambda path: read(path, Path(path).read_bytes()))
     monkeypatch.setattr(matplotlib.figure.Figure, "tight_layout", lambda *_, **__: None)
-    made = Page(request.param)
+    made = Page(path, Path("../records") / place.name)
     made.glued = glued
     return made
 
@@ -201,30 +223,62 @@ def without(record, arm):
 def test_a_page_runs_on_whatever_record_is_there(page, capsys):
     lacking, glued = page.run()
     assert (lacking, len(set(glued))) == ([], len(glued))
-    problems = []
-    for name in page.experiments:
-        path = Path("../records") / RECORDS.name / f"{name}.json"
-        record = records.load(path)
-        for what, cut in cuts(record):
-            path.unlink() if cut is None else records.write(cut, path.parent)
-            capsys.readouterr()
-            try:
-                found = page.run()[1]
-            except Exception:
-                where = re.findall(r'"([^"]*, cell \d+)"', traceback.format_exc())[-1:]
-                error = traceback.format_exc().splitlines()[-1]
-                problems.append(f"{name} {what}: {''.join(where)}: {error}")
-                continue
-            if found != glued:
-                problems.append(f"{name} {what}: glued {set(found) ^ set(glued)}")
-            nothing = cut is None or not any(case.samples for case in cut.cases)
-            if nothing and not re.search(SAID, capsys.readouterr().out + said_in_figures()):
-                problems.append(f"{name} {what}: nobody says so")
-        records.write(record, path.parent)
+    problems = [problem for name in page.experiments for problem in cut(page, name, capsys)]
     if {page.path.stem, page.path.stem[:2]} & TO_DO:
         assert problems, "it runs: take it off the list TO_DO"
         pytest.xfail(f"{len(problems)} cuts stop it, the first: {problems[:1]}")
     assert problems == []
+
+
+def cut(page, name, capsys):
+    """What goes wrong when the record of an experiment is cut."""
+    path = page.place / f"{name}.json"
+    record, glued = records.load(path), page.run()[1]
+    for what, left in cuts(record):
+        path.unlink() if left is None else records.write(left, path.parent)
+        capsys.readouterr()
+        try:
+            found = page.run()[1]
+        except Exception:
+            where = re.findall(r'"([^"]*, cell \d+)"', traceback.format_exc())[-1:]
+            error = traceback.format_exc().splitlines()[-1]
+            yield f"{name} {what}: {''.join(where)}: {error}"
+            continue
+        if found != glued:
+            yield f"{name} {what}: glued {set(found) ^ set(glued)}"
+        nothing = left is None or not any(case.samples for case in left.cases)
+        if nothing and not re.search(SAID, capsys.readouterr().out + said_in_figures()):
+            yield f"{name} {what}: nobody says so"
+    records.write(record, path.parent)
+
+
+# What a page may not find in the records of a GPU alone: it is about CPUs.
+ON_A_GPU_ALONE = {"what-the-model-misses": "there is no record of"}
+
+on_a_gpu = pytest.mark.parametrize(
+    "page_on_a_gpu", PAGES, ids=lambda path: path.stem, indirect=True
+)
+
+
+@on_a_gpu
+def test_a_page_runs_on_the_records_of_a_gpu(page_on_a_gpu, capsys):
+    lacking, glued = page_on_a_gpu.run()
+    assert len(set(glued)) == len(glued)
+    why = ON_A_GPU_ALONE.get(page_on_a_gpu.path.stem)
+    assert bool(lacking) == bool(why)
+    assert all(sentence.startswith(why) for sentence in lacking)
+
+
+@pytest.mark.slow
+@on_a_gpu
+def test_a_page_runs_on_whatever_record_of_a_gpu_is_there(page_on_a_gpu, capsys):
+    page = page_on_a_gpu
+    assert [p for name in page.experiments for p in cut(page, name, capsys)] == []
+
+
+def test_the_made_up_gpu_is_called_so(gpu):
+    assert "made-up" in MACHINE.name == gpu.name
+    assert not list((ROOT / "records").rglob("*made-up*"))
 
 
 def said_in_figures():
