@@ -13,7 +13,7 @@ from test_recording import Clock
 
 from hfusion import __main__ as command
 from hfusion import apart, experiments, measure, recording, records, runs
-from hfusion.experiments import ceilings, launch_overhead, rungs
+from hfusion.experiments import ceilings, launch_overhead, rivals, rungs
 
 MACHINE = records.Machine(
     "made-up-gpu", "cuda", "A made-up GPU", "a CPU", 1, "3.12", "2.11.0", "13.0", 91000,
@@ -31,9 +31,18 @@ def eager_and_graph(names, make_s):
     return {f"{way}{name}": make_s for way in ("", "graph, ") for name in names}
 
 
+def shown(ways, make_s=0.3, tuned_s=2):
+    """{arm of `rivals`: seconds to make it}, in these ways."""
+    eager = {f"{rung}{way}": make_s for rung in rivals.SHOWN for way in ways}
+    eager |= {name: tuned_s for name in eager if name.startswith(rungs.TWO)}
+    return eager | {f"graph, {name}": make_s for name in eager}
+
+
 def ladder(ours, make_s, tuned_s, compiled_s, autotuned_s):
     """{arm: seconds to make it}."""
     arms = eager_and_graph(RUNGS, make_s) | dict.fromkeys(ours, tuned_s)
+    if len(ours) > 1:
+        arms |= {rungs.STREAMS: make_s, rungs.PARALLEL: make_s}
     arms |= {f"graph, {name}": make_s for name in ours}  # their tiles are chosen by then
     arms |= {f"compile, {rung}": compiled_s for rung in COMPILED}
     for name in ("max-autotune", "graph, max-autotune"):
@@ -53,11 +62,18 @@ ARMS = {
     "leftover": {"as written": 2, "this book": 2, "torch.compile": 90},
     "memory": dict.fromkeys(WAYS, 0.2),
 }
+RIVALS = {
+    "batch": shown([""]) | {rungs.PARALLEL: 0.3},
+    "tf32": shown(["", ", TF32"]),
+    "cold": shown(["", ", cold"], 1, 3),
+}
 
 
 def arms_of(name, parameters):
-    if name == "timeline":
+    if name in ("timeline", "kernel_times"):
         return {parameters["rung"]: 2}
+    if name == "rivals":
+        return RIVALS[parameters["what"]]
     if name == "ceilings":
         empty = dict.fromkeys(map(str, ceilings.CHAIN), 0.1)
         return empty if parameters["what"] == "empty" else {parameters["what"]: 0.5}
@@ -131,7 +147,7 @@ def call_s(name, parameters, arm):
 
 def events(name):
     """A made-up timeline: the host hands over, the device works later."""
-    number = {"stopwatches": 1000, "timeline": 14}.get(name, 0)
+    number = {"stopwatches": 1000, "timeline": 14, "kernel_times": 8}.get(name, 0)
     for begin_us in range(0, 200 * number, 200):
         yield "host", "call", begin_us, begin_us + 50
         yield "device", "kernel", begin_us + 60, begin_us + 60 + 7 * (1 + begin_us % 3)

@@ -27,6 +27,7 @@ from torch import nn
 from hfusion import cost, experiments, kernels, live, measure, models, recording, records
 from hfusion.experiments import (
     ceilings,
+    circumstances,
     embedding,
     leftover,
     memory,
@@ -41,7 +42,7 @@ MODULES = {
     name: importlib.import_module(f"hfusion.experiments.{name}")
     for name in experiments.SHARES
 }
-HELPERS = {"__init__", "peers", "rungs"}
+HELPERS = {"__init__", "circumstances", "peers", "rungs"}
 
 
 def test_every_experiment_has_a_share_of_the_time():
@@ -123,6 +124,23 @@ EVERY_STAGE = grid(
     layout=("NCHW", "NHWC"),
     module=ROWS,
 )
+
+
+def rivals_in_turn(batch, cold):
+    """One of each, as long as there are some."""
+    tf32 = [
+        {"module": "3a", "batch": 1} | FULL | {"layout": layout}
+        for layout in ("NCHW", "NHWC")
+    ]
+    every = {"batch": batch, "cold": cold, "tf32": tf32}
+    return [
+        {"what": what} | every[what][place]
+        for place in range(len(batch))
+        for what in ("batch", "cold", "tf32")
+        if place < len(every[what])
+    ]
+
+
 # fmt: off
 ON_BOTH = {
     "stopwatches": [{"module": "3a", "batch": 1, "calls": 1000}],
@@ -130,7 +148,14 @@ ON_BOTH = {
     "timeline": grid(module=("3a",), rung=("as written", "folded, stacked, hoisted")),
     "leftover": [{"network": "GoogLeNet", "batch": 1}],
     "memory": [{"memory": one["memory"]} | PLACES[one["where"]] for one in MEMORY],
+    "kernel_times": [
+        *({"module": "3a", "rung": rung} | HALF for rung in (
+            "as written", "folded", "folded, stacked, hoisted",
+            "folded, stacked, one call", "two launches")),
+        {"module": "3a", "rung": "folded, stacked, one call"} | FULL,
+    ],
 }
+SWEEP = (1, 8, 64, 2, 4, 16, 32)
 ON_CPU = {
     "ceilings": [
         *grid(what=("copy",), bytes=[4**power for power in range(8, 15)]),
@@ -149,6 +174,10 @@ ON_CPU = {
     ],
     "network": [one | FULL for one in grid(network=("GoogLeNet", "torchvision"),
                                            batch=(1, 4))],
+    "rivals": rivals_in_turn(
+        [{"module": "3a", "batch": batch} | FULL for batch in SWEEP],
+        [{"module": row, "batch": 1} | FULL for row in ("3a", "5b")],
+    ),
 }
 ON_A_GPU = {
     "ceilings": [
@@ -181,6 +210,12 @@ ON_A_GPU = {
         for batch in (1, 8, 64)
         for kind in (FULL, HALF)
     ],
+    "rivals": rivals_in_turn(
+        [{"module": "3a", "batch": batch} | kind for batch in SWEEP
+         for kind in (HALF, FULL)],
+        [{"module": row, "batch": 1} | kind for row in ("3a", "5b")
+         for kind in (HALF, FULL)],
+    ),
 }
 # fmt: on
 
@@ -471,7 +506,7 @@ def gpu(monkeypatch):
 
     def graphed(fn, times=1):
         replay = partial(fn)
-        replay.times = times
+        replay.times = replay.graph = times
         return replay
 
     monkeypatch.setattr(rungs, "need_cuda", need_cuda)
@@ -626,6 +661,7 @@ def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
     ways = {*RUNGS, *rungs.OURS}
     compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
     graphs = {f"graph, {way}" for way in ways}
+    graphs |= {"graph, streams"}
     assert set(race.arms) == ways | graphs | compiled | {"streams"}
     assert set(race.opaque) == compiled | graphs | set(rungs.OURS)
 
@@ -1311,6 +1347,175 @@ def test_a_record_of_counts_says_what_it_counted(monkeypatch):
 
 
 # What other libraries are told, by stand-ins for them.
+
+
+# Rivals at their best: TF32, caches that are cold.
+
+
+@pytest.fixture
+def with_tf32(monkeypatch):
+    """cuDNN's setting, off as the recorder has it, and what it was at each convolution."""
+    seen, conv2d = [], F.conv2d
+
+    def noted(*given, **more):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return conv2d(*given, **more)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(F, "conv2d", noted)
+    return seen
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """A device whose cache holds 10,000 bytes."""
+    facts = SimpleNamespace(L2_cache_size=10_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    return facts
+
+
+def rivals_of(what, monkeypatch):
+    monkeypatch.setattr(rungs, "on_streams", lambda folded, x: partial(folded, x))
+    return MODULES["rivals"].race("cpu", what, "tiny", 2, "float32", "NHWC")
+
+
+FIVE = {"as written", "folded", "folded, stacked, hoisted", "folded, stacked, one call",
+        "two launches"}  # fmt: skip
+
+
+def each(names):
+    return {f"{graph}{name}" for name in names for graph in ("", "graph, ")}
+
+
+def test_a_module_of_many_images_beside_its_branches_in_a_graph(
+    drawn, gpu, uncompiled, monkeypatch
+):
+    race = rivals_of("batch", monkeypatch)
+    assert set(race.arms) == each(FIVE) | {"graph, streams"}
+    assert check(race) == {20}
+    assert race.shares == {}
+
+
+def test_with_tf32_and_without_are_told_apart(
+    with_tf32, drawn, gpu, uncompiled, monkeypatch
+):
+    race = rivals_of("tf32", monkeypatch)
+    rounded = each(f"{name}, TF32" for name in FIVE)
+    assert set(race.arms) == each(FIVE) | rounded
+    assert race.shares == dict.fromkeys(rounded, 8e-3)
+    check(race)
+    graphed = measure.graphed
+
+    def capture(fn, times):
+        fn()
+        return graphed(fn, times)
+
+    monkeypatch.setattr(measure, "graphed", capture)
+    for name, make in race.arms.items():
+        with_tf32.clear()
+        arm = make()
+        if not name.startswith("graph"):
+            arm()
+        assert set(with_tf32) <= {name in rounded}
+        assert with_tf32 or "one call" in name
+        assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(ZeroDivisionError), circumstances.tf32_on():
+        raise ZeroDivisionError
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_layer_refused_in_float32_may_go_with_tf32(drawn, gpu, uncompiled, monkeypatch):
+    race = rivals_of("tf32", monkeypatch)
+    plain, rounded = (
+        race.arms[f"folded, stacked, one call{tail}"]() for tail in ("", ", TF32")
+    )
+    layers = [m for m in plain.func.modules() if isinstance(m, rungs.ConvReLU)]
+    others = [m for m in rounded.fn.func.modules() if isinstance(m, rungs.ConvReLU)]
+    assert layers
+    assert others
+    assert not {id(m) for m in layers} & {id(m) for m in others}
+
+
+def test_a_graph_has_its_tf32_inside():
+    def made():
+        assert torch.backends.cudnn.allow_tf32
+        arm = partial(int)
+        arm.graph = "a graph"
+        return arm
+
+    assert circumstances.in_tf32(made).graph == "a graph"
+
+
+def test_in_cold_caches_each_call_reads_others(
+    small_cache, drawn, gpu, uncompiled, monkeypatch
+):
+    race = rivals_of("cold", monkeypatch)
+    colds = each(f"{name}, cold" for name in FIVE)
+    assert set(race.arms) == each(FIVE) | colds
+    (x,) = drawn
+    number = race.repeats["graph, folded, cold"]
+    assert number > 2
+    small_cache.L2_cache_size = 10**6
+    assert circumstances.copies(nn.ReLU(), x.expand(2, *x.shape), "cuda") == pytest.approx(
+        2e6 / 2 / x.nbytes, abs=1
+    )
+    assert check(race) == {20, number}
+    for name in FIVE:
+        arm = race.arms[f"{name}, cold"]()
+        assert arm.note().startswith(f"{number} copies in turn")
+        reads, outputs = [], []
+        for call in arm.calls:
+            tensors = [*call.func.parameters(), *call.args]
+            reads.append({t.untyped_storage().data_ptr(): t.nbytes for t in tensors})
+            outputs.append(arm())
+        assert len(set().union(*reads)) == sum(map(len, reads))
+        assert sum(sum(read.values()) for read in reads) >= 2 * 10_000
+        assert all(torch.equal(y, outputs[0]) for y in outputs)
+
+
+def test_what_is_cold_takes_turns():
+    made = circumstances.rotated(lambda: partial(nn.Identity(), torch.zeros(2)), 3)
+    first = [made().data_ptr() for _ in range(3)]
+    assert len(set(first)) == 3
+    assert [made().data_ptr() for _ in range(3)] == first
+
+
+def test_a_cache_of_unknown_size_is_none(small_cache):
+    del small_cache.L2_cache_size
+    with pytest.raises(Unavailable, match="does not say how large the cache is"):
+        circumstances.copies(nn.ReLU(), torch.zeros(1), "cuda")
+
+
+@pytest.mark.parametrize("what", ["tf32", "cold"])
+def test_rivals_are_for_cuda(what):
+    with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
+        MODULES["rivals"].race("cpu", what, "3a", 1, "float32", "NCHW")
+
+
+def test_two_launches_in_cold_caches_are_tuned_once(tuned):
+    model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
+    x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        arm = circumstances.rotated(partial(rungs.in_two, model, x), 3)
+        for _ in range(3):
+            measure.near(arm(), rungs.exact(model, x)[0], 1e-5)
+    assert len(tuned) == 1
+    assert arm.note().startswith("3 copies in turn, tiles ")
+
+
+# Names and times of kernels.
+
+
+@pytest.mark.parametrize("rung", ["folded, stacked, hoisted", "two launches"])
+def test_a_rung_leaves_a_timeline_of_itself(rung, drawn, gpu, uncompiled, monkeypatch):
+    asked = []
+    monkeypatch.setattr(measure, "timeline", lambda arm, device: asked.append(arm) or [])
+    race = MODULES["kernel_times"].race("cpu", "tiny", rung, "float32", "NHWC")
+    (arm,) = agreed(race).values()
+    assert set(race.arms) == {rung}
+    assert asked == []
+    race.timeline()
+    assert asked == [arm]
 
 
 def test_branches_wait_for_the_input_and_are_waited_for(monkeypatch):

@@ -73,6 +73,7 @@ class Race:
     arms: dict  # {name: a function that makes the function to time}
     expected: tuple  # tensors in float64, which every arm must give …
     share: float  # … to within this share of the largest number
+    shares: dict = dataclasses.field(default_factory=dict)  # {name: another share}
     watches: dict = dataclasses.field(default_factory=dict)  # {name: stopwatch}
     calls: int | None = None  # in a turn; as many as make it about TURN_US long
     opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
@@ -347,7 +348,7 @@ def _ready(race, device, deadline, left_out):
         if name in left_out:
             continue
         deadline.say(name)
-        check = partial(_checked, make, race, device)
+        check = partial(_checked, make, race, device, name)
         found, why = _made(deadline, check, name, reserve_s)
         skips |= why
         if found:
@@ -462,7 +463,7 @@ def _reason(error):
     return f"{FAILED}{type(error).__name__}: {text}"
 
 
-def _checked(make, race, device):
+def _checked(make, race, device, name=None):
     """(an arm, made, called, and found to compute what it must; the seconds of a call).
 
     Raises Disagreement if it does not: a fast wrong answer is worth nothing.
@@ -474,8 +475,9 @@ def _checked(make, race, device):
     call_s = time.monotonic() - began
     if len(outputs) != len(expected):
         raise measure.Disagreement(f"{len(outputs)} outputs, not {len(expected)}")
+    share = race.shares.get(name, race.share)
     for output, wanted in zip(outputs, expected, strict=True):
-        measure.near(output, wanted, race.share)
+        measure.near(output, wanted, share)
     return arm, call_s
 
 

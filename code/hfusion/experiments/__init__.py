@@ -26,11 +26,13 @@ SHARES = {
     "module_ladder": 0.27,
     "network": 0.14,
     "leftover": 0.03,
-    "stage": 0.2,
+    "stage": 0.15,
     "memory": 0.02,
+    "kernel_times": 0.02,
+    "rivals": 0.05,
 }
 # What their slow arms may have, at the end.
-AGAIN = {"module_ladder": 0.08, "network": 0.03}
+AGAIN = {"module_ladder": 0.06, "network": 0.03}
 
 
 MINUTES = 3  # that a page may measure, unless it says otherwise

@@ -2,7 +2,7 @@
 
 Rung by rung, from the module as written to convolution, bias and ReLU in one call, and
 to two launches of Triton's and their variants; beside CUDA graphs, branches on streams of
-their own, and torch.compile.
+their own, in a graph as well, and torch.compile.
 """
 
 from .. import models
@@ -44,7 +44,9 @@ def race(device, module, batch, dtype, layout):
     thorough = device == "cpu" or (dtype, layout) == ("float16", "NHWC")
     modes = rungs.MODES if thorough else ["default"]
     arms = rungs.arms(nets, x, device, modes, rungs.TIMES, rungs.OURS)
-    arms["streams"] = lambda: rungs.on_cuda(device, rungs.on_streams, nets[rungs.FOLDED], x)
+    folded = nets[rungs.FOLDED]
+    arms[rungs.STREAMS] = lambda: rungs.on_cuda(device, rungs.on_streams, folded, x)
+    arms[rungs.PARALLEL] = lambda: rungs.in_parallel(folded, x, device)
     return Race(
         arms,
         rungs.exact(model, x),

@@ -32,6 +32,7 @@ EMPTY = ("abs", "conv")  # operators of which `chains` can make chains
 WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
 ONE_CALL = "folded, stacked, one call"
+STREAMS, PARALLEL = "streams", "graph, streams"
 TWO = "two launches"
 # In two launches, and what `kernels.two_launches` is told besides the module.
 OURS = {
@@ -349,6 +350,11 @@ def on_streams(folded, x):
         return torch.cat(parts, dim=1)
 
     return forward
+
+
+def in_parallel(folded, x, device, times=TIMES):
+    """An arm: the branches on streams of their own, side by side in a CUDA graph."""
+    return on_cuda(device, in_graph, partial(on_streams, folded, x), times)
 
 
 def branches(folded):
