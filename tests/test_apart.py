@@ -126,7 +126,7 @@ def test_what_goes_well_is_as_if_it_were_not_apart():
 
 
 @pytest.mark.parametrize("where", BLAMED)
-@pytest.mark.parametrize("bad", sorted({*BAD} - {"hangs_deaf"}))
+@pytest.mark.parametrize("bad", sorted({*REASONS} - {"hangs_deaf"}))
 def test_what_goes_wrong_costs_its_own(bad, where):
     costs_its_own(bad, where)
 
@@ -136,7 +136,31 @@ def test_what_goes_wrong_costs_its_own(bad, where):
 def test_what_hangs_costs_its_own(where, monkeypatch):
     """Nothing is heard of it, even when much else runs here."""
     monkeypatch.setattr(apart, "STILL_S", 20)
+    monkeypatch.setattr(apart, "PREPARES_S", 30)
     costs_its_own("hangs_deaf", where)
+
+
+def silent_for_a_while():
+    """As a long product in float64 on a busy CPU."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    time.sleep(6)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+
+BAD["silent_for_a_while"] = silent_for_a_while
+
+
+def test_what_prepares_a_case_may_be_silent_for_longer(monkeypatch):
+    monkeypatch.setattr(apart, "STILL_S", 3)
+    made = ran("silent_for_a_while prepared")
+    assert all(set(case.samples) == {"add", "multiply"} for case in made.cases[::2])
+    assert "bad" in made.cases[1].samples
+
+
+def test_on_cuda_float64_is_no_reason_to_be_silent():
+    assert apart._still_s("", "cuda") == apart._still_s("an arm", "cpu") == apart.STILL_S
+    assert apart._still_s("", "cpu") == apart._still_s("", "mps") == apart.PREPARES_S
+    assert apart.STILL_S < apart.PREPARES_S
 
 
 def costs_its_own(bad, where):

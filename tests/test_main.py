@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -546,6 +547,33 @@ def program(here, *arguments, **more):
     call = [sys.executable, "-m", "hfusion", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | more
     return subprocess.run(call, text=True, env=environment, cwd=here, **streams)
+
+
+@pytest.mark.slow
+def test_the_command_for_a_machine_without_git_brings_one_file_home(tmp_path):
+    """As CONTRIBUTING has it, with less time, where nothing else lies but the code."""
+    (said,) = re.findall(r"`(HFUSION_COMMIT=.*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    said = said.replace("python3", sys.executable).replace("--minutes 7", "--minutes 0.2")
+    bare, home = tmp_path / "bare", tmp_path / "home"
+    shutil.copytree(ROOT / "code", bare / "code")
+    environment = {"COMMIT": "1" * 40, "PATH": "/nowhere", "HOME": str(bare)}
+    done = subprocess.run(
+        ["/bin/sh", "-c", said], cwd=bare, env=environment, text=True, capture_output=True
+    )
+    assert done.returncode in (0, 3), done.stderr
+    assert [path.name for path in (bare / "OUT").iterdir()] == ["records.zip"]
+    pack = str(bare / "OUT" / "records.zip")
+    assert command.main(["record", "--from", pack, "--folder", str(home)]) == 3
+    (place,) = home.glob("*/")
+    made = [records.load(path) for path in place.glob("*.json")]
+    assert {record.commit for record in made} == {"1" * 40}
+    assert "ceilings" in {record.experiment for record in made}
+
+
+def test_where_a_pack_cannot_lie_nothing_is_measured(here, capsys):
+    (here / "file").touch()
+    assert command.main(["record", "stage", "--pack", "file/records.zip"]) == 2
+    assert "--pack: expected a folder, got 'file': " in capsys.readouterr().err
 
 
 PIPED = {

@@ -249,11 +249,14 @@ def _record(options):
     if device not in ("cpu", there):
         fits = "cpu" if there == "cpu" else f"{there} or cpu"
         return _fail(2, f"--device: expected {fits}, which torch finds, got {device}")
-    try:  # before anything is measured that could not be kept
-        Path(options.folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        got = f"{options.folder!r}: {error.strerror}"
-        return _fail(2, f"--folder: expected a folder, got {got}")
+    places = {"--folder": options.folder}
+    if options.pack:
+        places["--pack"] = str(Path(options.pack).parent)
+    for option, place in places.items():
+        try:  # before anything is measured that could not be kept
+            Path(place).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return _fail(2, f"{option}: expected a folder, got {place!r}: {error.strerror}")
     run = runs.Run(options.folder, recording.machine(device), names, options.pack)
     try:
         with _stopped_by_a_signal():

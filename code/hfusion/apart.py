@@ -13,7 +13,8 @@ import time
 from . import experiments, recording
 from .records import FAILED, LATE
 
-STILL_S = 60  # a process of which nothing is heard for so long hangs
+STILL_S = 60  # a process of which nothing is heard for so long hangs …
+PREPARES_S = 240  # … but where a CPU computes in float64 what arms must give, for so long
 LATE_S = 20  # so much later than its limit it may end
 STARTS = 12  # of one experiment, at most
 SHARE = 20  # handing a record over takes at most one in so many seconds
@@ -85,14 +86,16 @@ def _attempt(told, work, ends):
     if METHOD == "forkserver":
         context.set_forkserver_preload([experiments.__name__])
     here, there = context.Pipe(duplex=False)
+    _, (_, device, *_), _ = work
     process = context.Process(target=_work, args=(there, *work), daemon=False)
     process.start()
     there.close()
     try:
         while True:
             left_s = ends + LATE_S - time.monotonic()
-            if not here.poll(max(0, min(STILL_S, left_s))):
-                late = left_s <= STILL_S
+            still_s = _still_s(told.arm, device)
+            if not here.poll(max(0, min(still_s, left_s))):
+                late = left_s <= still_s
                 return f"{LATE} in time" if late else f"{FAILED}it hangs"
             what, *more = here.recv()
             if what == "done":
@@ -106,6 +109,11 @@ def _attempt(told, work, ends):
     finally:
         getattr(told.cases, "close", int)()
         _end(process)
+
+
+def _still_s(arm, device):
+    """For how many seconds nothing need be heard of a process that is at this arm."""
+    return STILL_S if arm or device == "cuda" else PREPARES_S
 
 
 def _end(process):
