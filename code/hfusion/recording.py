@@ -73,7 +73,6 @@ class Race:
     arms: dict  # {name: a function that makes the function to time}
     expected: tuple  # tensors in float64, which every arm must give …
     share: float  # … to within this share of the largest number
-    shares: dict = dataclasses.field(default_factory=dict)  # {name: another share}
     watches: dict = dataclasses.field(default_factory=dict)  # {name: stopwatch}
     calls: int | None = None  # in a turn; as many as make it about TURN_US long
     opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
@@ -82,6 +81,7 @@ class Race:
     timeline: Callable | None = None  # takes a timeline: the events, after the race
     events: tuple = ()  # one that was taken before
     count: Callable | None = None  # of an arm: what COUNTED says, in place of launches
+    shares: dict = dataclasses.field(default_factory=dict)  # {name: another share}
 
 
 def silent(words=None, every_s=0):
