@@ -24,7 +24,7 @@ import nbformat
 import pytest
 from made_up_gpu import MACHINE, made_up, recorded
 
-from hfusion import experiments, records, show
+from hfusion import records, show
 from hfusion.show import missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,9 +128,9 @@ class Page:
         self.path, self.place = path, place
         source = "\n".join(source for _, source in self.reading)
         self.experiments = [
-            name
-            for name in sorted(experiments.SHARES)
-            if f'"{name}"' in source or "experiments.SHARES" in source
+            path.stem
+            for path in sorted(place.glob("*.json"))
+            if f'"{path.stem}"' in source or "experiments.SHARES" in source
         ]
 
     def run(self):
