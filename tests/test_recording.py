@@ -113,6 +113,14 @@ def test_a_result_within_its_share_passes_and_beyond_it_does_not():
     assert list(case.skipped) == ["off"]
 
 
+def test_an_arm_may_have_a_share_of_its_own():
+    off = {name: lambda: lambda: 2 * X + 0.7e-3 * 8 for name in ("rounded", "wrong")}
+    race = dataclasses.replace(twice(**off), shares={"rounded": 1e-3})
+    (case,) = recording.record(experiment(race)).cases
+    assert set(case.samples) == {"add", "multiply", "rounded"}
+    assert list(case.skipped) == ["wrong"]
+
+
 # What fails is skipped, whenever it does; the others go on.
 
 
