@@ -289,7 +289,7 @@ WRONG = {
     "number missing": (["plan", MODEL, "--min-siblings"], "--min-siblings: expected one"),
     "unknown experiment": (
         ["record", "stage", "stag"],
-        "experiment: expected one of ceilings, .*stage, .*memory, got 'stag' "
+        "experiment: expected one of ceilings, .*stage, .*rivals, got 'stag' "
         r"\(did you mean stage\?\)$",
     ),
     "another device": (["record", "--device", "tpu"], "--device: .*'tpu'"),
