@@ -214,7 +214,7 @@ class Llama(torch.nn.Module):
 def test_the_readme_code_runs():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     read, run = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len([line for line in read.splitlines() if line.strip()]) == 10
+    assert len([line for line in read.splitlines() if line.strip()]) == 11
     exec(read, {})
     names = {"hfusion": hfusion, "torch": torch, "llama": Llama(), "tokens": torch.ones(3)}
     exec(run, names)
