@@ -603,7 +603,6 @@ MISTAKES = {
     "another input": (checks.Round, "of", of_any_input),
     "weights replaced": (checks.Row, "same", lambda row: True),
     "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
-    "inference tensors": (checks, "plain", lambda x: True),
     "parts of a product rolled": (packed.Group, "_product", rolled),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
     "no run asks for layout": (observe.Run, "asking", lambda self, groups: {}),

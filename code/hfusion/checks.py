@@ -1,7 +1,7 @@
 """What each call checks before siblings compute together. torch.
 
-All of it is asked at every call, so it is written to be quick: some 5 µs for three layers
-on a laptop, which is the price of never relying on a guess.
+All of it is asked at every call, so it is written to be quick: `make bench` prints what it
+costs, the price of never relying on a guess.
 """
 
 import functools

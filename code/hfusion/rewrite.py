@@ -176,10 +176,10 @@ class FusionPlan:
     which it is where each branch lies in one piece (one image in NCHW, one row of a
     Linear). Elsewhere it means 2: the branches are strided parts, which consumers may copy,
     and the activation is called with each of them, since its results are dense. On a CPU
-    it is called with each in any case, since that is quicker there. `B/px` is what consumers move if they make all strided
-    branches contiguous, bytes read and written for each pixel (for a Linear: each row). The
-    split itself moves nothing. Where windows are embedded, a line says in which, and the
-    multiply-adds for each pixel before and after.
+    it is called with each in any case, since that is quicker there. `B/px` is what
+    consumers move if they make all strided branches contiguous, bytes read and written for
+    each pixel (for a Linear: each row). The split itself moves nothing. Where windows are
+    embedded, a line says in which, and the multiply-adds for each pixel before and after.
 
     Reading shows that no input between two siblings' calls is written to, on the path that
     was read; running shows it for one input. Each call checks again, either way.
