@@ -161,6 +161,7 @@ ON_CPU = {
         *grid(what=("copy",), bytes=[4**power for power in range(8, 15)]),
         *grid(what=("matmul",), dtype=("float32", "bfloat16"), side=(1024,)),
         *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
+        *grid(what=("empty",), operator=("module", "abs of none"), way=("eager",)),
     ],
     "stage": grid(batch=(1, 2, 4, 8, 32, 128), dtype=("float32",),
                   layout=("NCHW", "NHWC"), module=ROWS),
@@ -184,6 +185,7 @@ ON_A_GPU = {
         *grid(what=("copy",), bytes=[4**power for power in range(8, 16)]),
         *grid(what=("matmul",), dtype=("float32", "float16", "bfloat16"), side=(8192,)),
         *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
+        *grid(what=("empty",), operator=("module", "abs of none"), way=("eager",)),
     ],
     "stage": [
         *({"module": row, "batch": batch} | kind
@@ -903,8 +905,10 @@ def test_a_product_is_of_two_random_squares(dtype, drawn):
 # Chains of what does next to nothing.
 
 
-@pytest.mark.parametrize("operator", ["abs", "conv"])
-def test_a_chain_has_as_many_links_as_its_name_says(operator, gpu):
+@pytest.mark.parametrize(
+    ("operator", "links"), [("abs", 1), ("conv", 1), ("module", 0), ("abs of none", 1)]
+)
+def test_a_chain_has_as_many_links_as_its_name_says(operator, links, gpu):
     race = ceilings.race("cpu", "empty", operator=operator, way="eager")
     assert race.expected[0].shape == (1, 1, 1, 1)
     assert race.expected[0].item() == 1
@@ -912,7 +916,7 @@ def test_a_chain_has_as_many_links_as_its_name_says(operator, gpu):
     assert list(race.arms) == ["1", "10", "100"]
     check(race)
     for n in ("1", "10"):
-        assert measure.count_launches(race.arms[n]()).count == int(n)
+        assert measure.count_launches(race.arms[n]()).count == links * int(n)
     race = ceilings.race("meta", "empty", operator=operator, way="eager")
     assert race.expected[0].device.type == "meta"
 
@@ -920,6 +924,19 @@ def test_a_chain_has_as_many_links_as_its_name_says(operator, gpu):
 def test_a_chain_of_absolute_values_asks_for_no_memory():
     call = rungs.chains("abs", "eager", (2,), "cpu")["arms"]["2"]()
     assert call() is call()
+
+
+def test_chains_without_a_kernel_compute_nothing(monkeypatch):
+    """Every operator's operands are empty; and a module's chain has no operator."""
+    sizes, called, absolute = [], [], torch.abs
+    monkeypatch.setattr(
+        torch, "abs", lambda x, out: sizes.append((x.numel(), out.numel())) or absolute(x)
+    )
+    monkeypatch.setattr(nn.Identity, "forward", lambda self, x: called.append(x) or x)
+    for operator in rungs.NO_KERNEL:
+        rungs.chains(operator, "eager", (3,), "cpu")["arms"]["3"]()()
+    assert sizes == [(0, 0)] * 3
+    assert len(called) == 3
 
 
 @pytest.mark.parametrize(("way", "watch"), [("host", measure.host), ("graph", None)])

@@ -3,7 +3,7 @@
 The other experiments are held against these. A copy reads and writes every byte once.
 What does next to nothing is the absolute value of a single number, and a 1×1 convolution
 of one: n in a row show what one more costs, launched by the host or replayed as a CUDA
-graph.
+graph. What has no kernel at all shows the host's parts: Python's and the dispatcher's.
 """
 
 import torch
@@ -29,6 +29,10 @@ def cases(device):
             {"what": "empty", "operator": operator, "way": way}
             for operator in rungs.EMPTY
             for way in ("eager", "graph")
+        ),
+        *(
+            {"what": "empty", "operator": operator, "way": "eager"}
+            for operator in rungs.NO_KERNEL
         ),
     ]
 
