@@ -270,6 +270,8 @@ CASES = {
     "error_bars-named": lambda: figures.error_bars(ERRORS, 0.1, "error", "tolerance"),
     "calls": lambda: figures.calls([900, 20, 30, 25], "on M"),
     "fitted": lambda: figures.fitted((1, 10), *FITTED, "on M"),
+    "fitted-hinge": lambda: figures.fitted(
+        (1, 2, 10), {"graph": (5, 5, 11)}, {"graph": (4.5, 1, 1)}, "on M"),
     "predicted": lambda: figures.predicted(PAIRS, "on M"),
     "predicted-gains": lambda: figures.predicted({"c": PAIRS["c"]}, "on M"),
     "outcomes": lambda: figures.outcomes(OUTCOMES, "on M"),

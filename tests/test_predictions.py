@@ -329,6 +329,55 @@ def test_what_is_written_comes_back():
     assert max(map(len, text.splitlines())) < 2000
 
 
+# Who works when.
+
+
+def module_3a(rung):
+    """The operators of module 3a on one rung, and the same as a program."""
+    model = models.randomise(models.Inception.from_table("3a")).eval()
+    net = rungs.eager(model)[rung]
+    operators = eager.operators(net, "float32", "NCHW", 1, (192, 28, 28))
+    return operators, predictions.work(operators, 4)
+
+
+@pytest.mark.parametrize("rung", [rungs.WRITTEN, rungs.HOISTED])
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_timeline_adds_up_to_what_host_and_device_take(rung, graph):
+    operators, program = module_3a(rung)
+    events = predictions.timeline(operators, "float32", graph)
+    host, device = ([e for e in events if e[0] == lane] for lane in ("host", "device"))
+    host_us = MIDDLE.replay if graph else arithmetic.host_us(program, MIDDLE)
+    assert sum(end - begin for *_, begin, end in host) == pytest.approx(host_us)
+    busy = sum(end - begin + MIDDLE.node for *_, begin, end in device)
+    assert busy == pytest.approx(arithmetic.device_us(program, "float32", MIDDLE))
+    assert len(device) == program["kernels"]
+    assert len(host) == (1 if graph else len(operators))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(graph):
+    operators, _ = module_3a(rungs.HOISTED)
+    slow = at(node=30)  # the device waits for the host elsewhere, and here the host for it
+    for values in (MIDDLE, slow):
+        handed = free = 0
+        for lane, _, begin, end in predictions.timeline(operators, "float32", graph, values):
+            if lane == "host":
+                assert begin == handed
+                handed = end
+            else:
+                assert begin == pytest.approx(max(handed, free) + values.node)
+                free = end
+
+
+def test_a_graph_leaves_the_device_no_gap_but_the_step():
+    operators, _ = module_3a(rungs.WRITTEN)
+    events = predictions.timeline(operators, "float32", graph=True)
+    ends = [end for lane, *_, end in events if lane == "device"]
+    begins = [begin for lane, _, begin, _ in events if lane == "device"]
+    gaps = [begin - end for begin, end in zip(begins[1:], ends, strict=False)]
+    assert gaps == pytest.approx([MIDDLE.node] * (len(ends) - 1))
+
+
 # The file that was written once.
 
 ROOT = Path(__file__).resolve().parent.parent

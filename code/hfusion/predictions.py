@@ -363,6 +363,68 @@ def counts(works: dict, experiment: str, parameters: Case) -> dict[str, list[int
     return found
 
 
+# Who works when.
+
+SHOWN = {  # what the profiler calls an operator
+    "convolution": "conv2d",
+    "native_batch_norm": "batch_norm",
+    "max_pool2d_with_indices": "max_pool2d",
+}
+
+
+def timeline(
+    operators: list[eager.Operator],
+    dtype: str,
+    graph: bool = False,
+    at: At | None = None,
+) -> list[tuple[str, str, float, float]]:
+    """When host and device should work in one call: [(lane, name, begin, end), …], in µs.
+
+    As of `measure.timeline`, from the sum and not from a clock. A kernel begins when the
+    host has handed it over and the one before it has ended, and then comes the gap (`node`),
+    in which the device computes nothing. graph: handed over as one CUDA graph. Views, which
+    `eager.operators` leaves out, cost the host nothing here. at: one value of each input of
+    arithmetic.INPUTS; else the middle ones.
+
+    >>> relu = eager.operators(nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()),
+    ...                        "float32", "NCHW", 1, (1, 1, 1))
+    >>> for lane, name, begin, end in timeline(relu, "float32"):
+    ...     print(f"{lane:6} {name:6} {begin:5.1f} to {end:.1f}")
+    host   conv2d   0.0 to 20.0
+    device conv2d  21.2 to 23.6
+    host   relu    20.0 to 26.0
+    device relu    27.2 to 27.7
+    """
+    at = at or At(**{name: given.middle for name, given in arithmetic.INPUTS.items()})
+    events, handed, free = [], 0.0, 0.0
+    if graph:
+        handed = at.replay
+        events.append(("host", "replay", 0.0, handed))
+    for each in operators:
+        name = SHOWN.get(each.name, each.name)
+        program = work([each], _item_bytes(dtype))
+        if not graph:
+            begun, handed = handed, handed + host_us(program, at)
+            events.append(("host", name, begun, handed))
+        for kernel, us in _kernels_us(program, dtype, at):
+            begun = max(handed, free)
+            free = begun + us
+            events.append(("device", kernel or name, begun + at.node, free))
+    return events
+
+
+def _kernels_us(program, dtype, at):
+    """The kernels of one operator, each as a program: [(name, or "" for its own, µs), …]."""
+    none = program | {"products": [], "small": 0, "moved": 0, "pools": 0}
+    products = program["products"]
+    found = [("", device_us(none | {"products": [each]}, dtype, at)) for each in products]
+    small = program["small"]
+    if small:
+        us = device_us(program | {"products": []}, dtype, at) / small
+        found += [("bias" if products else "", us)] * small
+    return found
+
+
 # The file.
 
 

@@ -192,14 +192,18 @@ def calls(times_us, label):
 
 
 def fitted(ns, points, lines, label):
-    """Chains of n: {way: medians in µs} and {way: (a, b)}; below, their distance in %."""
+    """Chains of n: {way: medians in µs} and {way: (a, b)}; below, their distance in %.
+
+    (a, b) of a line a + b n, or (a, c, b) of a hinge, max(a, c + b n).
+    """
     figure, (axis, below) = plt.subplots(
         2, 1, figsize=(7.4, 4.4), sharex=True, height_ratios=(3, 1)
     )
     for colour, (way, times_us) in zip(OTHERS[::2], points.items(), strict=False):
-        a, b = lines[way]
-        line = [a + b * n for n in ns]
-        name = f"{way}: {a:.2f} + {b:.3f} n"
+        *least, a, b = lines[way]
+        line = [max(*least, a + b * n) if least else a + b * n for n in ns]
+        name = f"{a:.2f} + {b:.3f} n"
+        name = f"{way}: max({least[0]:.2f}, {name})" if least else f"{way}: {name}"
         axis.plot(ns, line, color=colour, linewidth=1, label=name)
         axis.plot(ns, times_us, "o", color=colour, markersize=5)
         off = [100 * (t / fit - 1) for t, fit in zip(times_us, line, strict=True)]
