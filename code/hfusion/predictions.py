@@ -406,8 +406,9 @@ def timeline(
         if not graph:
             begun, handed = handed, handed + host_us(program, at)
             events.append(("host", name, begun, handed))
-        for kernel, us in _kernels_us(program, dtype, at):
-            begun = max(handed, free)
+        kernels_us = _kernels_us(program, dtype, at)
+        for left, (kernel, us) in zip(range(len(kernels_us))[::-1], kernels_us, strict=True):
+            begun = max(handed - left * at.kernel * (not graph), free)
             free = begun + us
             events.append(("device", kernel or name, begun + at.node, free))
     return events
