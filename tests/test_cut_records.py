@@ -25,6 +25,7 @@ import pytest
 from made_up_gpu import MACHINE, made_up, recorded
 
 from hfusion import records, show
+from hfusion.experiments import ceilings, launch_overhead
 from hfusion.show import missing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -313,3 +314,100 @@ def test_every_page_on_the_list_is_one():
 def test_the_records_that_are_cut_are_those_of_the_book():
     assert len(list(RECORDS.glob("*.json"))) == 11
     assert json.loads((RECORDS / "stage.json").read_text())["experiment"] == "stage"
+
+
+# Chapter 8 on the record of a GPU, which is made up.
+
+
+def made_up(name, record):
+    """A record as it could be of a GPU: times that one can work out by hand, in µs."""
+
+    def chain(ns, us):
+        return {str(n): (us(n),) * 5 for n in ns}
+
+    ways = {
+        "eager": lambda n: 2 + 3.5 * n,
+        "host": lambda n: 1 + 3.5 * n,
+        "graph": lambda n: max(6, 3 + 1.2 * n),
+    }
+    slopes = {"module": 0.5, "abs of none": 1.0, "abs": 3.5, "conv": 20.0}
+    cases = list(record.cases)
+    for n, case in enumerate(cases):
+        given = case.parameters
+        samples, events = case.samples, case.events
+        if name == "launch_overhead":
+            samples = chain(launch_overhead.CHAINS, ways[given["way"]])
+        elif given.get("what") == "empty" and given["way"] == "eager":
+            slope = slopes[given["operator"]]
+            samples = chain(ceilings.CHAIN, lambda n, slope=slope: 2 + slope * n)
+        elif name == "timeline":
+            events = (*case.events, ("device", "a_kernel", 2.0, 3.0))
+        cases[n] = dataclasses.replace(case, samples=samples, events=events, skipped={})
+    machine = dataclasses.replace(record.machine, kind="cuda")
+    return dataclasses.replace(record, machine=machine, cases=tuple(cases))
+
+
+def chapter_8_on_a_gpu(page, monkeypatch, capsys, change=lambda name, record: record):
+    """(what it prints, the panels of its walks)."""
+    panels = []
+    walk = show.walk
+    monkeypatch.setattr(show, "walk", lambda *a: panels.append(a[1]) or walk(*a))
+    for name in ("ceilings", "launch_overhead", "timeline"):
+        path = Path("../records") / RECORDS.name / f"{name}.json"
+        record = records.load(path)
+        if name == "ceilings":
+            lacking = [case for case in ceilings.cases("cuda") if case["what"] == "empty"]
+            known = [case.parameters for case in record.cases]
+            more = tuple(records.Case(c, {}) for c in lacking if c not in known)
+            record = dataclasses.replace(record, cases=(*record.cases, *more))
+        records.write(change(name, made_up(name, record)), path.parent)
+    capsys.readouterr()
+    assert page.run()[0] == []
+    return capsys.readouterr().out, panels
+
+
+EIGHT = pytest.mark.parametrize(
+    "page", [path for path in PAGES if path.stem[:2] == "08"], ids=["08"], indirect=True
+)
+
+
+@EIGHT
+def test_chapter_8_fits_a_graph_by_a_hinge_and_takes_a_launch_apart(
+    page, monkeypatch, capsys
+):
+    said, (recorded, modelled) = chapter_8_on_a_gpu(page, monkeypatch, capsys)
+    numbers = {line for line in said.splitlines() if re.match(r"  [acb] = ", line)}
+    assert numbers >= {
+        "  a = 6.000 µs (6.000 to 6.000)",
+        "  c = 3.000 µs (3.000 to 3.000)",
+        "  b = 1.200 µs (1.200 to 1.200)",
+    }
+    part = r"(?m)^(Python|dispatcher|driver|gap|torch.abs) +(.*)$"
+    assert dict(re.findall(part, said)) == {
+        "Python": "0.50",
+        "dispatcher": "1.00",
+        "driver": "2.50",
+        "gap": "1.20",
+        "torch.abs": "3.50",
+    }
+    assert all("device" in {event[0] for event in events} for events in recorded.values())
+    assert all(title.endswith(": from the model") for title in modelled)
+
+
+@EIGHT
+def test_chapter_8_says_which_parts_a_gpu_s_record_lacks(page, monkeypatch, capsys):
+    def change(name, record):
+        ways = {"graph", "host"} if name == "launch_overhead" else set()
+        cases = (c for c in record.cases if c.parameters.get("way") not in ways)
+        return dataclasses.replace(record, cases=tuple(cases))
+
+    said, _ = chapter_8_on_a_gpu(page, monkeypatch, capsys, change)
+    assert re.findall(r"(?m)^(\S+) +not recorded$", said) == ["driver", "gap", "torch.abs"]
+
+
+@EIGHT
+def test_the_record_of_a_cpu_has_no_driver_no_gap_and_no_second_lane(page, capsys):
+    capsys.readouterr()
+    page.run()
+    said = capsys.readouterr().out
+    assert re.findall(r"(?m)^(\S+) +a CPU has none$", said) == ["driver", "gap"]

@@ -380,15 +380,16 @@ def timeline(
 ) -> list[tuple[str, str, float, float]]:
     """When host and device should work in one call: [(lane, name, begin, end), …], in µs.
 
-    As of `measure.timeline`, from the sum and not from a clock. A kernel begins when the
-    host has handed it over and the one before it has ended, and then comes the gap (`node`),
-    in which the device computes nothing. graph: handed over as one CUDA graph. Views, which
-    `eager.operators` leaves out, cost the host nothing here. at: one value of each input of
-    arithmetic.INPUTS; else the middle ones.
+    Like `measure.timeline`, but from the sum and not from a clock. A kernel begins one gap
+    (`node`) after the host has handed it over and the kernel before it has ended. Views,
+    which `eager.operators` leaves out, cost the host nothing here.
 
-    >>> relu = eager.operators(nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU()),
-    ...                        "float32", "NCHW", 1, (1, 1, 1))
-    >>> for lane, name, begin, end in timeline(relu, "float32"):
+    graph: whether all is handed over as one CUDA graph. at: one value of each input of
+    arithmetic.INPUTS; the middle ones if None.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
+    >>> found = eager.operators(net, "float32", "NCHW", 1, (1, 1, 1))
+    >>> for lane, name, begin, end in timeline(found, "float32"):
     ...     print(f"{lane:6} {name:6} {begin:5.1f} to {end:.1f}")
     host   conv2d   0.0 to 20.0
     device conv2d  21.2 to 23.6
@@ -406,8 +407,8 @@ def timeline(
         if not graph:
             begun, handed = handed, handed + host_us(program, at)
             events.append(("host", name, begun, handed))
-        kernels_us = _kernels_us(program, dtype, at)
-        for left, (kernel, us) in zip(range(len(kernels_us))[::-1], kernels_us, strict=True):
+        found = _kernels_us(program, dtype, at)
+        for left, (kernel, us) in zip(range(len(found))[::-1], found, strict=True):
             begun = max(handed - left * at.kernel * (not graph), free)
             free = begun + us
             events.append(("device", kernel or name, begun + at.node, free))
@@ -415,7 +416,7 @@ def timeline(
 
 
 def _kernels_us(program, dtype, at):
-    """The kernels of one operator, each as a program: [(name, or "" for its own, µs), …]."""
+    """The kernels of one operator: [(name, or "" for the operator's, µs), …]."""
     none = program | {"products": [], "small": 0, "moved": 0, "pools": 0}
     products = program["products"]
     found = [("", device_us(none | {"products": [each]}, dtype, at)) for each in products]
