@@ -832,3 +832,10 @@ def test_an_alarm_that_rings_while_it_is_set_is_taken_back(monkeypatch):
         pass
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_where_nothing_was_raced_no_timeline_is_taken():
+    arms = {"other": raising(Unavailable("not here"))}
+    race = Race(arms, TWICE, 1e-6, timeline=raising(AssertionError("taken")))
+    (case,) = recording.record(experiment(race)).cases
+    assert case.skipped == {"other": "not here"}
