@@ -4,8 +4,6 @@ The profiler's events of module 3a, one image, of what `timeline` leaves out: fl
 call for convolution, bias and ReLU, and two launches. On CUDA devices only.
 """
 
-from functools import cache
-
 from .. import measure
 from ..recording import Race
 from . import rungs
@@ -26,7 +24,7 @@ def cases(device):
 def race(device, module, rung, dtype, layout):
     rungs.need_cuda(device)
     model, x = rungs.inception(module, 1, dtype, device, layout)
-    make = cache(rungs.arms(rungs.eager(model), x, device, modes=())[rung])
+    make = rungs.arms(rungs.eager(model), x, device, modes=())[rung]
     return Race(
         {rung: make},
         rungs.exact(model, x),
