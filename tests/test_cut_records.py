@@ -18,11 +18,11 @@ import traceback
 import types
 from pathlib import Path
 
+import made_up_gpu
 import matplotlib.figure
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from made_up_gpu import MACHINE, made_up, recorded
 
 from hfusion import records, show
 from hfusion.experiments import ceilings, launch_overhead
@@ -156,7 +156,7 @@ def gpu(tmp_path_factory):
     """The records of a run of seven minutes on a made-up GPU."""
     folder = tmp_path_factory.mktemp("records")
     with pytest.MonkeyPatch.context() as patch:
-        run, _ = recorded(made_up(patch), folder, 7)
+        run, _ = made_up_gpu.recorded(made_up_gpu.made_up(patch), folder, 7)
         run.finish()
     return run.place
 
@@ -297,7 +297,7 @@ def test_a_page_runs_on_whatever_record_of_a_gpu_is_there(page_on_a_gpu, capsys)
 
 
 def test_the_made_up_gpu_is_called_so(gpu):
-    assert "made-up" in MACHINE.name == gpu.name
+    assert "made-up" in made_up_gpu.MACHINE.name == gpu.name
     assert not list((ROOT / "records").rglob("*made-up*"))
 
 
