@@ -92,7 +92,7 @@ nbval: .venv/test.stamp
 # Its table is stored in records/zoo.json, for chapter 7.
 zoo: export HFUSION_ZOO := 1
 zoo: .venv/zoo.stamp
-	$(BIN)/python -m pytest tests/test_zoo.py tests/test_rewrite.py
+	$(BIN)/python -m pytest tests/test_zoo.py tests/test_lowering.py tests/test_packed_windows.py
 
 mutants: .venv/mutants.stamp
 	JOBS=$(JOBS) $(BIN)/python tests/mutation/run.py $(MUTANTS)
