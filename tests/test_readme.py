@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
-from hfusion import lowering, measure, packed, records, siblings
+from hfusion import measure, packed, records, siblings
 from hfusion.experiments import rungs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -368,7 +368,7 @@ def test_compilers(given):
         return len([n for n in exported.graph.nodes if "linear" in str(n.target)])
 
     assert linears(torch.export.export(fused, (X,))) == 2
-    lowered = lowering.lower(hfusion.plan(model))
+    lowered = hfusion.lower(hfusion.plan(model))
     assert linears(torch.export.export(lowered, (X,))) == 1
     traced = torch.jit.trace(fused, X)
     assert same(traced, model, X + 1)

@@ -2,14 +2,13 @@
 
 >>> import torch
 >>> from torch import nn
->>> from hfusion import layers
+>>> import hfusion
 >>> siblings = [nn.Conv2d(192, 64, 1), nn.Conv2d(192, 96, 1), nn.Conv2d(192, 16, 1)]
->>> stacked = layers.stack(siblings)                  # one launch, not three
+>>> stacked = hfusion.stack(siblings)                 # one launch, not three
 >>> a, b, c = stacked(torch.zeros(1, 192, 28, 28))    # each branch's output
 
 Or a whole network, which stays itself: same class, same weights at the same paths.
 
->>> import hfusion
 >>> network = hfusion.models.GoogLeNet()
 >>> fused = hfusion.fuse(network)
 >>> type(fused).__name__, hfusion.plan(network).calls["Conv2d"]   # calls before, after
@@ -32,10 +31,12 @@ draw. What needs matplotlib or Triton is imported by name, so that
 from . import algebra, layers, measure, models
 from .accept import faster
 from .folding import fold_batchnorm
-from .layers import FusionError
+from .layers import FusionError, stack
+from .lowering import lower
 from .rewrite import FusionPlan, fuse, plan, unfuse
+from .siblings import Group
 
 __version__ = "0.1.0"
-__all__ = ["FusionError", "FusionPlan", "algebra", "faster", "fold_batchnorm", "fuse"]
-__all__ += ["layers", "measure", "models", "plan", "unfuse"]
+__all__ = ["FusionError", "FusionPlan", "Group", "algebra", "faster", "fold_batchnorm"]
+__all__ += ["fuse", "layers", "lower", "measure", "models", "plan", "stack", "unfuse"]
 measure.faster = faster  # where it was first
