@@ -23,7 +23,7 @@ ALLOWED = {
     },
     "aside": {"layers", "numpy", "torch"},
     "calls": {"embedding", "layers", "placing", "torch"},
-    "followers": {"checks", "layers", "torch"},
+    "followers": {"checks", "layers", "placing", "torch"},
     "reading": {"calls", "effects", "layers", "torch", "tracing"},
     "algebra": {"numpy"},
     "apart": {"experiments", "recording", "records"},

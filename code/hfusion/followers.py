@@ -16,7 +16,7 @@ import weakref
 
 import torch
 
-from . import checks, layers
+from . import checks, layers, placing
 from .layers import FusionError
 
 logger = logging.getLogger("hfusion")
@@ -130,17 +130,17 @@ class Then:
 class _Whole:
     """One round: what all layers computed; later, what the activation makes of it."""
 
-    __slots__ = ("group", "layout", "left", "mode", "results", "then", "y")
+    __slots__ = ("dtype", "group", "left", "mode", "results", "then", "y")
 
     def __init__(self, then, group, y, mode):
         self.then, self.group, self.y, self.mode = then, group, y, mode
-        self.layout, self.left, self.results = (y.dtype, y.stride()), len(group.sizes), None
+        self.dtype, self.left, self.results = y.dtype, len(group.sizes), None
 
     def mark(self, index, part):
         """Remember, in this thread, whose part a tensor is, as long as it lives."""
         mark = _Mark(part, _forget)
         mark.whole, mark.index, mark.key, mark.marks = self, index, id(part), _here.marks
-        mark.was = part._version, part.data_ptr(), part.shape
+        mark.was = part._version, part.data_ptr(), part.shape, part.stride()
         mark.marks[mark.key] = mark
 
     def end(self):
@@ -153,7 +153,7 @@ class _Whole:
         if y is None:
             return False
         y = FORWARD[type(module)](module, y)
-        self.results = list(y.unsafe_split_with_sizes(group.sizes, group.dim))
+        self.results = placing.cut(y, group.sizes, group.dim)
         return True
 
 
@@ -165,9 +165,10 @@ class _Mark(weakref.ref):
     def take(self, part, module):
         """The part's result, once; None if anything is not as it was."""
         whole, index = self.whole, self.index
-        if (part._version, part.data_ptr(), part.shape) != self.was:
+        was = part._version, part.data_ptr(), part.shape, part.stride()
+        if was != self.was:
             return None
-        if (part.dtype, part.stride()) != whole.layout or part.requires_grad:
+        if part.dtype != whole.dtype or part.requires_grad:
             return None
         kind = type(module)
         if _key(module) != whole.then.key or kind.forward is not FORWARD[kind]:

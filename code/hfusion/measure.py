@@ -184,7 +184,7 @@ class Launches:
 _FREE = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty"}
 _FREE |= {"new_empty_strided"}
 # Operators that make views, though their schemas do not say so.
-_FREE |= {"_unsafe_view", "unsafe_split", "unsafe_split_with_sizes"}
+_FREE |= {"_unsafe_view", "as_strided_", "unsafe_split", "unsafe_split_with_sizes"}
 
 
 def computes(operator):

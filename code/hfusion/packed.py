@@ -262,9 +262,7 @@ class Group:
             y = self._product(x, weight, bias)
         except RuntimeError:  # the layer will say it in its own words
             return None
-        # Not split: autograd and versions would count a write to one part as one to all.
-        # It is safe: the parts do not overlap, and nobody else has seen y.
-        parts = list(y.unsafe_split_with_sizes(self.sizes, self.dim))
+        parts = placing.cut(y, self.sizes, self.dim)
         whole = self.then and self.then.whole(self, y, parts, mode)
         for index in self.dense:
             parts[index] = placing.dense(parts[index], y)
