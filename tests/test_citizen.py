@@ -696,3 +696,16 @@ def test_steps_of_an_optimiser_are_the_models_bit_for_bit(name, found):
     assert not same_state(before, model)
     check(fused.eval(), model.eval(), x)
     assert exact(run(unfuse(fused), x), run(model, x))
+
+
+def test_unfused_weights_keep_the_order_of_their_axes():
+    """2026-11-30: it decides how a convolution's output lies, and so where dropout drops."""
+    model, x = net(ab, a=conv(4, 3), b=conv(5, 3)), image(2, 3, 5, 6)
+    model = model.to(memory_format=torch.channels_last).requires_grad_(False)
+    apart = unfuse(fuse(model))
+    for name in ("a", "b"):
+        mine, theirs = getattr(apart, name).weight, getattr(model, name).weight
+        assert mine.stride() == theirs.stride()
+        assert mine.untyped_storage().nbytes() == mine.nbytes
+    for mine, theirs in zip(run(apart, x), run(model, x), strict=True):
+        assert mine.stride() == theirs.stride()

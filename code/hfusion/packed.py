@@ -18,6 +18,8 @@ change of how exactly torch computes, such as TF32.
 On a path that was not planned, a reader may count on a part without gaps. Then `.view`
 fails. `reshape` and `contiguous` copy, and a later write to one is none to the other. All
 parts share one memory: `torch.save` saves it whole, and `resize_` may reach the next part.
+A convolution that reads a part may lay out its output in another order of axes; only who
+reads memory by strides, as `as_strided` does, sees that.
 
 The first call after weights have moved moves them again. Calls in other threads wait for
 it; whoever reads or writes weights in another way must not do so meanwhile. A packed weight
@@ -82,7 +84,7 @@ def release(layer):
         vars(layer).pop(name, None)
     for parameter in layer._parameters.values():
         if parameter is not None:
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+            parameter.data = parameter.data.clone()
 
 
 class Member:
