@@ -699,7 +699,7 @@ def test_steps_of_an_optimiser_are_the_models_bit_for_bit(name, found):
 
 
 def test_unfused_weights_keep_the_order_of_their_axes():
-    """2026-11-30: it decides how a convolution's output lies, and so where dropout drops."""
+    """2026-11-30: it decides how an output lies, and so where dropout drops."""
     model, x = net(ab, a=conv(4, 3), b=conv(5, 3)), image(2, 3, 5, 6)
     model = model.to(memory_format=torch.channels_last).requires_grad_(False)
     apart = unfuse(fuse(model))
