@@ -10,6 +10,7 @@ value is whatever the one or the other can compare: a node, or the number of a t
 """
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -52,10 +53,15 @@ class Calls:
     advice = ""  # what else would help, where `asking` cannot be sure
 
     def __init__(self, model: nn.Module, seen: dict[str, list[Call]]):
-        self.model, self.seen, self.owners = model, seen, owners(model)
+        self.model, self.seen = model, seen
         self.kinds = Counter()
         for path, calls in seen.items():
             self.kinds[layers.kind_of(self.layer(path)).__name__] += len(calls)
+
+    @functools.cached_property
+    def owners(self) -> dict[int, set[tuple[int, str]]]:
+        """Who owns a piece of the model's memory; only a plan asks."""
+        return owners(self.model)
 
     def layer(self, path: str) -> nn.Module:
         """The layer at a path."""

@@ -130,17 +130,17 @@ class Then:
 class _Whole:
     """One round: what all layers computed; later, what the activation makes of it."""
 
-    __slots__ = ("dtype", "group", "left", "mode", "results", "then", "y")
+    __slots__ = ("group", "left", "mode", "results", "then", "y")
 
     def __init__(self, then, group, y, mode):
         self.then, self.group, self.y, self.mode = then, group, y, mode
-        self.dtype, self.left, self.results = y.dtype, len(group.sizes), None
+        self.left, self.results = len(group.sizes), None
 
     def mark(self, index, part):
         """Remember, in this thread, whose part a tensor is, as long as it lives."""
         mark = _Mark(part, _forget)
         mark.whole, mark.index, mark.key, mark.marks = self, index, id(part), _here.marks
-        mark.was = part._version, part.data_ptr(), part.shape, part.stride()
+        mark.was = part._version, checks._place(part)
         mark.marks[mark.key] = mark
 
     def end(self):
@@ -165,10 +165,7 @@ class _Mark(weakref.ref):
     def take(self, part, module):
         """The part's result, once; None if anything is not as it was."""
         whole, index = self.whole, self.index
-        was = part._version, part.data_ptr(), part.shape, part.stride()
-        if was != self.was:
-            return None
-        if part.dtype != whole.dtype or part.requires_grad:
+        if (part._version, checks._place(part)) != self.was or part.requires_grad:
             return None
         kind = type(module)
         if _key(module) != whole.then.key or kind.forward is not FORWARD[kind]:

@@ -1,5 +1,6 @@
 """Source, documentation, tables of records and photographs, as a page shows them."""
 
+import functools
 import inspect
 import io
 import re
@@ -77,15 +78,18 @@ def reference(module):
     for thing in sorted(members, key=lambda thing: inspect.getsourcelines(thing)[1]):
         entries += _entry(thing.__name__, thing)
         for name, method in vars(thing).items() if inspect.isclass(thing) else ():
-            shown = inspect.isroutine(method) or isinstance(method, property)
+            shown = inspect.isroutine(method) or isinstance(method, _PROPERTIES)
             if shown and not name.startswith("_") and method.__doc__:
                 entries += _entry(f"{thing.__name__}.{name}", getattr(thing, name))
     return Markdown("\n\n".join(entries))
 
 
+_PROPERTIES = (property, functools.cached_property)  # which are called by no signature
+
+
 def _entry(name, thing):
     """A signature and a docstring, as Markdown."""
-    bare = isinstance(thing, property) or (
+    bare = isinstance(thing, _PROPERTIES) or (
         inspect.isclass(thing) and issubclass(thing, Exception)
     )
     signature = "" if bare else str(inspect.signature(thing))
