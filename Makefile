@@ -60,7 +60,7 @@ book: .venv/book.stamp wheel
 	touch $@
 
 pdf: book .venv/pdf.stamp
-	$(BIN)/python _ext/pdf.py _build/html _build/fusing-sideways.pdf
+	$(BIN)/python tools/pdf.py _build/html _build/fusing-sideways.pdf
 
 # Under another name until it is whole.
 zip: book
@@ -92,13 +92,13 @@ nbval: .venv/test.stamp
 # Its table is stored in records/zoo.json, for chapter 7.
 zoo: export HFUSION_ZOO := 1
 zoo: .venv/zoo.stamp
-	$(BIN)/python -m pytest tests/test_zoo.py tests/test_lowering.py tests/test_packed_windows.py
+	$(BIN)/python -m pytest tests/library/test_zoo.py tests/library/test_lowering.py tests/library/test_packed_windows.py
 
 mutants: .venv/mutants.stamp
-	JOBS=$(JOBS) $(BIN)/python tests/mutation/run.py $(MUTANTS)
+	JOBS=$(JOBS) $(BIN)/python tools/mutation/run.py $(MUTANTS)
 
 bench: .venv/test.stamp
-	$(BIN)/python benchmarks/planning.py
+	$(BIN)/python tools/benchmarks/planning.py
 
 # With EXTRAS=peers beside ONNX Runtime, OpenVINO and torchvision's GoogLeNet. What does not
 # fit into the time is skipped, which is status 3; on a GPU max-autotune alone wants
@@ -115,7 +115,7 @@ lab: .venv/lab.stamp
 	$(BIN)/jupyter lab $(OPTIONS)
 
 run: .venv/test.stamp
-	$(BIN)/python tests/execute_chapters.py $(CHAPTERS)
+	$(BIN)/python tools/execute_chapters.py $(CHAPTERS)
 
 # The hooks of pre-commit over everything: style and spelling of code, text and notebooks.
 lint: .venv/lint.stamp

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from hfusion import siblings
+from hfusion.fusing import siblings
 
 # How long an example takes depends on what else the machine is doing.
 hypothesis.settings.register_profile("unhurried", deadline=None)

@@ -28,15 +28,17 @@ draw. What needs matplotlib or Triton is imported by name, so that
 `import hfusion` needs neither.
 """
 
-from . import algebra, layers, measure, models
-from .accept import faster
-from .folding import fold_batchnorm
-from .layers import FusionError, stack
-from .lowering import lower
-from .rewrite import FusionPlan, fuse, plan, unfuse
-from .siblings import Group
+from . import algebra, models
+from .errors import FusionError
+from .folding.fold import fold_batchnorm
+from .fusing.accept import faster
+from .fusing.lowering import lower
+from .fusing.rewrite import FusionPlan, fuse, plan, unfuse
+from .fusing.siblings import Group
+from .stacking import layers
+from .stacking.layers import stack
+from .timing import measure
 
 __version__ = "0.1.0"
 __all__ = ["FusionError", "FusionPlan", "Group", "algebra", "faster", "fold_batchnorm"]
 __all__ += ["fuse", "layers", "lower", "measure", "models", "plan", "stack", "unfuse"]
-measure.faster = faster  # where it was first

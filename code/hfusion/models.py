@@ -139,7 +139,7 @@ class Digits(nn.Module):
     """Two small Inception modules for handwritten digits of 8 by 8 pixels.
 
     x [N, 1, 8, 8], gray from 0 to 1 -> [N, 10], one score a digit.
-    `Digits.trained()` has the weights that `weights/train_digits.py` made.
+    `Digits.trained()` has the weights that `tools/train_digits.py` made.
 
     >>> Digits.trained()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])

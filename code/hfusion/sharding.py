@@ -30,7 +30,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from . import measure
+from .timing import measure
 
 
 class WorkerError(RuntimeError):

@@ -1,0 +1,5 @@
+"""The error of the library."""
+
+
+class FusionError(ValueError):
+    """A model, an argument or a state that does not fit, with the reason in words."""

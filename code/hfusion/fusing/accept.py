@@ -1,0 +1,224 @@
+"""Faster here, or left alone: a judge of groups that can be trusted. torch.
+
+    burst 1             burst 2             … burst 8    then the model
+    group a  s f  f s   group a  s f  f s   … group a    s f  f s  …
+    group b  s f  f s   group b  s f  f s   … group b
+
+A slow second of the machine slows the rounds that fall into it, all of them: they are no
+independent answers. A burst is one answer, and the next comes later, with all layers made
+anew in other memory. Its gain is the lower quartile of the times without fusing, divided by
+that with it: on a busy machine half of all turns are interrupted, and show what interrupts.
+Were fusing no faster, each burst would be above the threshold by a chance of one half at
+most, and all but one of eight by 9/256. So many have to be: with fewer the group is left
+alone, clearly not faster or undecided.
+"""
+
+import copy
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import FusionError
+from ..finding import observe
+from ..finding.aside import undisturbed
+from ..timing.measure import graphed, time_arms, wall
+from ..timing.summary import quartiles
+from .arms import arms, inputs_like, together
+from .siblings import Group
+
+CHANCE = 0.05  # so often, at most, what is no faster is taken to be
+TURN_US = 300  # a turn of a race ends after so long, or after `calls` calls
+BURST_S = 0.5  # a burst of a race ends after so long, or after `rounds` rounds …
+LEAST = 3  # … but not before so many
+
+Arms = dict[str, Callable[[], Any]]
+Answer = bool | str  # True, or a reason
+
+
+def faster(
+    example_inputs: Any, margin: float = 0.02, *, bursts: int = 8, rounds: int = 25,
+    calls: int = 10, apart: float = 0.25, whole: bool = True, graph: bool = False,
+) -> "Judge":  # fmt: skip
+    """A judge for `hfusion.plan(…, accept=…)`: is it faster here, on this device?
+
+    example_inputs: what the model is called with, as the plan's: a tensor, a tuple or a
+    dict. For each group it races, without gradients and with inputs of the sizes that the
+    group gets, its layers one by one against the layers side by side, with the checks of
+    each call; contiguous where readers may need it. In `bursts` bursts of `rounds` rounds,
+    in which the bursts of all groups take turns, `apart` seconds or more from one to the
+    next.
+
+    A group is accepted if all bursts but `allowed(bursts)` have a gain above 1 + margin;
+    "undecided" is an answer, and leaves it alone. Then the whole model, as planned, is
+    raced as it is against the accepted groups fused. Unless so many bursts are above 1,
+    all groups are left alone, since nobody would notice; whole=False leaves this out.
+
+    Takes bursts · apart seconds at least, twice; the model runs 14 · bursts times or more,
+    on copies, and random numbers go on as if nothing had run. rounds, and calls of a turn:
+    fewer where they are slow. graph: True races CUDA graphs, as a deployed model runs.
+
+    >>> from hfusion import models, plan
+    >>> x = torch.zeros(1, 192, 28, 28)
+    >>> judge = faster(x, margin=1e6, bursts=5, rounds=1, calls=1, apart=0)
+    >>> plan(models.Inception.from_table("3a"), x, accept=judge).groups[0].fused
+    False
+    """
+    for name, least, value in (
+        ("bursts", 5, bursts), ("rounds", 1, rounds), ("calls", 1, calls),
+    ):  # fmt: skip
+        if type(value) is not int or value < least:
+            raise FusionError(
+                f"{name}: expected a whole number from {least}, got {value!r}"
+            )
+    for name, value in (("margin", margin), ("apart", apart)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < math.inf:
+            raise FusionError(f"{name}: expected a number from 0, got {value!r}")
+    for name, value in (("whole", whole), ("graph", graph)):
+        if type(value) is not bool:
+            raise FusionError(f"{name}: expected True or False, got {value!r}")
+    observe.arguments(example_inputs)
+    return Judge(example_inputs, margin, bursts, rounds, calls, apart, whole, graph)
+
+
+def allowed(bursts: int) -> int:
+    """How many bursts may miss the threshold: if each were a coin, the others would all
+    be above it with a chance of `CHANCE` at most.
+
+    >>> [allowed(bursts) for bursts in (5, 8, 11, 13)]
+    [0, 1, 2, 3]
+    """
+    misses = 0
+    while sum(math.comb(bursts, n) for n in range(misses + 2)) <= CHANCE * 2**bursts:
+        misses += 1
+    return misses
+
+
+def gain_of(samples: dict[str, list[float]]) -> float:
+    """How many times as fast a burst was, from the times of its turns.
+
+    >>> gain_of({"separate": [3.0, 3.0, 9.0], "fused": [2.0, 8.0, 2.0]})
+    1.5
+    """
+    low = {name: quartiles(times)[0] for name, times in samples.items()}
+    return low["separate"] / low["fused"]
+
+
+def verdict(gains: list[float], threshold: float) -> Answer:
+    """True, or why not, from the gain of each burst.
+
+    >>> verdict([1.1, 1.2, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1], 1.02)
+    True
+    >>> print(verdict([1.1, 1.0, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1], 1.02))
+    undecided: 1.10 times as fast (8 bursts, 0.90 to 1.10), 6 above 1.02; 7 fit
+    """
+    wanted = len(gains) - allowed(len(gains))
+    above = sum(gain > threshold for gain in gains)
+    if above >= wanted:
+        return True
+    word = "not faster" if len(gains) - above >= wanted else "undecided"
+    _, middle, _ = quartiles(gains)
+    return (
+        f"{word}: {middle:.2f} times as fast ({len(gains)} bursts, {min(gains):.2f} to "
+        f"{max(gains):.2f}), {above} above {threshold:g}; {wanted} fit"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """What `faster` makes. `plan` asks `groups` about all groups at once, and then `whole`;
+    called with one group, it answers for that alone."""
+
+    example_inputs: Any = dataclasses.field(repr=False)
+    margin: float
+    bursts: int
+    rounds: int
+    calls: int
+    apart: float
+    end_to_end: bool
+    graph: bool
+
+    def __call__(self, group: Group) -> Answer:
+        return self.groups([group])[0]
+
+    def groups(self, groups: list[Group]) -> list[Answer]:
+        """For each of these groups of one model: True, or why it is left alone."""
+        got = observe.Run(groups[0].model, self.example_inputs).inputs
+        inputs = [inputs_like(got.get(group.members[0], ())) for group in groups]
+        answers: list[Answer] = [
+            together(group, xs) for group, xs in zip(groups, inputs, strict=True)
+        ]
+        raced = [index for index, answer in enumerate(answers) if answer is True]
+        makers = [lambda i=i: arms(groups[i], inputs[i]) for i in raced]
+        devices = [inputs[index][0].device for index in raced]
+        for index, gains in zip(raced, self._race(makers, devices), strict=True):
+            answers[index] = verdict(gains, 1 + self.margin)
+        return answers
+
+    def whole(self, model: nn.Module, fused: nn.Module) -> Answer:
+        """Of the accepted groups together, end to end: True, or why none is fused."""
+        if not self.end_to_end:
+            return True
+        alone = observe.Run(model, self.example_inputs).double
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+        def networks() -> Arms:
+            made = {}
+            for name, network in (("separate", alone), ("fused", fused)):
+                args, kwargs = observe.arguments(copy.deepcopy(self.example_inputs))
+                made[name] = lambda n=network, a=args, k=kwargs: n(*a, **k)
+            return made
+
+        with undisturbed(model):
+            (gains,) = self._race([networks], [device])
+        answer = verdict(gains, 1)
+        return answer if answer is True else f"the whole model: {answer}"
+
+    def _race(
+        self, makers: list[Callable[[], Arms]], devices: list[torch.device]
+    ) -> list[list[float]]:
+        """For each race the gains of its bursts; `makers` make the arms of a burst."""
+        gains: list[list[float]] = [[] for _ in makers]
+        begun = -math.inf
+        for _ in range(self.bursts if makers else 0):
+            time.sleep(max(0.0, begun + self.apart - time.monotonic()))
+            begun = time.monotonic()
+            for found, make, device in zip(gains, makers, devices, strict=True):
+                with torch.no_grad():
+                    arms = _as_graphs(make(), device) if self.graph else make()
+                    samples = time_arms(
+                        arms, device, self.rounds, warm_up=1, calls=self.calls,
+                        watches=dict.fromkeys(arms, _watch), late=_late(),
+                    )  # fmt: skip
+                found.append(gain_of(samples))
+        return gains
+
+
+def _late() -> Callable[[], bool]:
+    """Whether a burst has lasted long enough; it is asked before each turn of two arms."""
+    end, asked = time.monotonic() + BURST_S, itertools.count()
+    return lambda: next(asked) >= 2 * (1 + LEAST) and time.monotonic() > end
+
+
+def _watch(call: Callable[[], Any], calls: int, device: torch.device) -> float:
+    """A stopwatch as `wall`, of fewer calls where one takes long."""
+    first = wall(call, 1, device)
+    more = min(calls, int(TURN_US / first)) - 1
+    return (first + more * wall(call, more, device)) / (more + 1) if more > 0 else first
+
+
+def _as_graphs(arms: Arms, device: torch.device) -> Arms:
+    if device.type != "cuda":
+        raise FusionError(
+            f"graph: expected False for layers on {device}, got True; only a CUDA device "
+            "replays graphs"
+        )
+    outputs = lambda arm: [t for t in tree_leaves(arm()) if torch.is_tensor(t)]
+    return {name: graphed(lambda arm=arm: outputs(arm)) for name, arm in arms.items()}

@@ -1,0 +1,82 @@
+"""What a group of siblings is raced as: its layers, and what is to run for them. torch."""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from ..timing.measure import agree, unit
+from . import followers, packed
+from .siblings import Group
+
+Parts = Callable[[torch.Tensor], list[torch.Tensor]]
+
+
+def inputs_like(likes: Iterable[tuple[torch.Tensor, torch.device]]) -> list[torch.Tensor]:
+    """Random tensors like those that a layer got, one for each call; equal ones once."""
+    made, inputs = {}, []
+    for like, device in likes:
+        key = like.shape, like.stride(), like.dtype, device
+        if key not in made and like.numel():
+            made[key] = torch.empty_like(like, device=device)
+            made[key].normal_(generator=torch.Generator(device).manual_seed(0))
+        inputs += [made[key]] if like.numel() else []
+    return inputs
+
+
+def together(group: Group, inputs: list[torch.Tensor]) -> bool | str:
+    """Whether a group can be raced: it computes together, and the same."""
+    if not inputs:
+        return f"{group.members[0]} gets no number from example_inputs"
+    call, side_by_side = _fused(group)
+    with torch.no_grad():
+        # Rounding is a share of the terms that are added, and they may cancel.
+        terms = max(m.weight.abs().flatten(1).sum(1).max() for m in group.layers.values())
+        for x in {id(x): x for x in inputs}.values():
+            bound = 2 * unit(x) * (terms * x.abs().max()).item()
+            for part, output in zip(call(x), _separate(group)(x), strict=True):
+                agree(part, output, bound)
+    if not side_by_side.rounds:
+        return f"{', '.join(group.members)} do not compute together here"
+    return True
+
+
+def arms(
+    group: Group, inputs: list[torch.Tensor]
+) -> dict[str, Callable[[], list[list[torch.Tensor]]]]:
+    """What a group is raced as, each with layers made anew."""
+    separate, (fused, _) = _separate(group), _fused(group)
+    return {
+        "separate": lambda: [separate(x) for x in inputs],
+        "fused": lambda: [fused(x) for x in inputs],
+    }
+
+
+def _separate(group: Group) -> Parts:
+    """The layers as they are, each with the activation that all have. No hooks run."""
+    calls = [layer.forward for layer in group.layers.values()]
+    activation = group.activation
+    if activation is None:
+        return lambda x: [call(x) for call in calls]
+    return lambda x: [activation(call(x)) for call in calls]
+
+
+def _fused(group: Group) -> tuple[Parts, packed.Group]:
+    """What runs in their place, on copies of the weights, and the group that it is."""
+    doubles = [copy.copy(layer) for layer in group.layers.values()]
+    for double in doubles:  # `route` moves their numbers, and leaves those of the model
+        mine = double._parameters.items()
+        double._parameters = {
+            k: p if p is None else nn.Parameter(p, p.requires_grad) for k, p in mine
+        }
+    side_by_side = packed.route(doubles, group.members, group.dense)
+    after = [copy.copy(group.activation) for _ in group.followers]
+    if after:
+        followers.route(side_by_side, after, group.hoist)
+    calls = [double.forward for double in doubles]
+    if not after:
+        # The doubles go with the function: their group only has weak references.
+        return lambda x, keep=doubles: [call(x) for call in calls], side_by_side
+    pairs = [*zip(calls, after, strict=True)]
+    return lambda x, keep=doubles: [act(call(x)) for call, act in pairs], side_by_side

@@ -1,0 +1,164 @@
+"""A planned network as one graph, for exporters and compilers. torch.fx.
+
+    x ──► a ──► relu ──► …            x ──► stacked ──► [0] ──► …
+    x ──► b ──► relu ──► …     =                    └─► [1] ──► …
+
+A fused model looks at its siblings' inputs at each call. An exporter cannot, nor can a
+compiler that wants one program. What they get is a snapshot, in which each group of
+siblings is one layer with weights of its own.
+"""
+
+import copy
+import itertools
+import operator
+
+import torch
+from torch import fx
+
+from ..errors import FusionError
+from ..finding import reading
+from ..finding.reading import Reading
+from ..stacking import layers
+from .rewrite import FusionPlan
+
+
+def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
+    """The planned network as one graph, in which each group of siblings is one layer.
+
+    For exporters and compilers, which cannot look at addresses at each call; everything
+    else is better served by `plan.apply()`. plan: a FusionPlan of a model in eval mode,
+    found by reading, so without example_inputs. once: whether an activation that all
+    members of a group have is applied to all branches at once (True) or to each (False);
+    None: at once where a branch is in one piece, or where consumers copy less than that
+    saves. Returns a torch.fx.GraphModule in eval mode that takes what the model's forward
+    takes and returns the same within rounding. Each fused group is a `layers.Stacked` in
+    it. It is a snapshot: its weights are copies, its keys are those of torch.fx, and only
+    what the graph calls is there. Siblings that cannot be one layer in it stay separate:
+    with several calls or hooks, with weights that the graph reads itself, or whose
+    consumers count on the layout of memory.
+    Raises FusionError for a plan found by running, a model in training mode, one that has
+    changed since it was planned, and one that does more than a graph can say.
+
+    >>> from hfusion import models, plan
+    >>> network = lower(plan(models.Inception.from_table("3a").eval()))
+    >>> print(network.stacked)
+    Stacked(
+      b1.conv: 64, b3_reduce.conv: 96, b5_reduce.conv: 16
+      (layer): Conv2d(192, 176, kernel_size=(1, 1), stride=(1, 1), bias=False)
+    )
+    >>> x = torch.zeros(1, 192, 28, 28)
+    >>> torch.export.export(network, (x,)).module()(x).shape
+    torch.Size([1, 256, 28, 28])
+    """
+    now = _read(plan)
+    graph = copy.deepcopy(now.graph)
+    where = dict(zip(now.graph.nodes, graph.nodes, strict=True))
+    stacked = {}
+    for group in filter(lambda group: group.fused, plan.groups):
+        nodes = [node for path in group.members for node in now.nodes[path]]
+        activation, ends = reading.once(now, nodes)
+        if once is False:
+            activation, ends = None, nodes
+        if not _one_layer(now, group, ends):
+            continue
+        hoist = bool(once or reading.copies(now, ends) < len(ends) - 1)
+        embed, path = group.window is not None, _free_path(graph, group.members)
+        stacked[path] = layers.stack(group.layers, activation, embed, hoist)
+        views = {view for end in ends for view in now.memory.views(end)}
+        there = ([where[node] for node in found] for found in (nodes, ends, views))
+        _call_stacked(graph, path, *there)
+    parts = _copies(plan.model, graph, now.trace.constants, stacked)
+    network = fx.GraphModule(parts, graph, type(plan.model).__name__)
+    _keep_out_of_state(network, parts.keys() - plan.model.state_dict().keys())
+    network.graph.lint()
+    return network.eval()
+
+
+def _read(plan: FusionPlan) -> Reading:
+    """The model as it is read now. FusionError where that is not what was planned."""
+    if not isinstance(plan, FusionPlan) or not isinstance(plan.found, Reading):
+        kind = type(plan).__name__
+        got = "one found by running" if isinstance(plan, FusionPlan) else f"a {kind}"
+        raise FusionError(
+            f"plan: expected one found by reading, without example_inputs, got {got}"
+        )
+    for path, module in plan.model.named_modules():
+        if module.training:
+            raise FusionError(
+                f"model: expected eval mode, got {path or 'model'} in training mode; call "
+                "model.eval() and plan again"
+            )
+    now = Reading(plan.model, exact=True)
+    if not reading.same_calls(now.graph, plan.found.graph):
+        raise FusionError("model has changed since it was planned; plan it again")
+    return now
+
+
+def _one_layer(now, group, ends):
+    """Whether a group's calls can become one call of one layer, in a graph."""
+    members, embed = group.layers, group.window is not None
+    if reason := layers.refusal(members, embed, layers.KEPT):
+        raise FusionError(f"model has changed since it was planned: {reason}")
+    if group.calls > 1 or layers.refusal(members, embed) or _read_by_graph(now, members):
+        return False
+    return not any(now.memory.counts_on_layout(end) for end in ends)
+
+
+def _read_by_graph(now, members):
+    """Whether a graph reads weights of these layers itself; it may write to them, too."""
+    nodes = now.graph.find_nodes(op="get_attr")
+    paths = {node.target for node in nodes} - now.trace.constants.keys()
+    read = {id(_at(now.model, path)) for path in paths}
+    return any(id(p) in read for layer in members.values() for p in layer.parameters())
+
+
+def _call_stacked(graph, path, nodes, ends, views):
+    """In a graph: one call of the stacked layer at `path` in place of a group's calls."""
+    with graph.inserting_before(nodes[0]):
+        whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
+        parts = [
+            graph.call_function(operator.getitem, (whole, i)) for i in range(len(nodes))
+        ]
+    for view in views:  # a part may be strided, and view cannot copy
+        view.target = "reshape"
+        if "size" in view.kwargs:  # else another group has done it
+            view.kwargs = {"shape": view.kwargs["size"]}
+    for node, end, part in zip(nodes, ends, parts, strict=True):
+        end.replace_all_uses_with(part)
+        for old in dict.fromkeys((end, node)):
+            graph.erase_node(old)
+
+
+def _free_path(graph, members):
+    """A name for the stacked layer, after what its members have in common."""
+    columns = zip(*(member.split(".") for member in members), strict=False)
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    wanted = "_".join([*(column[0] for column in alike), "stacked"])
+    taken = {str(node.target).partition(".")[0] for node in graph.nodes}
+    names = (f"{wanted}_{count}" if count else wanted for count in itertools.count())
+    return next(name for name in names if name not in taken)
+
+
+def _copies(model, graph, constants, stacked):
+    """{path: a copy} of what a graph calls or reads, less the stacked layers' members."""
+    found = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr") and node.target not in stacked:
+            known = constants.get(node.target)
+            found[node.target] = _at(model, node.target) if known is None else known
+    try:
+        return copy.deepcopy(found) | stacked  # at once: what is shared stays so
+    except Exception as error:
+        raise FusionError(f"model cannot be copied: {error}") from error
+
+
+def _at(model, path):
+    return operator.attrgetter(path)(model)
+
+
+def _keep_out_of_state(network, paths):
+    """Tensors that no state of the model has, such as those that forward makes."""
+    for path in paths:
+        if torch.is_tensor(tensor := _at(network, path)):
+            parent, _, name = path.rpartition(".")
+            network.get_submodule(parent).register_buffer(name, tensor, persistent=False)

@@ -1,0 +1,220 @@
+"""Judge families of layers: which are siblings, and what speaks against it. torch.
+
+`calls` knows which layers read the same values. That is not enough: somebody may have
+written to them in between, a layer may be a convolution in groups, or share its weights
+with somebody. Each such condition is a rule here; it returns "" or the reason, and the
+reason is what the user reads. What cannot be shown to be safe is refused.
+"""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import nn
+
+from ..errors import FusionError
+from ..finding.calls import Calls, Followers
+from ..stacking import embedding, layers, placing
+from . import packed
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Siblings that were found, and what was decided about them."""
+
+    members: tuple[str, ...]  # paths of the layers in the model, in the order of calls
+    kind: str  # "Conv2d", "Linear", …
+    c_out: tuple[int, ...]  # output channels of each member; 0 where not known yet
+    fused: bool
+    reason: str = ""  # why it was refused, in words
+    found: str = ""  # "reading" or "running"
+    activation: nn.Module | None = None  # follows every member
+    followers: tuple[str, ...] = ()  # the modules that do it, if one is called for all
+    hoist: bool = False  # it is also where the branches are strided parts
+    launches_saved: int = 0  # operators less, in eager PyTorch, whatever the layout
+    saved_in_one_piece: int = 0  # and so many more where each branch lies in one piece
+    split_bytes: int = 0  # for each pixel (row), if consumers copy all strided branches
+    window: embedding.Window | None = None  # for all members, where theirs differ
+    extra_macs: int = 0  # multiply-adds more for each pixel of the output, if so
+    calls: int = 1  # how often each member is called
+    dense: tuple[int, ...] = ()  # indices of members whose outputs are copied for readers
+    model: nn.Module | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The members themselves: {path: layer}, as they are in the model now."""
+        return layers_at(self.model, self.members)
+
+
+def layers_at(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+    """{path: module}; FusionError where there is none any more."""
+    try:
+        return {path: model.get_submodule(path) for path in paths}
+    except AttributeError as error:
+        raise FusionError(f"model has changed since it was planned: {error}") from error
+
+
+# Why a layer cannot be fused, whatever its siblings. Each rule: (calls, path) -> reason.
+
+
+def unfit(calls: Calls, path: str) -> str:
+    """Layers that only look like one of KINDS, or carry something that would be lost."""
+    return layers.unfit(path, calls.layer(path), layers.KEPT)
+
+
+def fused_already(calls: Calls, path: str) -> str:
+    """What has siblings by now."""
+    return f"{path} is fused already" if packed.member_of(calls.layer(path)) else ""
+
+
+def shared_memory(calls: Calls, path: str) -> str:
+    """Weights in the memory of another tensor, which would not move along."""
+    return shared(calls.owners, path, calls.layer(path))
+
+
+def shared(owners: dict[int, set[tuple[int, str]]], path: str, layer: nn.Module) -> str:
+    """Which weights of a layer share memory with other tensors, in a sentence, or ""."""
+    for name, tensor in layer.named_parameters():
+        sharing = owners[placing.memory(tensor)]
+        if len({tensor for tensor, _ in sharing}) > 1:
+            others = {owner or "the model" for _, owner in sharing} - {path}
+            where = ", ".join(sorted(others)) or "another tensor of it"
+            return f"{name} of {path} shares memory with {where}; its own fits"
+    return ""
+
+
+RULES = (unfit, fused_already, shared_memory)
+
+
+def find(
+    calls: Calls,
+    min_siblings: int = 2,
+    embed: bool = False,
+    asked: Callable[[Group], Group] = lambda group: group,
+) -> list[Group]:
+    """All groups among the calls of a model, fusable or refused, in order.
+
+    embed: whether siblings may have windows of different sizes. Where such a group is
+    refused, its members of one size are groups again. asked: has the last word on a group.
+    """
+    groups = []
+    for paths, group in _grouped(calls, calls.families((), embed), min_siblings, embed):
+        groups.append(asked(group))
+        if embed and not groups[-1].fused:
+            parts = [part for part in calls.families(paths) if len(part) < len(paths)]
+            groups += [asked(g) for _, g in _grouped(calls, parts, min_siblings)]
+    return sorted(groups, key=lambda group: calls.seen[group.members[0]][0].turn)
+
+
+def _grouped(calls, families, min_siblings, embed=False):
+    """(paths, their Group) for each part of these families that is judged by itself."""
+    judged = [
+        found for family in families for found in judge(calls, family, min_siblings, embed)
+    ]
+    asking = calls.asking([paths for paths, reason in judged if not reason])
+    return [(paths, _group(calls, paths, reason, asking)) for paths, reason in judged]
+
+
+def judge(
+    calls: Calls, family: Sequence[str], min_siblings: int, embed: bool = False
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(paths, why they cannot be fused or ""), for layers that read the same values."""
+    fit, parts, alone = [], defaultdict(list), []
+    for path in family:
+        reason = next(filter(None, (rule(calls, path) for rule in RULES)), "")
+        if reason:
+            yield (path,), reason
+        else:
+            fit.append(path)
+    for path in fit:
+        weight = calls.layer(path).weight
+        parts[calls.versions(path), weight.dtype, weight.device].append(path)
+    for part in map(tuple, parts.values()):
+        if len(part) < min_siblings:
+            alone += part
+        elif reason := _unlike(calls, part, embed):
+            yield part, reason
+        else:
+            yield part, "" if calls.in_turn(part) else _NOT_IN_TURN
+    if alone:
+        yield tuple(alone), _why_alone(calls, fit, alone, min_siblings, embed)
+
+
+_NOT_IN_TURN = "they do not take turns: one is called with several inputs before another"
+
+
+def _unlike(calls, paths, embed):
+    labelled = {path: calls.layer(path) for path in paths}
+    return layers.unlike(labelled, embed, layers.KEPT) or layers.tied(labelled)
+
+
+def _why_alone(calls, fit, alone, min_siblings, embed):
+    """Why members that could be fused have nobody to be fused with."""
+    if len(fit) == 1:
+        return "no other layer that reads its input can be fused"
+    if len({calls.versions(path) for path in fit}) > 1:
+        return calls.change(fit)
+    if len(fit) > len(alone) or len(fit) >= min_siblings:
+        return _unlike(calls, fit, embed)
+    return f"{len(alone)} siblings; min_siblings is {min_siblings}"
+
+
+def _group(calls, paths, reason, asking):
+    """What these layers are, and what fusing them saves, unless there is a reason not to.
+
+    An activation that is applied to each part returns dense branches; applied once it
+    leaves strided parts, which consumers may copy. So it is applied once only where that
+    saves more launches than copies may cost, or where the parts lie in one piece.
+    """
+    members = [calls.layer(path) for path in paths]
+    sizes = tuple(
+        getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members
+    )
+    times = len(calls.seen[paths[0]])
+    group = Group(
+        members=tuple(paths), kind=layers.kind_of(members[0]).__name__, c_out=sizes,
+        fused=False, reason=reason, found=calls.found, calls=times, model=calls.model,
+    )  # fmt: skip
+    if reason:
+        return group
+    dense = tuple(index for index, path in enumerate(paths) if path in asking)
+    saved = (len(paths) - 1 - len(dense)) * times
+    if saved <= 0:
+        reader = asking[paths[dense[0]]]
+        reason = (
+            f"as many copies as launches: {reader} may want the output of "
+            f"{paths[dense[0]]} contiguous{calls.advice}"
+        )
+        return dataclasses.replace(group, reason=reason)
+    after = calls.followers(paths) or Followers()
+    once = len(paths) - 1 if after.modules and _pays(members[0].weight.device) else 0
+    hoist = after.hoist and once > 0
+    window = embedding.common(members) if embedding.mixed(members) else None
+    return dataclasses.replace(
+        group, fused=True, dense=dense, activation=after.activation,
+        followers=after.modules if once else (), hoist=hoist, window=window,
+        launches_saved=saved + once * hoist, saved_in_one_piece=once * (not hoist),
+        # Where each branch has an activation of its own, none is left strided.
+        split_bytes=0 if after.modules and not hoist else _split_bytes(members, sizes),
+        extra_macs=_extra_macs(members, window) if window else 0,
+    )  # fmt: skip
+
+
+def _split_bytes(members, sizes):
+    return 2 * sum(sizes) * members[0].weight.element_size()
+
+
+def _pays(device):
+    """Whether to call an activation once for all: what is checked for it takes some µs.
+
+    On a CPU that is more than the calls that it saves (`tools/benchmarks/followers.py`).
+    """
+    return device.type != "cpu"
+
+
+def _extra_macs(members, window):
+    """For each pixel of the output a convolution multiplies with each of its weights."""
+    taps = math.prod(window.kernel_size)
+    whole = sum(m.out_channels * m.in_channels * taps for m in members)
+    return whole - sum(m.weight.numel() for m in members)

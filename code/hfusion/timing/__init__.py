@@ -1,0 +1,1 @@
+"""Agree, then count, then race; and what it must cost."""

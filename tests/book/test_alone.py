@@ -1,0 +1,59 @@
+"""Each notebook alone in an empty folder, from the wheel, in an environment of its own.
+
+Slow: the environment is made by pip, and every notebook runs (some five minutes).
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import execute_chapters
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted([*ROOT.glob("chapters/*.ipynb"), *ROOT.glob("back/*.ipynb")])
+# Neither the checkout's code nor its records.
+OURS = ("PYTHON", "HFUSION", "VIRTUAL_ENV")
+ELSEWHERE = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, cwd):
+    done = subprocess.run(
+        command, cwd=cwd, env=ELSEWHERE, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Of an environment that has the wheel with its extra "notebook", and nbval."""
+    folder = tmp_path_factory.mktemp("alone")
+    wheel = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
+    run(sys.executable, *wheel, cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    run(sys.executable, "-m", "venv", "env", cwd=folder)
+    python = folder / "env" / "bin" / "python"
+    install = ("-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
+    run(python, *install, f"{wheel}[notebook]", "nbval", cwd=folder)
+    return python
+
+
+def test_the_library_is_the_wheel_s(python, tmp_path):
+    where = run(python, "-c", "import hfusion; print(hfusion.__file__)", cwd=tmp_path)
+    assert str(python.parent.parent) in where
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_alone_and_says_the_same(python, tmp_path, path):
+    if path in (left_out := execute_chapters.left_out()):
+        pytest.skip(left_out[path])
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "empty.ini").write_text("[pytest]\n")
+    nbval = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "empty.ini", "--nbval")
+    options = ("--nbval-current-env", "--nbval-sanitize-with", ROOT / "tests" / "nbval.cfg")
+    run(python, *nbval, *options, path.name, cwd=tmp_path)
+    assert {found.name for found in tmp_path.iterdir()} == {path.name, "empty.ini"}

@@ -1,0 +1,121 @@
+"""What a run of a model shows, and who is said to need a contiguous part."""
+
+import pytest
+import torch
+from torch import nn
+
+import hfusion
+from hfusion import FusionError
+from hfusion.finding import observe
+from hfusion.fusing import packed
+
+
+class Three(nn.Module):
+    """Three siblings, each read by `read`."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+        self.read = read
+
+    def forward(self, x):
+        return [self.read(layer(x)) for layer in (self.a, self.b, self.c)]
+
+
+def heads(y):
+    return y.view(2, 3, 4, 2).transpose(1, 2)
+
+
+# What a reader does with a part, and whether it would have a view of a layer's own output.
+READERS = {
+    "copies either way": (lambda y: heads(y).contiguous(), False),
+    "copies either way, a view of fewer axes": (lambda y: y[0].t().reshape(-1), False),
+    "another dtype either way": (lambda y: heads(y).to(torch.float64), False),
+    "views what a part can be viewed as": (heads, False),
+    "pairs of numbers": (lambda y: torch.view_as_complex(heads(y)), False),
+    "views the whole": (lambda y: y.reshape(-1), True),
+    "views it or fails": (lambda y: y.view(-1), True),
+    "views a view": (lambda y: y.view(2, 3, 4, 2).flatten(0, 1).reshape(-1), True),
+    "asks": (lambda y: y if y.is_contiguous() else None, True),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_who_needs_a_contiguous_part(reader):
+    """Nobody does who would copy in any case; and who gets one gets the same numbers."""
+    read, needs = READERS[reader]
+    model, x = Three(read), torch.randn(2, 3, 8)
+    run = observe.Run(model, x)
+    assert run.asking(run.families()).keys() == ({"a", "b", "c"} if needs else set())
+    plan = hfusion.plan(model, x)
+    assert plan.groups[0].fused is not needs  # three copies for two launches
+    fused = plan.apply()
+    with torch.no_grad():
+        for mine, theirs in zip(fused(x), model(x), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert bool(packed.member_of(fused.a)) is not needs
+
+
+@pytest.mark.parametrize(
+    ("view", "needs"),
+    [
+        (lambda y: y.view(-1), True),
+        (lambda y: y.view(1, -1), True),  # of more rows it would be one row
+        (lambda y: y.view(*y.shape[:-1], 4, 2), False),
+    ],
+)
+def test_one_row_is_in_one_piece_by_chance(view, needs):
+    model = Three(view)
+    run = observe.Run(model, torch.randn(1, 1, 8))
+    assert run.asking(run.families()).keys() == ({"a", "b", "c"} if needs else set())
+    fused = hfusion.fuse(model, torch.randn(1, 1, 8))
+    with torch.no_grad():
+        for x in (torch.randn(1, 1, 8), torch.randn(2, 3, 8)):
+            for mine, theirs in zip(fused(x), model(x), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+class Levels(nn.Module):
+    """A head for several inputs, as detectors have: level by level, or layer by layer."""
+
+    def __init__(self, by_level):
+        super().__init__()
+        self.a, self.b, self.by_level = nn.Linear(4, 2), nn.Linear(4, 3), by_level
+
+    def forward(self, *levels):
+        if self.by_level:
+            return [(self.a(x), self.b(x)) for x in levels]
+        return [self.a(x) for x in levels], [self.b(x) for x in levels]
+
+
+@pytest.mark.parametrize("by_level", [True, False])
+def test_siblings_take_turns(by_level):
+    """Else all but one of the products would be for nothing."""
+    levels = tuple(torch.randn(n, 4) for n in (1, 2, 3))
+    (group,) = hfusion.plan(Levels(by_level), levels).groups
+    assert group.fused is by_level
+    assert by_level or group.reason.startswith("they do not take turns")
+
+
+def test_a_model_that_cannot_be_run_is_named():
+    with pytest.raises(FusionError, match="cannot be run with example_inputs"):
+        hfusion.plan(Three(heads), torch.randn(2, 4, 8))
+
+
+class Written(Three):
+    def forward(self, x):
+        a, b, c = self.a(x), self.b(x), self.c(x)
+        a.reshape(3, -1).add_(1)
+        return a, b, c
+
+
+def test_a_view_that_is_written_to_may_be_a_copy_for_another_batch():
+    """Of three rows a part is reshaped where it lies, of six it is not."""
+    model, x = Written(None), torch.randn(3, 8)
+    (group,) = hfusion.plan(model, x).groups
+    assert (group.fused, group.dense) == (True, (0,))
+    fused = hfusion.fuse(model, x)
+    for rows in (x, torch.randn(6, 8)):
+        with torch.no_grad():
+            for mine, theirs in zip(fused(rows), model(rows), strict=True):
+                torch.testing.assert_close(mine, theirs)

@@ -1,0 +1,124 @@
+"""The README's numbers, written from where they come from: python tools/readme.py
+
+What stands there between `<!-- counted -->` and `<!-- /counted -->` is counted here; what
+stands between `<!-- measured -->` and `<!-- /measured -->` is read from the records.
+`make run` writes both anew.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from hfusion.fusing import lowering, rewrite
+from hfusion.timing import measure
+from sideways import records
+from sideways.experiments import rungs
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+# A column of the table: the arm with fused siblings, and the one without. The norms of both
+# are folded; the two runtimes fold them by themselves.
+WAYS = {
+    "eager": (rungs.HOISTED, rungs.FOLDED),
+    "CUDA graph": (f"graph, {rungs.HOISTED}", f"graph, {rungs.FOLDED}"),
+    "torch.compile": (f"compile, {rungs.HOISTED}", f"compile, {rungs.FOLDED}"),
+    "max-autotune": (f"max-autotune, {rungs.HOISTED}", f"max-autotune, {rungs.FOLDED}"),
+    "ONNX Runtime": (f"ONNX Runtime, {rungs.HOISTED}", f"ONNX Runtime, {rungs.WRITTEN}"),
+    "OpenVINO": (f"OpenVINO, {rungs.HOISTED}", f"OpenVINO, {rungs.WRITTEN}"),
+}
+
+
+def counted():
+    """The README's figure in words, and what it shows."""
+    module, x = rungs.inception("3a", 1, "float32", "cpu")
+    stacked = lowering.lower(rewrite.plan(module))
+    nets = rungs.eager(module) | {"stacked only": stacked}
+    shown = (rungs.WRITTEN, "stacked only", rungs.FOLDED, rungs.STACKED, rungs.HOISTED)
+    count = {name: measure.count_launches(partial(nets[name], x)).count for name in shown}
+    rows = "; ".join(f"{name} {number}" for name, number in count.items())
+    written, folded, fused = (
+        count[name] for name in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED)
+    )
+    return (
+        f"![Operators of an Inception module, rung by rung: {rows}.]"
+        "(_static/launches.png)\n\n"
+        f"Module 3a of GoogLeNet, counted on a CPU: {written} operators become {fused},\n"
+        f"with the same answers. Folding batch norms, as many tools do, takes away "
+        f"{written - folded} of them,\nand horizontal fusion {folded - fused}."
+    )
+
+
+def measured(folder):
+    """For each machine with a record of whole networks, what fusing was worth in them."""
+    found = list(records.load_all(folder, "network").values())
+    parts = [part for record in found if (part := _of_a_machine(record))]
+    if not parts:
+        return "No network has been recorded yet."
+    if all(record.machine.kind != "cuda" for record in found):
+        parts.append("No GPU has been recorded yet.")
+    return "\n\n".join(parts)
+
+
+def _of_a_machine(record):
+    """A table with a row for each case and a column for each way, or "" for want of one."""
+    raced = {_titled(case): _gains(case) for case in record.cases}
+    rows = {title: gains for title, gains in raced.items() if gains}
+    if not rows:
+        return ""
+    ways = [way for way in WAYS if any(way in gains for gains in rows.values())]
+    lines = [["", *ways], ["---"] * (len(ways) + 1)]
+    for title, gains in rows.items():
+        lines.append([title, *(_cell(gains[w]) if w in gains else "–" for w in ways)])
+    every = [gain for gains in rows.values() for gain in gains.values()]
+    faster = sum(low > 1 for low, _, _ in every)
+    slower = sum(high < 1 for _, _, high in every)
+    said = (
+        f"{record.label[0].upper()}{record.label[1:]}, PyTorch {record.machine.torch}. Of "
+        f"{len(every)} gains {faster} are\nclearly above 1, {slower} clearly below, and "
+        f"{len(every) - faster - slower} are neither."
+    )
+    if absent := [title for title in raced if title not in rows]:
+        said += f"\nNot raced there: {'; '.join(absent)}."
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{said}"
+
+
+def _titled(case):
+    about = case.parameters
+    torchvisions = about["network"] == "torchvision"
+    network = "torchvision's GoogLeNet" if torchvisions else about["network"]
+    images = "1 image" if about["batch"] == 1 else f"{about['batch']} images"
+    return f"{network}, {images}, {about['dtype']}"
+
+
+def _gains(case):
+    """{way: quartiles of its gain}, of the ways that were raced both with and without."""
+    return {
+        way: case.gain(fused, base)
+        for way, (fused, base) in WAYS.items()
+        if fused in case.samples and base in case.samples
+    }
+
+
+def _cell(gain):
+    low, middle, high = gain
+    said = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return f"**{said}**" if high < 1 else said
+
+
+def filled(text, folder=ROOT / "records"):
+    """A README's text with both blocks as they must be. Raises ValueError without one."""
+    for name, block in {"counted": counted(), "measured": measured(folder)}.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if (text.count(begin), text.count(end)) != (1, 1):
+            raise ValueError(f"README: expected one {begin} and one {end}")
+        before, after = text.partition(begin)[0], text.partition(end)[2]
+        text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
+    return text
+
+
+def write():
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
