@@ -23,7 +23,7 @@ help:
 	@echo "To change"
 	@echo "  make test      the tests, and every cell compared with what it printed"
 	@echo "  make test-all  the slow tests too: each chapter alone from the wheel, JupyterLab"
-	@echo "  make lint      style and spelling of code, text and notebooks"
+	@echo "  make lint      style, types and spelling of code, text and notebooks"
 	@echo "  make zoo       fuse a hundred models of others, with a table; ONNX export"
 	@echo "  make mutants   ten thousand changes of the library: does a test notice? (MUTANTS=…)"
 	@echo "  make bench     how long planning takes, beside torch.compile"
@@ -117,7 +117,7 @@ lab: .venv/lab.stamp
 run: .venv/test.stamp
 	$(BIN)/python tools/execute_chapters.py $(CHAPTERS)
 
-# The hooks of pre-commit over everything: style and spelling of code, text and notebooks.
+# The hooks of pre-commit over everything: style, types and spelling.
 lint: .venv/lint.stamp
 	$(BIN)/pre-commit run --all-files
 
@@ -131,5 +131,5 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf _build .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
