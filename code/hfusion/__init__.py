@@ -17,9 +17,9 @@ Or a whole network, which stays itself: same class, same weights at the same pat
 The modules, in the order in which the book needs them: `algebra` (NumPy), `measure`
 (agree, count, time), `layers` (the stacked layer), `models` (Inception, GoogLeNet);
 then whole networks: `calls` (who reads what: read from a graph by `reading`, with
-`tracing` and `effects`, or seen in a run by `observe`), `siblings` (judged), `rewrite`
+`aliasing`, or seen in a run by `running`), `siblings` (judged), `rewrite`
 (plan, fuse, unfuse), `packed` (what a fused model does at a call, with `placing`,
-`checks`, `followers` and `operators`), `folding` (with `norms` and `guards`); for
+`checks`, `followers` and `operators`), `folding`; for
 exporters and compilers: `lowering` (a plan as one graph); then time: `accept` (faster, or
 left alone, with `arms`), `recording`, `apart`, `records`, `experiments`, `cost`,
 `estimates`; at last `kernels`, an Inception module in two launches, `embedding`, unlike

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .finding.tracing import stopped_at
+from .finding._tracing import stopped_at
 
 
 def load(name: str) -> nn.Module:

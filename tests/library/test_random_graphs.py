@@ -28,7 +28,7 @@ from drawn import FAILS, Draw, network_of
 from torch import nn
 
 import hfusion
-from hfusion.finding import effects, observe, reading
+from hfusion.finding import aliasing, reading, running
 from hfusion.fusing import checks, lowering, packed, siblings
 from hfusion.stacking import embedding, layers, placing
 
@@ -596,14 +596,14 @@ MISTAKES = {
     "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
     "parts of a product rolled": (packed.Group, "_product", rolled),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
-    "no run asks for layout": (observe.Run, "asking", lambda self, groups: {}),
-    "lowered: no writes known": (effects, "written", lambda node, modules: []),
-    "lowered: nothing shares memory": (effects, "_sources", lambda node, modules: []),
-    "lowered: everything known": (effects, "known", lambda node, modules: True),
-    "lowered: no function in place": (effects, "_asks_for_inplace", lambda node: False),
-    "lowered: writes forgotten": (effects.Memory, "version", lambda *_: 0),
-    "lowered: views stay": (effects.Memory, "views", lambda memory, node: []),
-    "lowered: layout": (effects.Memory, "counts_on_layout", lambda memory, node: None),
+    "no run asks for layout": (running.Run, "asking", lambda self, groups: {}),
+    "lowered: no writes known": (aliasing, "written", lambda node, modules: []),
+    "lowered: nothing shares memory": (aliasing, "_sources", lambda node, modules: []),
+    "lowered: everything known": (aliasing, "known", lambda node, modules: True),
+    "lowered: no function in place": (aliasing, "_asks_for_inplace", lambda node: False),
+    "lowered: writes forgotten": (aliasing.Memory, "version", lambda *_: 0),
+    "lowered: views stay": (aliasing.Memory, "views", lambda memory, node: []),
+    "lowered: layout": (aliasing.Memory, "counts_on_layout", lambda memory, node: None),
     "lowered: all are one layer": (lowering, "_one_layer", lambda *_: True),
     "lowered: weights read": (lowering, "_read_by_graph", lambda *_: False),
     "lowered: in the wrong order": (layers.Stacked, "forward", wrong_order),

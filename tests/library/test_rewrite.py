@@ -40,7 +40,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrizations, prune
 
 from hfusion import FusionError, fuse, models, plan, unfuse
-from hfusion.finding import effects, reading
+from hfusion.finding import aliasing, reading
 from hfusion.fusing import checks, packed, siblings
 from hfusion.stacking import layers
 from hfusion.timing.measure import Disagreement
@@ -858,7 +858,7 @@ def test_an_input_changed_between_siblings(make, called, monkeypatch):
         assert group.reason == "their input is written to between a and b"
     for found in FOUND:
         check(planned(model, x, found).apply(), model, x, rounds_each=0)
-    monkeypatch.setattr(effects, "written", lambda *_: [])
+    monkeypatch.setattr(aliasing, "written", lambda *_: [])
     fused = fuse(model)
     assert len(groups_of(fused)) == 1
     check(fused, model, x, rounds_each=0)
@@ -955,7 +955,7 @@ def test_a_mode_switched_between_siblings(name, monkeypatch):
         return [(y.dtype, y.requires_grad, y.tolist()) for y in call(model, x)]
 
     assert look(fuse(model)) == look(model)
-    monkeypatch.setattr(effects, "MODES", frozenset())
+    monkeypatch.setattr(aliasing, "MODES", frozenset())
     fused = fuse(model)
     assert look(fused) == look(model)
     with torch.no_grad():

@@ -17,8 +17,8 @@ from forks import net, siblings
 from torch import fx, nn
 
 from hfusion import FusionError, fuse, models, plan
-from hfusion.finding import tracing
-from hfusion.finding.tracing import trace
+from hfusion.finding import _tracing as tracing
+from hfusion.finding._tracing import trace
 from hfusion.fusing.lowering import lower
 from hfusion.stacking import layers
 

@@ -5,7 +5,7 @@
     k        value 7, v. 0    value 31, v. 0    siblings
     o        value 9, v. 0    value 33, v. 0    nobody's sibling
 
-How it is known differs: `reading` reads it from a graph, `observe` sees it in a run. A
+How it is known differs: `reading` reads it from a graph, `running` sees it in a run. A
 value is whatever the one or the other can compare: a node, or the number of a tensor.
 """
 

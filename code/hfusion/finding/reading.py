@@ -1,7 +1,7 @@
 """Find siblings by reading what forward does, and who reads their outputs. torch.fx.
 
 Two calls of a graph that read the same node read the same numbers, unless something has
-written to them in between: `effects` says what may have. A run sees one example; a graph
+written to them in between: `aliasing` says what may have. A run sees one example; a graph
 holds for all inputs, but for the path that was followed. So each call checks here, too.
 """
 
@@ -12,16 +12,16 @@ from torch import fx
 
 from ..errors import FusionError
 from ..stacking import layers
-from . import effects
+from . import aliasing
+from ._tracing import trace
 from .calls import Call, Calls, Followers
-from .tracing import trace
 
 
 class Reading(Calls):
     """The calls that the graph of a model shows.
 
     model: an nn.Module that torch.fx can trace, or a GraphModule; left as it was. exact:
-    see `tracing.trace`. Raises FusionError where it cannot be traced.
+    see `_tracing.trace`. Raises FusionError where it cannot be traced.
     """
 
     found = "reading"
@@ -30,7 +30,7 @@ class Reading(Calls):
     def __init__(self, model, exact=False):
         self.trace = trace(model, exact)
         self.graph, self.modules = self.trace.graph, self.trace.modules
-        self.memory = effects.Memory(self.graph, self.modules, self.trace.constants)
+        self.memory = aliasing.Memory(self.graph, self.modules, self.trace.constants)
         named = {id(module): path for path, module in model.named_modules()}
         self.nodes, seen = defaultdict(list), defaultdict(list)
         for node in self.graph.nodes:
@@ -70,7 +70,7 @@ class Reading(Calls):
                 views = self.memory.views(node)
                 reader = self.memory.counts_on_layout(node) or (views and views[0])
                 if reader:
-                    found[path] = f"`{effects.name(reader, self.modules)}` ({reader})"
+                    found[path] = f"`{aliasing.name(reader, self.modules)}` ({reader})"
         return found
 
     def followers(self, paths):
@@ -91,7 +91,7 @@ class Reading(Calls):
         """See `Calls`."""
         first, last = self.nodes[paths[0]][0], self.nodes[paths[-1]][0]
         change = self.memory.between(first.all_input_nodes[0], first, last)
-        called = f"`{effects.name(change, self.modules)}` ({change})"
+        called = f"`{aliasing.name(change, self.modules)}` ({change})"
         if change.op == "call_module" and layers.hooks(self.modules[change.target]):
             called = f"a hook of {change.target}"
         between = f"between {paths[0]} and {paths[-1]}"
@@ -125,7 +125,7 @@ def once(reading, nodes):
 def copies(reading, ends):
     """How often readers may copy these values where they are strided parts."""
     readers = [reader for end in ends for reader in end.users]
-    return sum(effects.may_copy(reader, reading.modules) for reader in readers)
+    return sum(aliasing.may_copy(reader, reading.modules) for reader in readers)
 
 
 def settings_of(call):
@@ -144,7 +144,7 @@ def follower(reading, node):
     given = [*user.args[:1], *user.kwargs.values()]
     alone = user.all_input_nodes == [node] and given.count(node) == 1
     one_mode = reading.memory.mode(user) == reading.memory.mode(node)
-    if not (alone and one_mode and effects.known(user, reading.modules)):
+    if not (alone and one_mode and aliasing.known(user, reading.modules)):
         return None, None
     activation = _activation(reading, user)
     return (user, activation) if activation else (None, None)
@@ -159,7 +159,7 @@ def _activation(reading, call):
             activation = copy.deepcopy(module)
     else:
         named = {name: kind for kind, name in layers.POINTWISE.items()}
-        kind = named.get(effects.name(call, reading.modules).rstrip("_"))
+        kind = named.get(aliasing.name(call, reading.modules).rstrip("_"))
         try:
             activation = kind(*call.args[1:], **settings_of(call)) if kind else None
         except TypeError:  # arguments that the module does not have

@@ -18,11 +18,11 @@ import torch
 from torch import fx, nn
 
 from ..errors import FusionError
-from ..finding import effects
-from ..finding.aside import double as copied
+from ..finding import aliasing
+from ..finding._aside import double as copied
 from ..finding.reading import Reading, same_calls
 from ..stacking import layers, placing
-from . import guards, norms
+from . import _guards, _norms
 
 logger = logging.getLogger("hfusion")
 
@@ -44,7 +44,7 @@ class Folded(nn.Module):
 
     def __setattr__(self, name, value):
         if name == "training" and value and vars(self).get("eval_only"):
-            raise FusionError(guards.REFUSAL)
+            raise FusionError(_guards.REFUSAL)
         super().__setattr__(name, value)
 
     def forward(self, x):
@@ -88,15 +88,15 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     places = {}
     for pair in study.pairs:
         norm, conv = pair.norm, pair.conv
-        norms.put(conv, *pair.weights)
-        folded = Folded(norms.steps(norm), pair.eval_only, norm.training)
+        _norms.put(conv, *pair.weights)
+        folded = Folded(_norms.steps(norm), pair.eval_only, norm.training)
         parent, _, name = pair.path.rpartition(".")
         study.model.get_submodule(parent)._modules[name] = folded
         places[pair.path] = folded
     _refuse_another_way(study, places.values())
-    switches = {} if isinstance(model, fx.GraphModule) else guards.switches(model)
+    switches = {} if isinstance(model, fx.GraphModule) else _guards.switches(model)
     eval_only = [path for path, folded in places.items() if folded.eval_only]
-    guards.hold(study.model, eval_only, switches)
+    _guards.hold(study.model, eval_only, switches)
     return study.model
 
 
@@ -143,7 +143,7 @@ def _study(model):
             )
     double = copied(model)
     found = {
-        path: module for path, module in double.named_modules() if norms.is_norm(module)
+        path: module for path, module in double.named_modules() if _norms.is_norm(module)
     }
     reading = _read(double, found.values())
     pairs, reasons = [], {}
@@ -180,10 +180,10 @@ def _pair(reading, path, norm, node):
 
 
 def _weighed(pair):
-    eval_only = norms.depends_on_mode(pair.norm) or not norms.proven(
+    eval_only = _norms.depends_on_mode(pair.norm) or not _norms.proven(
         pair.conv, pair.norm, training=True
     )
-    return pair._replace(weights=norms.weights(pair.conv, pair.norm), eval_only=eval_only)
+    return pair._replace(weights=_norms.weights(pair.conv, pair.norm), eval_only=eval_only)
 
 
 # Why a norm stays. Each rule: pair -> reason, or something false.
@@ -192,7 +192,7 @@ def _weighed(pair):
 def _holds_more(pair, module):
     if layers.hooks(module) or "forward" in vars(module):
         return "has hooks, or a forward() on the instance"
-    own = norms.strange(module)
+    own = _norms.strange(module)
     return f"has {', '.join(own)} of its own" if own else ""
 
 
@@ -205,7 +205,7 @@ def _without_statistics(pair):
     mean, var = pair.norm.running_mean, pair.norm.running_var
     if mean is None or var is None:
         return "it has no running statistics, and normalises by those of its input"
-    lazy = any(map(nn.parameter.is_lazy, norms.floats(pair.norm)))
+    lazy = any(map(nn.parameter.is_lazy, _norms.floats(pair.norm)))
     return lazy and "it has no statistics yet; run the model once"
 
 
@@ -214,13 +214,13 @@ def _not_called(pair):
 
 
 def _follows_no_convolution(pair):
-    if isinstance(pair.conv, norms.CONVS):
+    if isinstance(pair.conv, _norms.CONVS):
         return ""
     if pair.before is None:
         return "it is called with more than one tensor"
     if pair.before.op == "placeholder":
         return f"it follows {pair.before.target}, not a convolution"
-    called = effects.name(pair.before, pair.reading.modules)
+    called = aliasing.name(pair.before, pair.reading.modules)
     return f"it follows {pair.before} (`{called}`), not a convolution"
 
 
@@ -276,7 +276,7 @@ def _another_mode(pair):
 
 
 def _unlike_tensors(pair):
-    conv, norm = norms.floats(pair.conv), norms.floats(pair.norm)
+    conv, norm = _norms.floats(pair.conv), _norms.floats(pair.norm)
     if len({tensor.device for tensor in conv + norm}) > 1:
         return f"it is not on the device of {pair.before.target}"
     (kind, *others), kinds = {t.dtype for t in conv}, {t.dtype for t in norm}
@@ -289,15 +289,15 @@ def _unlike_tensors(pair):
 
 
 def _does_something_else(pair):
-    if norms.PAIRS.get(type(pair.norm)) is type(pair.conv):
+    if _norms.PAIRS.get(type(pair.norm)) is type(pair.conv):
         return ""
     what = f"{type(pair.conv).__name__} and {type(pair.norm).__name__}"
     tried = f"{what} were tried beside a folded convolution"
-    return not norms.proven(pair.conv, pair.norm) and f"{tried}, and gave something else"
+    return not _norms.proven(pair.conv, pair.norm) and f"{tried}, and gave something else"
 
 
 def _overflows(pair):
-    weights = norms.weights(pair.conv, pair.norm)
+    weights = _norms.weights(pair.conv, pair.norm)
     if weights[0].is_meta or all(tensor.isfinite().all() for tensor in weights):
         return ""
     dtype = str(pair.conv.weight.dtype).removeprefix("torch.")

@@ -26,8 +26,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import FusionError
-from ..finding import observe
-from ..finding.aside import undisturbed
+from ..finding import running
+from ..finding._aside import undisturbed
 from ..timing.measure import graphed, time_arms, wall
 from ..timing.summary import quartiles
 from .arms import arms, inputs_like, together
@@ -84,7 +84,7 @@ def faster(
     for name, value in (("whole", whole), ("graph", graph)):
         if type(value) is not bool:
             raise FusionError(f"{name}: expected True or False, got {value!r}")
-    observe.arguments(example_inputs)
+    running.arguments(example_inputs)
     return Judge(example_inputs, margin, bursts, rounds, calls, apart, whole, graph)
 
 
@@ -150,7 +150,7 @@ class Judge:
 
     def groups(self, groups: list[Group]) -> list[Answer]:
         """For each of these groups of one model: True, or why it is left alone."""
-        got = observe.Run(groups[0].model, self.example_inputs).inputs
+        got = running.Run(groups[0].model, self.example_inputs).inputs
         inputs = [inputs_like(got.get(group.members[0], ())) for group in groups]
         answers: list[Answer] = [
             together(group, xs) for group, xs in zip(groups, inputs, strict=True)
@@ -166,13 +166,13 @@ class Judge:
         """Of the accepted groups together, end to end: True, or why none is fused."""
         if not self.end_to_end:
             return True
-        alone = observe.Run(model, self.example_inputs).double
+        alone = running.Run(model, self.example_inputs).double
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
         def networks() -> Arms:
             made = {}
             for name, network in (("separate", alone), ("fused", fused)):
-                args, kwargs = observe.arguments(copy.deepcopy(self.example_inputs))
+                args, kwargs = running.arguments(copy.deepcopy(self.example_inputs))
                 made[name] = lambda n=network, a=args, k=kwargs: n(*a, **k)
             return made
 

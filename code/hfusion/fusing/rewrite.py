@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from ..errors import FusionError
-from ..finding import observe
-from ..finding.aside import double
+from ..finding import running
+from ..finding._aside import double
 from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
 from ..stacking import layers
@@ -77,7 +77,7 @@ def plan(
     if type(embed) is not bool:
         raise FusionError(f"embed was {embed!r}; True or False fits")
     _refuse_wrapper(model)
-    calls = _read(model) if example_inputs is None else observe.Run(model, example_inputs)
+    calls = _read(model) if example_inputs is None else running.Run(model, example_inputs)
 
     def found(asked):
         groups = siblings.find(calls, min_siblings, embed, asked)

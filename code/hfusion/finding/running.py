@@ -27,14 +27,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import FusionError
 from ..stacking import layers, placing
-from . import effects
-from .aside import double, undisturbed
+from . import aliasing
+from ._aside import double, undisturbed
 from .calls import Call, Calls, Followers
 
 # Who asks how memory is laid out: they get a contiguous part …
-_ASKS = effects.LAYOUT | {"is_contiguous"}
+_ASKS = aliasing.LAYOUT | {"is_contiguous"}
 # … but not where these share the part's memory: the others copy, or fail.
-_TRIES = effects.MAY_COPY | {"view_as_complex"}
+_TRIES = aliasing.MAY_COPY | {"view_as_complex"}
 
 
 class Run(Calls):

@@ -1,4 +1,4 @@
-"""effects.py: who shares memory with whom, and who writes, on graphs of a few nodes."""
+"""aliasing.py: who shares memory with whom, and who writes, on graphs of a few nodes."""
 
 import math
 import operator
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from hfusion.finding import effects
-from hfusion.finding.effects import Memory
+from hfusion.finding import aliasing
+from hfusion.finding.aliasing import Memory
 from hfusion.stacking import layers
 
 
@@ -30,7 +30,7 @@ class Built:
         return self.graph.call_module(path, args)
 
     def written(self, node):
-        return effects.written(node, self.modules)
+        return aliasing.written(node, self.modules)
 
     def memory(self):
         return Memory(self.graph, self.modules)
@@ -194,10 +194,10 @@ def someones():
 def test_operators_that_others_registered_are_unknown(b, someones):
     for target in (someones, someones.default):
         node = b.f(target, b.x)
-        assert not effects.known(node, b.modules)
+        assert not aliasing.known(node, b.modules)
         assert shares(b, b.x, node)
     assert b.written(b.f(someones, b.x)) == [b.x]
-    assert effects.known(b.f(torch.ops.aten.relu.default, b.x), b.modules)
+    assert aliasing.known(b.f(torch.ops.aten.relu.default, b.x), b.modules)
 
 
 # Memory: what may be a part of what.
@@ -287,7 +287,7 @@ def test_results_that_torch_calls_new_are_new():
         "stack": lambda: torch.stack([x]),
         "layer_norm": lambda: F.layer_norm(x, (8,)),
     }
-    assert set(calls) <= effects.NEW
+    assert set(calls) <= aliasing.NEW
     for name, call in calls.items():
         for mode in (torch.no_grad, torch.enable_grad):
             with mode():
@@ -416,7 +416,7 @@ def test_the_modes_are_what_torch_calls_them():
         torch.amp.autocast_mode._enter_autocast,
         torch.amp.autocast_mode._exit_autocast,
     ]
-    assert {function.__name__ for function in functions} == effects.MODES
+    assert {function.__name__ for function in functions} == aliasing.MODES
 
 
 # Layout.
@@ -493,7 +493,7 @@ def test_names():
         "sum": b.m("sum", b.x),
         "ReLU": b.t("relu", b.x),
     }
-    assert [effects.name(node, b.modules) for node in named.values()] == list(named)
+    assert [aliasing.name(node, b.modules) for node in named.values()] == list(named)
 
 
 def test_an_item_of_what_may_be_a_list_is_not_surely_a_tensor():
@@ -501,5 +501,5 @@ def test_an_item_of_what_may_be_a_list_is_not_surely_a_tensor():
     x = graph.placeholder("x")
     parts = graph.call_function(torch.chunk, (x, 2))
     given, part = (graph.call_function(operator.getitem, (v, 0)) for v in (x, parts))
-    assert not effects._is_tensor(given, {})
-    assert effects._is_tensor(part, {})
+    assert not aliasing._is_tensor(given, {})
+    assert aliasing._is_tensor(part, {})

@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from ..errors import FusionError
 from ..stacking import layers
-from .aside import double, undisturbed
+from ._aside import double, undisturbed
 
 # What stops a trace, by a part of torch's message, and what to do about it.
 ADVICE = (

@@ -6,7 +6,7 @@ from torch import nn
 
 import hfusion
 from hfusion import FusionError
-from hfusion.finding import observe
+from hfusion.finding import running
 from hfusion.fusing import packed
 
 
@@ -45,7 +45,7 @@ def test_who_needs_a_contiguous_part(reader):
     """Nobody does who would copy in any case; and who gets one gets the same numbers."""
     read, needs = READERS[reader]
     model, x = Three(read), torch.randn(2, 3, 8)
-    run = observe.Run(model, x)
+    run = running.Run(model, x)
     assert run.asking(run.families()).keys() == ({"a", "b", "c"} if needs else set())
     plan = hfusion.plan(model, x)
     assert plan.groups[0].fused is not needs  # three copies for two launches
@@ -66,7 +66,7 @@ def test_who_needs_a_contiguous_part(reader):
 )
 def test_one_row_is_in_one_piece_by_chance(view, needs):
     model = Three(view)
-    run = observe.Run(model, torch.randn(1, 1, 8))
+    run = running.Run(model, torch.randn(1, 1, 8))
     assert run.asking(run.families()).keys() == ({"a", "b", "c"} if needs else set())
     fused = hfusion.fuse(model, torch.randn(1, 1, 8))
     with torch.no_grad():
