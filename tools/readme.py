@@ -8,7 +8,7 @@ stands between `<!-- measured -->` and `<!-- /measured -->` is read from the rec
 from functools import partial
 from pathlib import Path
 
-from hfusion.fusing import lowering, rewrite
+from hfusion.fusing import lowering, planning
 from hfusion.timing import measure
 from sideways import records
 from sideways.experiments import rungs
@@ -31,7 +31,7 @@ WAYS = {
 def counted():
     """The README's figure in words, and what it shows."""
     module, x = rungs.inception("3a", 1, "float32", "cpu")
-    stacked = lowering.lower(rewrite.plan(module))
+    stacked = lowering.lower(planning.plan(module))
     nets = rungs.eager(module) | {"stacked only": stacked}
     shown = (rungs.WRITTEN, "stacked only", rungs.FOLDED, rungs.STACKED, rungs.HOISTED)
     count = {name: measure.count_launches(partial(nets[name], x)).count for name in shown}

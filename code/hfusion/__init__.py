@@ -17,11 +17,11 @@ Or a whole network, which stays itself: same class, same weights at the same pat
 The modules, in the order in which the book needs them: `algebra` (NumPy), `measure`
 (agree, count, time), `layers` (the stacked layer), `models` (Inception, GoogLeNet);
 then whole networks: `calls` (who reads what: read from a graph by `reading`, with
-`aliasing`, or seen in a run by `running`), `siblings` (judged), `rewrite`
-(plan, fuse, unfuse), `packed` (what a fused model does at a call, with `placing`,
-`checks`, `followers` and `operators`), `folding`; for
-exporters and compilers: `lowering` (a plan as one graph); then time: `accept` (faster, or
-left alone, with `arms`), `recording`, `apart`, `records`, `experiments`, `cost`,
+`aliasing`, or seen in a run by `running`), `siblings` (judged), `planning`
+(plan, fuse, unfuse), `_packing` (what a fused model does at a call, with `placing`,
+`_checks`, `_followers` and `_operators`), `folding`; for
+exporters and compilers: `lowering` (a plan as one graph); then time: `judging` (faster, or
+left alone, with `_variants`), `recording`, `apart`, `records`, `experiments`, `cost`,
 `estimates`; at last `kernels`, an Inception module in two launches, `embedding`, unlike
 windows as one, and `sharding`, a stacked matrix cut across processes. `figures` and `show`
 draw. What needs matplotlib or Triton is imported by name, so that
@@ -31,9 +31,9 @@ draw. What needs matplotlib or Triton is imported by name, so that
 from . import algebra, models
 from .errors import FusionError
 from .folding.fold import fold_batchnorm
-from .fusing.accept import faster
+from .fusing.judging import faster
 from .fusing.lowering import lower
-from .fusing.rewrite import FusionPlan, fuse, plan, unfuse
+from .fusing.planning import FusionPlan, fuse, plan, unfuse
 from .fusing.siblings import Group
 from .stacking import layers
 from .stacking.layers import stack

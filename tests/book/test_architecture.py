@@ -104,7 +104,7 @@ def test_a_module_imports_only_what_its_row_allows(module):
         ("hfusion.algebra", "import numpy, torch", {"torch"}),
         ("hfusion.timing.cost", "from ..stacking import layers", {"hfusion.stacking"}),
         (
-            "hfusion.fusing.packed",
+            "hfusion.fusing._packing",
             "from sideways.records import load",
             {"sideways.records"},
         ),

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfusion
 from hfusion import FusionError
-from hfusion.fusing import followers, packed
+from hfusion.fusing import _followers, _packing
 from hfusion.stacking import layers, placing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -69,8 +69,8 @@ def pair(make=linear, then=leaky, hoist=False, dense=()):
 
 def routed(model, hoist=False, dense=()):
     double = copy.deepcopy(model)
-    group = packed.route([double.a, double.b], ["a", "b"], dense)
-    followers.route(group, [double.f, double.g], hoist)
+    group = _packing.route([double.a, double.b], ["a", "b"], dense)
+    _followers.route(group, [double.f, double.g], hoist)
     return double
 
 
@@ -413,7 +413,7 @@ def test_every_kind(then):
     with torch.no_grad():
         want, got = model(row()), double(row())
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-    assert followers.refusal([double.f, double.g]) == ""
+    assert _followers.refusal([double.f, double.g]) == ""
 
 
 def images(count, last=False):
@@ -454,7 +454,7 @@ COPIES = {
 def test_copies(tool):
     model, double = pair()
     other = COPIES[tool](double)
-    assert followers.follower_of(other.f) is not followers.follower_of(double.f)
+    assert _followers.follower_of(other.f) is not _followers.follower_of(double.f)
     same(model, other, row(), 1)
     other.g.negative_slope = model.g.negative_slope = 0.5
     same(model, other, row(), 2)
@@ -488,8 +488,8 @@ def test_a_module_that_follows_two_groups():
     model = Four().eval().requires_grad_(False)
     double = copy.deepcopy(model)
     for start in (0, 2):
-        group = packed.route([*double.layers[start : start + 2]], ["a", "b"])
-        followers.route(group, [double.f, double.f])
+        group = _packing.route([*double.layers[start : start + 2]], ["a", "b"])
+        _followers.route(group, [double.f, double.f])
     same(model, double, row(), 2)
     same(model, copy.deepcopy(double), row(), 2)
 
@@ -498,7 +498,7 @@ def test_no_memory_is_kept():
     _, double = pair()
     gc.disable()
     try:
-        marks = followers._here.marks
+        marks = _followers._here.marks
         before = len(marks)
         x = row()
         u, v = double.a(x), double.b(x)
@@ -512,7 +512,7 @@ def test_no_memory_is_kept():
         first = double.f(u)
         results = marks[id(u)].whole if id(u) in marks else None
         assert results is None
-        turn = packed.member_of(double.a).group._here.turn
+        turn = _packing.member_of(double.a).group._here.turn
         assert [result is None for result in turn.whole.results] == [True, False]
         assert turn.whole.y is None
         del x
@@ -526,7 +526,7 @@ def test_y_lives_no_longer_than_its_parts():
     _, double = pair()
     x = row()
     u = double.a(x)
-    y = weakref.ref(followers._here.marks[id(u)].whole.y)
+    y = weakref.ref(_followers._here.marks[id(u)].whole.y)
     del x  # so that nobody can ask for the other part
     assert y() is None
     torch.testing.assert_close(double.f(u), nn.functional.leaky_relu(u, 0.1))
@@ -535,10 +535,10 @@ def test_y_lives_no_longer_than_its_parts():
 def test_results_that_are_not_wanted(caplog):
     model, double = pair()
     skip = CASES["one_is_skipped"][0]
-    for _ in range(followers.WASTED - 1):
+    for _ in range(_followers.WASTED - 1):
         same(model, double, row(), 1, skip)
     same(model, double, row(), 1)  # and it is forgotten
-    for _ in range(followers.WASTED):
+    for _ in range(_followers.WASTED):
         assert not caplog.text
         same(model, double, row(), 1, skip)
     assert "what follows a, b is applied to each from now on: 8" in caplog.text
@@ -595,10 +595,10 @@ def own_forward():
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_cannot_follow(reason):
     modules = REFUSED[reason]()
-    assert reason in followers.refusal(modules)
+    assert reason in _followers.refusal(modules)
     with pytest.raises(FusionError, match="modules: expected"):
-        followers.route(None, modules)
-    assert followers.follower_of(modules[0]) is None
+        _followers.route(None, modules)
+    assert _followers.follower_of(modules[0]) is None
 
 
 def test_release():
@@ -607,11 +607,11 @@ def test_release():
     assert not any("forward" in vars(module) for module in separate.modules())
     same(model, separate, row(), 2)
     same(model, double, row(), 1)
-    packed.release(double.a)
-    packed.release(double.b)
+    _packing.release(double.a)
+    _packing.release(double.b)
     same(model, double, row(), 2)
-    followers.release(double.f)
-    followers.release(double.f)
+    _followers.release(double.f)
+    _followers.release(double.f)
     assert "forward" not in vars(double.f)
 
 

@@ -1,4 +1,4 @@
-"""rewrite.py: what a plan says, and what becomes of it."""
+"""planning.py: what a plan says, and what becomes of it."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ from torch import nn
 import hfusion
 from hfusion import FusionError, fuse, models, plan, unfuse
 from hfusion.finding import reading
-from hfusion.fusing import followers, packed, rewrite
+from hfusion.fusing import _followers, _packing, planning
 from hfusion.timing.measure import Disagreement
 
 pytestmark = pytest.mark.usefixtures("in_float64", "as_on_a_gpu")
@@ -176,7 +176,7 @@ def test_one_slope_for_all_would_be_wrong(monkeypatch):
     x = image(1, 3, 4, 5)
     check(fuse(model), model, x)
     monkeypatch.setattr(reading, "repr", lambda activation: "alike", raising=False)
-    monkeypatch.setattr(followers, "refusal", lambda modules: "")
+    monkeypatch.setattr(_followers, "refusal", lambda modules: "")
     (group,) = plan(model).groups
     assert group.followers
     check(fuse(model), model, x)  # each call looks at the settings again
@@ -371,7 +371,7 @@ SINCE = {
     "half": (lambda m: m.a.half(), "dtype differs: layers[a] torch.float16, layers[b] "),
     "one layer": (lambda m: setattr(m, "b", m.a), "layers[a] and layers[b] share a "),
     "parametrised": (parametrised, "type of layers[a] was ParametrizedConv2d; "),
-    "fused": (lambda m: packed.route([m.a, m.b], "ab"), ""),
+    "fused": (lambda m: _packing.route([m.a, m.b], "ab"), ""),
 }
 
 
@@ -566,7 +566,7 @@ SHORT = {
 
 @pytest.mark.parametrize("short", SHORT)
 def test_what_paths_have_in_common_is_written_once(short):
-    assert rewrite._short(SHORT[short]) == short
+    assert planning._short(SHORT[short]) == short
 
 
 def test_a_table_without_siblings():

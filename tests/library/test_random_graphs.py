@@ -29,7 +29,7 @@ from torch import nn
 
 import hfusion
 from hfusion.finding import aliasing, reading, running
-from hfusion.fusing import checks, lowering, packed, siblings
+from hfusion.fusing import _checks, _packing, lowering, siblings
 from hfusion.stacking import embedding, layers, placing
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
@@ -322,7 +322,7 @@ def check_kept(model, fused):
 
 
 def groups_of(network):
-    members = [packed.member_of(module) for module in network.modules()]
+    members = [_packing.member_of(module) for module in network.modules()]
     return {member.group for member in members if member}
 
 
@@ -558,7 +558,7 @@ def although_written_to(self, index, x, mode):
 
 
 def of_any_input(self, x):
-    self._version, self._place = x._version, checks._place(x)
+    self._version, self._place = x._version, _checks._place(x)
     return True
 
 
@@ -586,15 +586,15 @@ def rows_shuffled(weights, biases):
     return nn.Parameter(weight.detach().roll(1, 0), weight.requires_grad), bias
 
 
-take = checks.Round.take
-product, common = packed.Group._product, embedding.common
+take = _checks.Round.take
+product, common = _packing.Group._product, embedding.common
 stack_parameters = layers.stack_parameters
 MISTAKES = {
-    "writes to the input": (checks.Round, "take", although_written_to),
-    "another input": (checks.Round, "of", of_any_input),
-    "weights replaced": (checks.Row, "same", lambda row: True),
-    "gradients forgotten": (packed.Group, "_learns", lambda group, x: False),
-    "parts of a product rolled": (packed.Group, "_product", rolled),
+    "writes to the input": (_checks.Round, "take", although_written_to),
+    "another input": (_checks.Round, "of", of_any_input),
+    "weights replaced": (_checks.Row, "same", lambda row: True),
+    "gradients forgotten": (_packing.Group, "_learns", lambda group, x: False),
+    "parts of a product rolled": (_packing.Group, "_product", rolled),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
     "no run asks for layout": (running.Run, "asking", lambda self, groups: {}),
     "lowered: no writes known": (aliasing, "written", lambda node, modules: []),

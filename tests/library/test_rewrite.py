@@ -1,4 +1,4 @@
-"""siblings.py, reading.py and packed.py: which layers are fused, which are not, and why."""
+"""siblings.py, reading.py, _packing.py: which layers are fused, which not, and why."""
 
 import copy
 import operator
@@ -41,7 +41,7 @@ from torch.nn.utils import parametrizations, prune
 
 from hfusion import FusionError, fuse, models, plan, unfuse
 from hfusion.finding import aliasing, reading
-from hfusion.fusing import checks, packed, siblings
+from hfusion.fusing import _checks, _packing, siblings
 from hfusion.stacking import layers
 from hfusion.timing.measure import Disagreement
 
@@ -304,7 +304,7 @@ def test_a_form_with_the_weights_of_another_would_be_seen():
 def test_the_parts_in_another_order_would_be_seen():
     model, x = net(ab, a=conv(4), b=conv(4)), image()
     fused = fuse(model)
-    members = [packed.member_of(layer) for layer in (fused.a, fused.b)]
+    members = [_packing.member_of(layer) for layer in (fused.a, fused.b)]
     split = members[0].group._begin
 
     def swapped(x, mode, here):
@@ -864,7 +864,7 @@ def test_an_input_changed_between_siblings(make, called, monkeypatch):
     check(fused, model, x, rounds_each=0)
     # The part that is left over is the answer for the input as it was.
     (group,) = groups_of(fused)
-    monkeypatch.setattr(checks.Round, "take", lambda turn, i, x, mode: turn.parts[i])
+    monkeypatch.setattr(_checks.Round, "take", lambda turn, i, x, mode: turn.parts[i])
     with pytest.raises(Disagreement, match="entries differ"):
         check_same(together(fused, x), together(model, x), 1e-6)
 

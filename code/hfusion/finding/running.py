@@ -9,7 +9,7 @@ through both. Each layer notes what it is called with:
     o        tensor 9, v. 0   tensor 33, v. 0   nobody's sibling
 
 A run is one example: another input may go another way. So nothing that is found here is
-relied on; `packed` looks again at each call. A second run hands on strided parts, as the
+relied on; `fusing` looks again at each call. A second run hands on strided parts, as the
 fused model will, and notes who cannot read them.
 """
 

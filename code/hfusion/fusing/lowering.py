@@ -19,7 +19,7 @@ from ..errors import FusionError
 from ..finding import reading
 from ..finding.reading import Reading
 from ..stacking import layers
-from .rewrite import FusionPlan
+from .planning import FusionPlan
 
 
 def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:

@@ -105,7 +105,7 @@ GEOMETRY += ("padding_mode", "dilation")
 # … and what of it may differ if a smaller window is embedded in a larger one.
 WINDOW = ("kernel_size", "padding", "dilation", "size of weight", "strides of weight")
 
-# … and what a layer may keep where its weight lies beside others' (see `packed`).
+# … and what a layer may keep where its weight lies beside others' (see `fusing`).
 KEPT = ("hooks", "requires_grad of weight", "requires_grad of bias")
 KEPT += ("requires_grad of output", "training")
 

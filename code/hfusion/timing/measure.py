@@ -194,7 +194,7 @@ def computes(operator):
 
 
 class _Operators(TorchDispatchMode):
-    only_counts = True  # so that siblings compute together meanwhile, see `packed`
+    only_counts = True  # so that siblings compute together meanwhile, see `fusing`
 
     def __init__(self):
         super().__init__()

@@ -11,7 +11,7 @@ from torch import nn
 
 from hfusion import models
 from hfusion.fusing.lowering import lower
-from hfusion.fusing.rewrite import plan
+from hfusion.fusing.planning import plan
 
 from ..recording import Race
 from . import peers, rungs

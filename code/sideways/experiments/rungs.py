@@ -16,7 +16,7 @@ from torch import nn
 from hfusion import models
 from hfusion.folding.fold import fold_batchnorm
 from hfusion.fusing.lowering import lower
-from hfusion.fusing.rewrite import plan
+from hfusion.fusing.planning import plan
 from hfusion.stacking import layers
 from hfusion.timing import measure
 from hfusion.timing.eager import FORMATS

@@ -6,7 +6,7 @@
                                       or refused, and the reason
 
 A plan changes nothing and can be printed; `apply` makes a copy of the model whose siblings
-lie side by side in memory (`packed`). Which layers are siblings, and what speaks against
+lie side by side in memory (`_packing`). Which layers are siblings, and what speaks against
 fusing them, is decided in `siblings`.
 """
 
@@ -28,7 +28,7 @@ from ..finding._aside import double
 from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
 from ..stacking import layers
-from . import followers, packed, siblings
+from . import _followers, _packing, siblings
 
 logger = logging.getLogger("hfusion")
 
@@ -226,7 +226,7 @@ class FusionPlan:
         either (through `.data` or NumPy), and a change of precision there, such as TF32.
         On a path that was not planned, a reader may count on a part without gaps: `.view`
         fails, and after `reshape` or `contiguous`, which copy, a later write to one is none
-        to the other. `packed` names the rest.
+        to the other. `_packing` names the rest.
 
         Exact equality is not promised: a matrix product of another size may add in another
         order. Each output then differs by rounding, for one layer by at most
@@ -242,10 +242,10 @@ class FusionPlan:
             reasons.append(layers.refusal(members, embed, layers.KEPT))
             if reason := next(filter(None, reasons), ""):
                 raise FusionError(f"model has changed since it was planned: {reason}")
-            side_by_side = packed.route([*members.values()], group.members, group.dense)
+            side_by_side = _packing.route([*members.values()], group.members, group.dense)
             if group.followers:
                 after = siblings.layers_at(fused, group.followers).values()
-                followers.route(side_by_side, [*after], group.hoist)
+                _followers.route(side_by_side, [*after], group.hoist)
         return fused
 
 
@@ -254,15 +254,17 @@ def unfuse(fused: nn.Module) -> nn.Module:
 
     fused: what `fuse` or `FusionPlan.apply` made. Raises FusionError for anything else.
     """
-    if not isinstance(fused, nn.Module) or not any(map(packed.member_of, fused.modules())):
+    if not isinstance(fused, nn.Module) or not any(
+        map(_packing.member_of, fused.modules())
+    ):
         raise FusionError(
             f"fused was a {type(fused).__name__} without fused layers; what fuse() "
             "returned fits"
         )
     apart = double(fused)
     for layer in apart.modules():
-        packed.release(layer)
-        followers.release(layer)
+        _packing.release(layer)
+        _followers.release(layer)
     return apart
 
 

@@ -5,14 +5,14 @@ import warnings
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from test_packed import BETWEEN, MOVES, conv, group, pair, parameter, same
+from test_packing import BETWEEN, MOVES, conv, group, pair, parameter, same
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfusion.fusing import checks
+from hfusion.fusing import _checks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -86,7 +86,7 @@ def test_modes_that_watch():
 
 
 def test_inference_mode_says_that_it_computes_separately_once(caplog):
-    checks._say_so.cache_clear()
+    _checks._say_so.cache_clear()
     model, fused, x = pair()
     with torch.inference_mode():
         same(model, fused, x, x, rounds=0)

@@ -17,7 +17,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..stacking import layers, placing
-from . import operators
+from . import _operators
 
 logger = logging.getLogger("hfusion")
 
@@ -71,7 +71,7 @@ class Row:
 
     def first(self):
         """The same, of the first member in a round: its class is as torch made it, too."""
-        return operators.as_torch_made_it(self._kind) and self.same()
+        return _operators.as_torch_made_it(self._kind) and self.same()
 
 
 def _place(tensor):
@@ -133,7 +133,7 @@ def mode(device):
     if torch.is_inference_mode_enabled():
         _say_so()
         return None
-    if operators.differentiates() or torch._C._is_tracing() or _watched():
+    if _operators.differentiates() or torch._C._is_tracing() or _watched():
         return None
     kind, cast = device.type, torch._C._is_any_autocast_enabled()  # mostly it is not
     cast = cast and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
@@ -179,7 +179,7 @@ def unmovable(name, layer):
     """Why a layer's numbers must stay where they are, in words; "" if they may move."""
     if "forward" in vars(layer) and not layers.ours(layer, "forward"):
         return f"{name} has a forward of its own"
-    if not operators.as_torch_made_it(type(layer)):
+    if not _operators.as_torch_made_it(type(layer)):
         return f"{name} is a {type(layer).__name__} with another forward"
     for p in layer.parameters():
         # Such as the weights that torchao or FSDP put in their place.

@@ -30,7 +30,7 @@ from ..finding import running
 from ..finding._aside import undisturbed
 from ..timing.measure import graphed, time_arms, wall
 from ..timing.summary import quartiles
-from .arms import arms, inputs_like, together
+from ._variants import arms, inputs_like, together
 from .siblings import Group
 
 CHANCE = 0.05  # so often, at most, what is no faster is taken to be

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hfusion
-from hfusion.fusing import packed
+from hfusion.fusing import _packing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -53,7 +53,7 @@ def pair(make=linear, learns=False):
 
 
 def group(fused):
-    return packed.member_of(fused.a).group
+    return _packing.member_of(fused.a).group
 
 
 def same(model, fused, *inputs, rounds=None, tolerance=1e-5):
@@ -354,14 +354,14 @@ def test_without_memory_for_it_weights_stay_where_they_are(monkeypatch, caplog):
     model, fused, x = pair()
     for each in (model, fused):
         each.double()
-    monkeypatch.setattr(packed.placing, "room", full)
-    same(model, fused, *[x.double()] * packed.WASTED, rounds=0)
+    monkeypatch.setattr(_packing.placing, "room", full)
+    same(model, fused, *[x.double()] * _packing.WASTED, rounds=0)
     assert "cannot be moved: no memory left" in caplog.text
 
 
 def test_weights_do_not_move_while_another_thread_computes_with_them(monkeypatch):
     """2026-11-30: it read memory that was freed, one call of 400 in a loop."""
-    monkeypatch.setattr(packed, "PATIENCE", 2)
+    monkeypatch.setattr(_packing, "PATIENCE", 2)
     model, fused, x = pair()
     for each in (model, fused):
         state = {key: value * 2 for key, value in each.state_dict().items()}
@@ -389,7 +389,7 @@ def test_threads_wait_while_weights_move():
 def test_a_thread_that_moves_a_weight_while_it_is_packed(monkeypatch):
     """Its new place is not the one that the product reads."""
     model, fused, x = pair()
-    whole_bias = packed.placing.whole_bias
+    whole_bias = _packing.placing.whole_bias
 
     def meanwhile(*given):
         set_data(fused.b.weight, torch.clone)
@@ -398,7 +398,7 @@ def test_a_thread_that_moves_a_weight_while_it_is_packed(monkeypatch):
     for each in (model, fused):
         each.double()
     with monkeypatch.context() as patch:
-        patch.setattr(packed.placing, "whole_bias", meanwhile)
+        patch.setattr(_packing.placing, "whole_bias", meanwhile)
         same(model, fused, x.double())
     for each in (model, fused):
         each.b.weight.mul_(2)
@@ -413,7 +413,7 @@ def test_memory_that_others_know_stays_where_it_is(caplog):
     same(model, fused, x, rounds=0)
     for value in state.values():
         value.mul_(3)
-    same(model, fused, *[x] * packed.WASTED, rounds=0)
+    same(model, fused, *[x] * _packing.WASTED, rounds=0)
     assert "the memory of" in caplog.text
 
 
@@ -485,7 +485,7 @@ def test_an_unfinished_round_goes_with_its_input():
 
 def test_groups_that_keep_missing_switch_themselves_off(caplog):
     model, fused, x = pair()
-    for _ in range(packed.WASTED):
+    for _ in range(_packing.WASTED):
         fused.a(x)
     assert not caplog.text
     fused.a(x)
@@ -495,7 +495,7 @@ def test_groups_that_keep_missing_switch_themselves_off(caplog):
 
 def test_groups_whose_weights_keep_moving_switch_themselves_off(caplog):
     model, fused, x = pair()
-    for _ in range(packed.PACKED_AGAIN - 1):
+    for _ in range(_packing.PACKED_AGAIN - 1):
         fused.b.weight.data = fused.b.weight.data.clone()
         same(model, fused, x, x, rounds=1)  # the first call notices, the second packs
     assert not group(fused).off
@@ -503,9 +503,9 @@ def test_groups_whose_weights_keep_moving_switch_themselves_off(caplog):
     same(model, fused, x, x, rounds=0)
     assert "their weights keep moving in memory" in caplog.text
     _, fused, _ = pair()
-    for _ in range(packed.PACKED_AGAIN + 1):
+    for _ in range(_packing.PACKED_AGAIN + 1):
         fused.b.weight.data = fused.b.weight.data.clone()
-        same(model, fused, *[x] * (1 + packed.SETTLED), rounds=packed.SETTLED)
+        same(model, fused, *[x] * (1 + _packing.SETTLED), rounds=_packing.SETTLED)
     assert not group(fused).off
 
 
@@ -574,8 +574,8 @@ def test_threads():
 def test_for_data_parallel_a_replica_is_on_its_own():
     _, fused, _ = pair()
     replica = fused.a._replicate_for_data_parallel()
-    assert not {*packed._ROUTED} & {*vars(replica)}
-    assert packed.member_of(fused.a)
+    assert not {*_packing._ROUTED} & {*vars(replica)}
+    assert _packing.member_of(fused.a)
 
 
 class Aliased(Net):
@@ -592,7 +592,7 @@ def test_one_row_in_one_piece_has_the_strides_of_a_tensor_of_its_own(make):
     template, x = make()
     model = Aliased(lambda: copy.deepcopy(template.a)).eval().requires_grad_(False)
     fused = copy.deepcopy(model)
-    packed.route([fused.a, fused.b], "ab")
+    _packing.route([fused.a, fused.b], "ab")
     same(model, fused, x[:1], rounds=1)
     with torch.no_grad():
         parts, wanted = fused(x[:1]), model(x[:1])

@@ -18,7 +18,7 @@ import torch
 
 from ..errors import FusionError
 from ..stacking import layers, placing
-from . import checks
+from . import _checks
 
 logger = logging.getLogger("hfusion")
 
@@ -30,7 +30,7 @@ _SETTINGS = {kind: tuple(getattr(kind, "__constants__", ())) for kind in FORWARD
 def route(group, modules, hoist=False):
     """Let the activations that follow a group's members be applied at once, in place.
 
-    group: a `packed.Group`. modules: the activation after each member, in order, perhaps
+    group: a `_packing.Group`. modules: the activation after each member, in order, perhaps
     one module several times. hoist: also where the parts have gaps in memory; then the
     results have gaps too, and `.view` may fail. Raises FusionError, see `refusal`.
     """
@@ -79,7 +79,7 @@ def _key(module):
 class Follower:
     """An activation's `forward`, whichever groups it follows: the tensor knows that."""
 
-    routes = True  # see `packed.Member`
+    routes = True  # see `_packing.Member`
 
     def __init__(self, module):
         self._module = weakref.ref(module)
@@ -141,7 +141,7 @@ class _Whole:
         """Remember, in this thread, whose part a tensor is, as long as it lives."""
         mark = _Mark(part, _forget)
         mark.whole, mark.index, mark.key, mark.marks = self, index, id(part), _here.marks
-        mark.was = part._version, checks._place(part)
+        mark.was = part._version, _checks._place(part)
         mark.marks[mark.key] = mark
 
     def end(self):
@@ -166,12 +166,12 @@ class _Mark(weakref.ref):
     def take(self, part, module):
         """The part's result, once; None if anything is not as it was."""
         whole, index = self.whole, self.index
-        if (part._version, checks._place(part)) != self.was or part.requires_grad:
+        if (part._version, _checks._place(part)) != self.was or part.requires_grad:
             return None
         kind = type(module)
         if _key(module) != whole.then.key or kind.forward is not FORWARD[kind]:
             return None
-        if checks.mode(whole.group.device) != whole.mode:
+        if _checks.mode(whole.group.device) != whole.mode:
             return None
         if whole.results is None and not whole.compute(module):
             return None

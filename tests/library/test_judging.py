@@ -12,7 +12,7 @@ from torch import nn
 
 import hfusion
 from hfusion import FusionError, plan
-from hfusion.fusing import accept, checks, packed
+from hfusion.fusing import _checks, _packing, judging
 from hfusion.timing import summary
 from hfusion.timing.measure import Disagreement, agree, count_launches
 
@@ -61,7 +61,7 @@ def clock(monkeypatch):
         clock.now += seconds
 
     made_up = SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
-    monkeypatch.setattr(accept, "time", made_up)
+    monkeypatch.setattr(judging, "time", made_up)
     return clock
 
 
@@ -77,7 +77,7 @@ def raced(monkeypatch, clock):
         clock.now += clock.takes
         return {"separate": [gain] * 3, "fused": [1.0] * 3}
 
-    monkeypatch.setattr(accept, "time_arms", time_arms)
+    monkeypatch.setattr(judging, "time_arms", time_arms)
     return raced
 
 
@@ -94,18 +94,18 @@ def counted(call):
 
 
 def test_all_bursts_but_one_of_eight():
-    assert accept.verdict([1.1] * 8, 1.02) is True
-    assert accept.verdict([1.1] * 7 + [0.1], 1.02) is True
-    assert accept.verdict([1.1] * 6 + [1.02, 9], 1.02) is True
-    assert accept.verdict([1.1] * 6 + [1.02] * 2, 1.02).startswith("undecided: 1.10 times")
-    assert accept.verdict([1.1] * 2 + [1.0] * 6, 1.02).startswith("undecided: 1.00 times")
-    assert accept.verdict([1.1] + [1.0] * 7, 1.02).startswith("not faster: 1.00 times")
+    assert judging.verdict([1.1] * 8, 1.02) is True
+    assert judging.verdict([1.1] * 7 + [0.1], 1.02) is True
+    assert judging.verdict([1.1] * 6 + [1.02, 9], 1.02) is True
+    assert judging.verdict([1.1] * 6 + [1.02] * 2, 1.02).startswith("undecided: 1.10 times")
+    assert judging.verdict([1.1] * 2 + [1.0] * 6, 1.02).startswith("undecided: 1.00 times")
+    assert judging.verdict([1.1] + [1.0] * 7, 1.02).startswith("not faster: 1.00 times")
 
 
 @pytest.mark.parametrize("bursts", range(5, 30))
 def test_a_coin_passes_the_rule_rarely(bursts):
     """Counted out: of all 2**bursts outcomes of fair coins, or of many at random."""
-    misses = accept.allowed(bursts)
+    misses = judging.allowed(bursts)
     rng = np.random.default_rng(bursts)
     heads = rng.binomial(bursts, 0.5, 400_000)
     assert (heads >= bursts - misses).mean() <= 0.05 + 0.002
@@ -123,14 +123,16 @@ def simulated(rng, gain, slow=0.03, noise=0.1, busy=0.3, bursts=8, rounds=25):
         interrupted = rng.random((rounds, 2)) < busy
         times *= np.where(interrupted, rng.uniform(2, 10, (rounds, 2)), 1)
         samples = {"separate": list(gain * times[:, 0]), "fused": list(times[:, 1])}
-        gains.append(accept.gain_of(samples))
+        gains.append(judging.gain_of(samples))
     return gains
 
 
 def accepted(gain, times=1000, **machine):
     """In which share of simulated judgements a group is accepted."""
     rng = np.random.default_rng(0)
-    verdicts = [accept.verdict(simulated(rng, gain, **machine), 1.02) for _ in range(times)]
+    verdicts = [
+        judging.verdict(simulated(rng, gain, **machine), 1.02) for _ in range(times)
+    ]
     return sum(answer is True for answer in verdicts) / times
 
 
@@ -163,18 +165,18 @@ def test_where_half_of_the_turns_are_interrupted_a_median_says_less():
         times = 1 + 0.1 * rng.standard_exponential((25, 2))
         times *= np.where(rng.random((25, 2)) < 0.5, rng.uniform(2, 10, (25, 2)), 1)
         samples = {"separate": list(1.1 * times[:, 0]), "fused": list(times[:, 1])}
-        right["quartile"] += 1.02 < accept.gain_of(samples) < 1.25
+        right["quartile"] += 1.02 < judging.gain_of(samples) < 1.25
         right["median"] += 1.02 < summary.gains(samples, "separate")["fused"][1] < 1.25
     assert right["quartile"] > 850 > 700 > right["median"]
 
 
 def test_a_burst_of_something_slow_ends_early_but_not_before_three_rounds(clock):
-    late = accept._late()
+    late = judging._late()
     assert not any(late() for _ in range(2 + 2 * 3))
     assert not late()
     clock.now += 0.6
     assert late()
-    late = accept._late()
+    late = judging._late()
     clock.now += 60
     assert [late() for _ in range(9)] == [False] * 8 + [True]
 
@@ -204,13 +206,13 @@ def test_what_is_above_the_margin_is_accepted(raced, gain, margin, fused):
 def test_bursts_of_all_groups_take_turns_and_are_apart_in_time(raced, clock):
     raced.gain = lambda number: [2.0, 0.5][number % 2]  # of the first group, of the second
     begun = []
-    raced_by = accept.time_arms
+    raced_by = judging.time_arms
 
     def noted(arms, *args, **kwargs):
         begun.append((clock.now, arms["fused"]()[0][0].shape[-1]))
         return raced_by(arms, *args, **kwargs)
 
-    accept.time_arms = noted
+    judging.time_arms = noted
     first, second = judged(Two(), torch.zeros(2, 3), bursts=6, apart=3).groups
     assert (first.fused, second.fused) == (True, False)
     assert [width for _, width in begun] == [4, 6] * 6
@@ -241,10 +243,10 @@ def test_options_are_passed_on(raced):
 
 def test_a_turn_ends_early_where_a_call_takes_long(monkeypatch):
     asked = []
-    monkeypatch.setattr(accept, "wall", lambda call, calls, _: asked.append(calls) or call)
-    assert accept._watch(10.0, 10, "cpu") == 10
-    assert accept._watch(100.0, 10, "cpu") == 100
-    assert accept._watch(5000.0, 10, "cpu") == 5000
+    monkeypatch.setattr(judging, "wall", lambda call, calls, _: asked.append(calls) or call)
+    assert judging._watch(10.0, 10, "cpu") == 10
+    assert judging._watch(100.0, 10, "cpu") == 100
+    assert judging._watch(5000.0, 10, "cpu") == 5000
     assert asked == [1, 9, 1, 2, 1]
 
 
@@ -393,7 +395,7 @@ def test_a_group_that_the_inputs_do_not_reach_is_refused(raced, x):
 
 
 def test_a_group_that_does_not_compute_together_is_no_race(raced, monkeypatch):
-    monkeypatch.setattr(checks, "plain", lambda x: False)
+    monkeypatch.setattr(_checks, "plain", lambda x: False)
     (group,) = judged(Convs(), torch.zeros(1, 3, 2, 2)).groups
     assert group.reason == "a, b do not compute together here"
     assert raced.races == []
@@ -404,14 +406,14 @@ def test_a_group_that_does_not_compute_together_is_no_race(raced, monkeypatch):
 def test_siblings_that_compute_something_wrong_are_never_timed(
     raced, monkeypatch, factor, by_running
 ):
-    right = packed.Group._product
+    right = _packing.Group._product
 
     def wrong(*given):
         y = right(*given)
         y[:, -1] *= factor
         return y
 
-    monkeypatch.setattr(packed.Group, "_product", wrong)
+    monkeypatch.setattr(_packing.Group, "_product", wrong)
     with pytest.raises(Disagreement, match="entries differ"):
         judged(Convs(), torch.zeros(2, 3, 4, 4), by_running)
     assert raced.races == []
@@ -438,7 +440,7 @@ def whole(monkeypatch, gain, model=None, by_running=True, **options):
         times = gain(sum(e for e, _ in raced) - 1) if end_to_end else 1.5
         return {"separate": [times], "fused": [1.0]}
 
-    monkeypatch.setattr(accept, "time_arms", time_arms)
+    monkeypatch.setattr(judging, "time_arms", time_arms)
     x = torch.zeros(2, 3)
     judge = hfusion.faster(x, **options)
     found = plan(model or Two(), x if by_running else None, accept=judge)
@@ -468,7 +470,7 @@ def test_where_it_is_not_all_groups_are_left_alone(monkeypatch, gain, word):
         assert not group.fused
         assert group.reason.startswith(f"the whole model: {word} times as fast (8 bursts")
     assert found.apply().a.forward.__self__ is not None
-    assert not any(map(packed.member_of, found.apply().modules()))
+    assert not any(map(_packing.member_of, found.apply().modules()))
 
 
 def test_the_whole_is_raced_with_what_was_accepted_and_against_the_model(monkeypatch):
@@ -507,9 +509,9 @@ def test_a_model_in_training_is_left_alone(monkeypatch):
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     chance = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     run = lambda arms: [arm() for arm in arms.values()]
-    race = accept.time_arms
+    race = judging.time_arms
     monkeypatch.setattr(
-        accept, "time_arms", lambda arms, *_, **__: run(arms) and race(arms)
+        judging, "time_arms", lambda arms, *_, **__: run(arms) and race(arms)
     )
     found, raced = whole(monkeypatch, lambda burst: 2, model)
     assert all(group.fused for group in found.groups)
@@ -536,7 +538,7 @@ def test_inputs_that_the_model_writes_to_are_copied(monkeypatch):
             arm()
         return {"separate": [2], "fused": [1]}
 
-    monkeypatch.setattr(accept, "time_arms", time_arms)
+    monkeypatch.setattr(judging, "time_arms", time_arms)
     assert plan(Writes(), x, accept=hfusion.faster(x)).groups[0].fused
     agree(x, torch.zeros(2, 3))
 
@@ -575,7 +577,7 @@ def test_wrong_inputs(inputs):
 
 
 def test_it_is_where_it_was():
-    assert hfusion.faster is accept.faster
+    assert hfusion.faster is judging.faster
 
 
 def test_elsewhere_than_on_cuda_there_is_no_graph(raced):
@@ -587,8 +589,8 @@ def test_elsewhere_than_on_cuda_there_is_no_graph(raced):
 
 def test_what_is_deployed_as_a_graph_is_raced_as_one(monkeypatch):
     graphs = []
-    monkeypatch.setattr(accept, "graphed", lambda fn: graphs.append(fn) or fn)
-    made = accept._as_graphs(
+    monkeypatch.setattr(judging, "graphed", lambda fn: graphs.append(fn) or fn)
+    made = judging._as_graphs(
         {"a": lambda: {"y": [torch.ones(1)], "n": 2}}, torch.device("cuda")
     )
     assert list(made.values()) == graphs
@@ -678,7 +680,7 @@ def test_wrong_answers_of_a_judge(answer):
 
 def test_a_real_race_from_end_to_end(monkeypatch):
     """Nothing is said here about how fast anything is."""
-    monkeypatch.setattr(accept, "time", time)
+    monkeypatch.setattr(judging, "time", time)
     x = torch.zeros(2, 3)
     options = {"bursts": 5, "rounds": 1, "calls": 1, "apart": 0}
     refused = judged(Two(), x, margin=1e9, **options)

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..stacking import embedding, layers, placing
-from . import checks, operators
+from . import _checks, _operators
 
 logger = logging.getLogger("hfusion")
 
@@ -209,9 +209,9 @@ class Group:
         if index == 0 and here.turn is not None:
             self._waste(here)
         turn = here.turn
-        if self.off or not (checks.plain(x) if index == 0 else turn and turn.of(x)):
+        if self.off or not (_checks.plain(x) if index == 0 else turn and turn.of(x)):
             return None
-        mode = checks.mode(self.device)
+        mode = _checks.mode(self.device)
         if mode is None:
             return None
         if mode[0] and self._learns(x):
@@ -270,7 +270,7 @@ class Group:
         for index in self.dense:
             parts[index] = placing.dense(parts[index], y)
         first, parts[0] = parts[0], None
-        here.turn = checks.Round(x, mode, rows, counts, parts, whole)
+        here.turn = _checks.Round(x, mode, rows, counts, parts, whole)
         if whole is not None:
             whole.mark(0, first)
         return first
@@ -307,7 +307,7 @@ class Group:
             return F.linear(x, weight, bias)
         if self.window is not None:
             by = self.window.padding, self.window.dilation
-            return operators.CONVOLUTIONS[weight.ndim](x, weight, bias, first.stride, *by)
+            return _operators.CONVOLUTIONS[weight.ndim](x, weight, bias, first.stride, *by)
         return type(first)._conv_forward(first, x, weight, bias)
 
     def _waste(self, here):
@@ -377,7 +377,7 @@ class Group:
             _part(members)
             self._switch_off("one of them is gone")
             return False
-        if not fresh and checks.shared(*members):
+        if not fresh and _checks.shared(*members):
             self._in_vain("other tensors share the memory of their weights")
             return False
         if reason := self._unfit(members):
@@ -388,7 +388,7 @@ class Group:
             bias = placing.whole_bias([m.bias for m in members], self.sizes, whole)
         own = [None] * len(places) if bias is None else bias.split(self.sizes)
         self.device, self._gaps = whole.device, self.window is not None
-        self._together = [*map(checks.Row, members, places, own)], whole, bias
+        self._together = [*map(_checks.Row, members, places, own)], whole, bias
         self._biased = tuple(m.bias is not None for m in members)
         self._packed, self._settled = self._packed + 1, 0
         return True
@@ -409,7 +409,7 @@ class Group:
         named = dict(zip(self.names, members, strict=True))
         # First of all: whoever reads a parametrised weight may change it.
         if reason := next(
-            filter(None, itertools.starmap(checks.unmovable, named.items())), ""
+            filter(None, itertools.starmap(_checks.unmovable, named.items())), ""
         ):
             return reason
         if tuple(len(layer.weight) for layer in members) != self.sizes:
@@ -431,7 +431,7 @@ class Group:
         layers = [reference() for reference in self._layers]
         if self.off or self._apart or self.dense or self.window:
             return None
-        if not operators.traceable(layers, self.sizes, x):
+        if not _operators.traceable(layers, self.sizes, x):
             return None
         if torch.is_grad_enabled() and self._learns(x):
             return None
@@ -451,12 +451,12 @@ class Group:
                 weights,
                 biases,
                 *whole,
-                *operators.settings_of(layers[0]),
+                *_operators.settings_of(layers[0]),
             )
             turn = tensors, written, list(y.split(self.sizes, self.dim))
         elif turn is None:
             return None
-        elif index == 0 or not operators.still(turn, tensors, written):
+        elif index == 0 or not _operators.still(turn, tensors, written):
             self._apart = True
             return None
         part, turn[2][index] = turn[2][index], None
@@ -490,7 +490,7 @@ def _part(members):
     for layer in filter(None, members):
         if (
             member_of(layer)
-            and not checks.shared(layer)
-            and not checks.unmovable("", layer)
+            and not _checks.shared(layer)
+            and not _checks.unmovable("", layer)
         ):
             release(layer)
