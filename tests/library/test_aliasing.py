@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from hfusion.finding import aliasing
+from hfusion.finding import _names, aliasing
 from hfusion.finding.aliasing import Memory
 from hfusion.stacking import layers
 
@@ -287,7 +287,7 @@ def test_results_that_torch_calls_new_are_new():
         "stack": lambda: torch.stack([x]),
         "layer_norm": lambda: F.layer_norm(x, (8,)),
     }
-    assert set(calls) <= aliasing.NEW
+    assert set(calls) <= _names.NEW
     for name, call in calls.items():
         for mode in (torch.no_grad, torch.enable_grad):
             with mode():
@@ -416,7 +416,7 @@ def test_the_modes_are_what_torch_calls_them():
         torch.amp.autocast_mode._enter_autocast,
         torch.amp.autocast_mode._exit_autocast,
     ]
-    assert {function.__name__ for function in functions} == aliasing.MODES
+    assert {function.__name__ for function in functions} == _names.MODES
 
 
 # Layout.

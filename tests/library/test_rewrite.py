@@ -40,7 +40,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrizations, prune
 
 from hfusion import FusionError, fuse, models, plan, unfuse
-from hfusion.finding import aliasing, reading
+from hfusion.finding import _names, aliasing, reading
 from hfusion.fusing import _checks, _packing, siblings
 from hfusion.stacking import layers
 from hfusion.timing.measure import Disagreement
@@ -955,7 +955,7 @@ def test_a_mode_switched_between_siblings(name, monkeypatch):
         return [(y.dtype, y.requires_grad, y.tolist()) for y in call(model, x)]
 
     assert look(fuse(model)) == look(model)
-    monkeypatch.setattr(aliasing, "MODES", frozenset())
+    monkeypatch.setattr(_names, "MODES", frozenset())
     fused = fuse(model)
     assert look(fused) == look(model)
     with torch.no_grad():

@@ -27,14 +27,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import FusionError
 from ..stacking import layers, placing
-from . import aliasing
+from . import _names
 from ._aside import double, undisturbed
 from .calls import Call, Calls, Followers
 
 # Who asks how memory is laid out: they get a contiguous part …
-_ASKS = aliasing.LAYOUT | {"is_contiguous"}
+_ASKS = _names.LAYOUT | {"is_contiguous"}
 # … but not where these share the part's memory: the others copy, or fail.
-_TRIES = aliasing.MAY_COPY | {"view_as_complex"}
+_TRIES = _names.MAY_COPY | {"view_as_complex"}
 
 
 class Run(Calls):
