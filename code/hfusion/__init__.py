@@ -15,7 +15,7 @@ Or a whole network, which stays itself: same class, same weights at the same pat
 ('GoogLeNet', (57, 39))
 
 The modules, in the order in which the book needs them: `algebra` (NumPy), `measure`
-(agree, count, time), `layers` (the stacked layer), `models` (Inception, GoogLeNet);
+(agree, count, time), `stacking` (the stacked layer), `models` (Inception, GoogLeNet);
 then whole networks: `calls` (who reads what: read from a graph by `reading`, with
 `aliasing`, or seen in a run by `running`), `siblings` (judged), `planning`
 (plan, fuse, unfuse), `_packing` (what a fused model does at a call, with `placing`,
@@ -28,17 +28,16 @@ draw. What needs matplotlib or Triton is imported by name, so that
 `import hfusion` needs neither.
 """
 
-from . import algebra, models
+from . import algebra, models, stacking
 from .errors import FusionError
 from .folding.fold import fold_batchnorm
 from .fusing.judging import faster
 from .fusing.lowering import lower
 from .fusing.planning import FusionPlan, fuse, plan, unfuse
 from .fusing.siblings import Group
-from .stacking import layers
-from .stacking.layers import stack
+from .stacking import stack
 from .timing import measure
 
 __version__ = "0.1.0"
 __all__ = ["FusionError", "FusionPlan", "Group", "algebra", "faster", "fold_batchnorm"]
-__all__ += ["fuse", "layers", "lower", "measure", "models", "plan", "stack", "unfuse"]
+__all__ += ["fuse", "lower", "measure", "models", "plan", "stack", "stacking", "unfuse"]

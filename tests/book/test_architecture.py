@@ -102,13 +102,13 @@ def test_a_module_imports_only_what_its_row_allows(module):
     ("module", "source", "wrong"),
     [
         ("hfusion.algebra", "import numpy, torch", {"torch"}),
-        ("hfusion.timing.cost", "from ..stacking import layers", {"hfusion.stacking"}),
+        ("hfusion.timing.cost", "from ..stacking import rules", {"hfusion.stacking"}),
         (
             "hfusion.fusing._packing",
             "from sideways.records import load",
             {"sideways.records"},
         ),
-        ("hfusion.stacking.layers", "import matplotlib.pyplot", {"matplotlib"}),
+        ("hfusion.stacking.rules", "import matplotlib.pyplot", {"matplotlib"}),
     ],
 )
 def test_a_forbidden_import_would_be_seen(module, source, wrong):
@@ -126,7 +126,7 @@ def test_imports_run_in_one_direction():
         for module, path in FILES.items()
     }
     order = [*graphlib.TopologicalSorter(graph).static_order()]  # else raises CycleError
-    assert order.index("hfusion.errors") < order.index("hfusion.stacking.layers")
+    assert order.index("hfusion.errors") < order.index("hfusion.stacking.rules")
 
 
 def test_a_circle_would_be_seen():

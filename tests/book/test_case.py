@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hfusion.stacking import layers
+from hfusion import stacking
 from hfusion.timing import cost
 from sideways import estimates, records, show
 
@@ -367,7 +367,7 @@ class Ways(torch.nn.Module):
     def __init__(self, way):
         super().__init__()
         convs = [torch.nn.Conv2d(192, width, 1) for width in (64, 96, 16)]
-        self.stacked = None if way == "separate" else layers.stack(convs)
+        self.stacked = None if way == "separate" else stacking.stack(convs)
         self.convs = torch.nn.ModuleList(convs)
         self.copies = way == "copied"
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from hfusion import stacking
 from hfusion.finding import _names, aliasing
 from hfusion.finding.aliasing import Memory
-from hfusion.stacking import layers
 
 
 class Built:
@@ -151,7 +151,7 @@ def b():
         hooked=hooked("register_forward_hook"),
         hooked_before=hooked("register_forward_pre_hook"),
         own_forward=own_forward(),
-        stacked=layers.stack([nn.Linear(2, 2), nn.Linear(2, 1)]),
+        stacked=stacking.stack([nn.Linear(2, 2), nn.Linear(2, 1)]),
         dropout=nn.Dropout(),
         conv=nn.Conv2d(3, 2, 1),
         identity=nn.Identity(),

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfusion import models
+from hfusion import models, stacking
 from hfusion.folding.fold import fold_batchnorm
-from hfusion.stacking import layers
 from hfusion.timing import cost
 from hfusion.timing.cost import Ceilings, Kernel
 
@@ -292,7 +291,7 @@ class Stage(torch.nn.Module):
         super().__init__()
         convs = [torch.nn.Conv2d(c_in, size, 1) for size in sizes]
         self.way, self.convs = way, torch.nn.ModuleList(convs)
-        self.stacked = layers.stack(convs)
+        self.stacked = stacking.stack(convs)
 
     def forward(self, x):
         if self.way == "separate":

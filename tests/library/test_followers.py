@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfusion
-from hfusion import FusionError
+from hfusion import FusionError, stacking
 from hfusion.fusing import _followers, _packing
-from hfusion.stacking import layers, placing
+from hfusion.stacking import _memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -407,7 +407,7 @@ def test_a_class_whose_forward_is_replaced(monkeypatch):
     same(model, double, row(), 0)
 
 
-@pytest.mark.parametrize("then", layers.POINTWISE)
+@pytest.mark.parametrize("then", stacking.POINTWISE)
 def test_every_kind(then):
     model, double = pair(then=then)
     with torch.no_grad():
@@ -431,7 +431,7 @@ def test_results_have_no_gaps_unless_they_may(hoist, dense):
         same(model, double, x, times)
         done = double(x)
         if gaps == 2 and x.numel():
-            assert all(placing.is_dense(y) for y in done)
+            assert all(_memory.is_dense(y) for y in done)
     model, double = pair(hoist=hoist)
     same(model, double, torch.randn(3, 4), 1 if hoist else 2)
 

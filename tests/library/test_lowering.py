@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import hfusion
-from hfusion import FusionError, models
+from hfusion import FusionError, models, stacking
 from hfusion.fusing.lowering import lower
-from hfusion.stacking import layers
 from hfusion.timing.measure import agree, count_launches
 
 pytestmark = pytest.mark.usefixtures("in_float64")
@@ -51,7 +50,7 @@ def check(model, x, **options):
 
 def stacked(network):
     """The stacked layers of a network, by path."""
-    return {path: m for path, m in network.named_children() if type(m) is layers.Stacked}
+    return {path: m for path, m in network.named_children() if type(m) is stacking.Stacked}
 
 
 def image(batch=2, channels=3):

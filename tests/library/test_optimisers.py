@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfusion.stacking import layers
+from hfusion import stacking
 
 STEPS = 6
 ALONE = {
@@ -45,7 +45,7 @@ def apart(optimiser, used=lambda step: True, clip=None):
     """The largest difference between separate and stacked training, in float64."""
     torch.manual_seed(2)
     small = [nn.Linear(4, width, bias=False).double() for width in (3, 1, 2)]
-    stacked = layers.stack(small)
+    stacked = stacking.stack(small)
     separate = [linear.weight for linear in small]
     one_by_one = trained(
         lambda x: [linear(x) for linear in small], separate, optimiser, used, clip
@@ -76,7 +76,7 @@ def test_a_branch_outside_the_loss_is_skipped_alone_and_moved_in_a_stack(name):
 
 def test_an_optimisers_state_goes_by_position_and_does_not_load():
     small = [nn.Linear(4, width) for width in (3, 1, 2)]
-    stacked = layers.stack(small)
+    stacked = stacking.stack(small)
     state = torch.optim.Adam([p for linear in small for p in linear.parameters()])
     with pytest.raises(ValueError, match="parameter group"):
         torch.optim.Adam(stacked.parameters()).load_state_dict(state.state_dict())

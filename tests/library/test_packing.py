@@ -354,7 +354,7 @@ def test_without_memory_for_it_weights_stay_where_they_are(monkeypatch, caplog):
     model, fused, x = pair()
     for each in (model, fused):
         each.double()
-    monkeypatch.setattr(_packing.placing, "room", full)
+    monkeypatch.setattr(_packing._memory, "room", full)
     same(model, fused, *[x.double()] * _packing.WASTED, rounds=0)
     assert "cannot be moved: no memory left" in caplog.text
 
@@ -389,7 +389,7 @@ def test_threads_wait_while_weights_move():
 def test_a_thread_that_moves_a_weight_while_it_is_packed(monkeypatch):
     """Its new place is not the one that the product reads."""
     model, fused, x = pair()
-    whole_bias = _packing.placing.whole_bias
+    whole_bias = _packing._memory.whole_bias
 
     def meanwhile(*given):
         set_data(fused.b.weight, torch.clone)
@@ -398,7 +398,7 @@ def test_a_thread_that_moves_a_weight_while_it_is_packed(monkeypatch):
     for each in (model, fused):
         each.double()
     with monkeypatch.context() as patch:
-        patch.setattr(_packing.placing, "whole_bias", meanwhile)
+        patch.setattr(_packing._memory, "whole_bias", meanwhile)
         same(model, fused, x.double())
     for each in (model, fused):
         each.b.weight.mul_(2)

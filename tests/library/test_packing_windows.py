@@ -93,7 +93,7 @@ def test_what_is_not_finite_reaches_its_neighbours(value):
     assert rows == [[i, j] for i in (2, 3, 4) for j in (2, 3, 4)]
     assert torch.allclose(one[1], mine[1], atol=1e-5)  # the other image
     assert "for finite inputs only" in " ".join(hfusion.plan.__doc__.split())
-    assert "reaches its neighbours" in " ".join(hfusion.stacking.embedding.__doc__.split())
+    assert "reaches its neighbours" in " ".join(hfusion.stacking.windows.__doc__.split())
 
 
 OPTIMISERS = {

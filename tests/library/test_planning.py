@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfusion import models, plan
-from hfusion.stacking import placing
+from hfusion.stacking import _memory
 
 SPEC = (4, 8, 6, 8, 3, 8, 4)
 
@@ -19,12 +19,12 @@ class Readers(TorchDispatchMode):
 
     def __init__(self, model):
         super().__init__()
-        self.memory = {placing.memory(p) for p in model.parameters()}
+        self.memory = {_memory.storage(p) for p in model.parameters()}
         self.seen = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = filter(torch.is_tensor, pytree.tree_leaves((args, kwargs)))
-        if any(placing.memory(tensor) in self.memory for tensor in tensors):
+        if any(_memory.storage(tensor) in self.memory for tensor in tensors):
             self.seen[str(function)] += 1
         return function(*args, **kwargs or {})
 

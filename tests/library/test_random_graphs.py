@@ -28,9 +28,11 @@ from drawn import FAILS, Draw, network_of
 from torch import nn
 
 import hfusion
+from hfusion import stacking
 from hfusion.finding import aliasing, reading, running
 from hfusion.fusing import _checks, _packing, lowering, siblings
-from hfusion.stacking import embedding, layers, placing
+from hfusion.stacking import _memory, _state, rules, windows
+from hfusion.stacking import stacked as stacked_module
 
 CASES = int(os.environ.get("HFUSION_CASES", "300"))
 
@@ -191,7 +193,7 @@ def other_way(trial):
 
 
 def weights_written_to(trial):
-    memory = {path: placing.memory(p) for path, p in trial.model.named_parameters()}
+    memory = {path: _memory.storage(p) for path, p in trial.model.named_parameters()}
     owners = collections.Counter(memory.values())  # no copy of a network keeps shared ones
     named = [path for path in memory if owners[memory[path]] == 1]
     path = trial.rng.choice(named) if named else None
@@ -209,7 +211,7 @@ def weights_loaded(trial):
 
 
 def weight_replaced(trial):
-    path = trial.path(lambda module: isinstance(module, layers.KINDS))
+    path = trial.path(lambda module: isinstance(module, stacking.KINDS))
     for layer in (network.get_submodule(path) for network in trial if path):
         own = torch.flip(layer.weight.detach(), [0]) * 0.5
         layer.weight = nn.Parameter(own, layer.weight.requires_grad)
@@ -440,7 +442,7 @@ def check_lowered(trial, outcome, embed):
 
 
 def stacked_of(network):
-    return {n: m for n, m in network.named_children() if isinstance(m, layers.Stacked)}
+    return {n: m for n, m in network.named_children() if isinstance(m, stacking.Stacked)}
 
 
 def check_lowered_gradients(trial, model, network):
@@ -457,7 +459,7 @@ def check_lowered_gradients(trial, model, network):
     for path, stacked in stacked_of(network).items():
         own = {f"{path}.layer.{n}": p for n, p in stacked.layer.named_parameters()}
         parts = {key: actual.pop(key, torch.zeros_like(p)) for key, p in own.items()}
-        layers.split_state(stacked, parts, f"{path}.", "")
+        _state.split_state(stacked, parts, f"{path}.", "")
         for key, grad in parts.items():
             actual[key] = actual.get(key, 0) + grad
     for name, grad in expected.items():
@@ -587,8 +589,8 @@ def rows_shuffled(weights, biases):
 
 
 take = _checks.Round.take
-product, common = _packing.Group._product, embedding.common
-stack_parameters = layers.stack_parameters
+product, common = _packing.Group._product, windows.common
+stack_parameters = stacking.stack_parameters
 MISTAKES = {
     "writes to the input": (_checks.Round, "take", although_written_to),
     "another input": (_checks.Round, "of", of_any_input),
@@ -606,11 +608,11 @@ MISTAKES = {
     "lowered: layout": (aliasing.Memory, "counts_on_layout", lambda memory, node: None),
     "lowered: all are one layer": (lowering, "_one_layer", lambda *_: True),
     "lowered: weights read": (lowering, "_read_by_graph", lambda *_: False),
-    "lowered: in the wrong order": (layers.Stacked, "forward", wrong_order),
-    "lowered: rows shuffled": (layers, "stack_parameters", rows_shuffled),
-    "unlike layers": (layers, "unlike", lambda labelled, embed=False, kept=(): ""),
-    "padding not moved": (embedding, "common", padding_left),
-    "embedded in the corner": (embedding.Window, "margins", in_the_corner),
+    "lowered: in the wrong order": (stacking.Stacked, "forward", wrong_order),
+    "lowered: rows shuffled": (stacked_module, "stack_parameters", rows_shuffled),
+    "unlike layers": (rules, "unlike", lambda labelled, embed=False, kept=(): ""),
+    "padding not moved": (windows, "common", padding_left),
+    "embedded in the corner": (windows.Window, "margins", in_the_corner),
 }
 
 

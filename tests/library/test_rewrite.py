@@ -39,10 +39,9 @@ from fusing import (
 from torch import fx, nn
 from torch.nn.utils import parametrizations, prune
 
-from hfusion import FusionError, fuse, models, plan, unfuse
+from hfusion import FusionError, fuse, models, plan, stacking, unfuse
 from hfusion.finding import _names, aliasing, reading
 from hfusion.fusing import _checks, _packing, siblings
-from hfusion.stacking import layers
 from hfusion.timing.measure import Disagreement
 
 pytestmark = pytest.mark.usefixtures("in_float64")
@@ -467,9 +466,9 @@ def test_stacking_it_anyway_would_be_wrong(name):
     members = {name: getattr(model, name) for name in "abc"}
     if seen == "fails":
         with pytest.raises((TypeError, AttributeError, ValueError, RuntimeError)):
-            layers.Stacked(members)(x)
+            stacking.Stacked(members)(x)
         return
-    stacked = layers.Stacked(members)
+    stacked = stacking.Stacked(members)
     if seen == "keys":
         assert set(stacked.state_dict()) != set(model.state_dict())
     else:
@@ -570,7 +569,7 @@ def test_lazy_layers_are_refused():
         assert group.reason.startswith(f"type of {name} was LazyConv2d; ")
     assert [group.c_out for group in plan(model).groups] == [(4,), (5,)]
     with pytest.raises((ValueError, RuntimeError)):
-        layers.Stacked({"a": model.a, "b": model.b})
+        stacking.Stacked({"a": model.a, "b": model.b})
     fused, x = plan(model).apply(), image()
     assert exact(run(fused, x), run(model, x))
 

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from forks import net, siblings
 from torch import fx, nn
 
-from hfusion import FusionError, fuse, models, plan
+from hfusion import FusionError, fuse, models, plan, stacking
 from hfusion.finding import _tracing as tracing
 from hfusion.finding._tracing import trace
 from hfusion.fusing.lowering import lower
-from hfusion.stacking import layers
 
 
 @pytest.fixture(autouse=True)
@@ -665,7 +664,7 @@ def test_no_weight_is_copied_for_a_trace(monkeypatch):
 
 
 def test_a_stacked_layer_in_a_model_stays_one_call():
-    both = layers.stack([nn.Linear(3, 2), nn.Linear(3, 4)])
+    both = stacking.stack([nn.Linear(3, 2), nn.Linear(3, 4)])
     model = net(lambda self, x: self.both(x), both=both)
     calls = [n.target for n in trace(model).graph.nodes if n.op == "call_module"]
     assert calls == ["both"]

@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from hfusion.stacking import layers
+from hfusion import stacking
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # With what torch refuses a step, or a network whose gradients it cannot find.
@@ -589,7 +589,7 @@ def draw_parameter(draw):
 
 def draw_reuse(draw):
     """A layer once more: called again, under a second name, or its weights only."""
-    named = [(n, m) for n, m in draw.root.named_modules() if type(m) in layers.KINDS]
+    named = [(n, m) for n, m in draw.root.named_modules() if type(m) in stacking.KINDS]
     if not named:
         return
     inner = [one for one in named if one[0].endswith(".inner")]

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from .. import stacking
 from ..errors import FusionError
-from ..stacking import layers
+from ..stacking import rules
 from ._aside import double, undisturbed
 
 # What stops a trace, by a part of torch's message, and what to do about it.
@@ -129,7 +130,7 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, module, path):
-        ours = isinstance(module, (layers.Stacked, *layers.KINDS))
+        ours = isinstance(module, (stacking.Stacked, *rules.KINDS))
         ours = ours or "called_whole" in vars(module)
         return ours or super().is_leaf_module(module, path)
 

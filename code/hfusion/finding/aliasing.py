@@ -21,7 +21,8 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from ..stacking import layers
+from .. import stacking
+from ..stacking import rules
 from . import _names
 
 # No torch.jit.ScriptFunction: its __module__ is torch, but a user wrote what it does.
@@ -72,8 +73,8 @@ def known(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 def _known_module(module: nn.Module) -> bool:
     own = type(module).__module__.startswith("torch.nn.modules.")
     hooks = bool(module._forward_hooks or module._forward_pre_hooks)
-    changed = hooks or ("forward" in vars(module) and not layers.ours(module, "forward"))
-    return (own or isinstance(module, layers.Stacked)) and not changed
+    changed = hooks or ("forward" in vars(module) and not rules.ours(module, "forward"))
+    return (own or isinstance(module, stacking.Stacked)) and not changed
 
 
 def written(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node]:

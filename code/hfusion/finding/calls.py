@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 from torch import nn
 
-from ..stacking import embedding, layers, placing
+from ..stacking import _memory, rules, windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Calls:
         self.model, self.seen = model, seen
         self.kinds = Counter()
         for path, calls in seen.items():
-            self.kinds[layers.kind_of(self.layer(path)).__name__] += len(calls)
+            self.kinds[rules.kind_of(self.layer(path)).__name__] += len(calls)
 
     @functools.cached_property
     def owners(self) -> dict[int, set[tuple[int, str]]]:
@@ -82,14 +82,14 @@ class Calls:
         may differ in size.
         """
         together = defaultdict(list)
-        names = [name for name in layers.GEOMETRY if not (embed and name in layers.WINDOW)]
-        read = getattr if embed else layers.in_effect
+        names = [name for name in rules.GEOMETRY if not (embed and name in rules.WINDOW)]
+        read = getattr if embed else rules.in_effect
         for path in paths or self.seen:
             layer = self.layer(path)
             geometry = [str(read(layer, name, None)) for name in names]
-            if embed and isinstance(layer, layers.KINDS):  # others only have its name
-                geometry.append(str(embedding.growth(layer)))
-            kind = layers.kind_of(layer)
+            if embed and isinstance(layer, rules.KINDS):  # others only have its name
+                geometry.append(str(windows.growth(layer)))
+            kind = rules.kind_of(layer)
             together[self.values(path), kind, *geometry].append(path)
         return [tuple(found) for found in together.values() if len(found) > 1]
 
@@ -130,7 +130,7 @@ class Calls:
         return {
             path: type(layer).__name__
             for path, layer in named
-            if isinstance(layer, layers.KINDS) and id(layer) not in called
+            if isinstance(layer, rules.KINDS) and id(layer) not in called
         }
 
 
@@ -139,7 +139,7 @@ def owners(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
     found = defaultdict(set)
     for path, module in model.named_modules():
         for tensor in own_tensors(module):
-            found[placing.memory(tensor)].add((id(tensor), path))
+            found[_memory.storage(tensor)].add((id(tensor), path))
     return found
 
 

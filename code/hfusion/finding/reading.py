@@ -11,7 +11,7 @@ from collections import defaultdict
 from torch import fx
 
 from ..errors import FusionError
-from ..stacking import layers
+from ..stacking import rules
 from . import aliasing
 from ._tracing import trace
 from .calls import Call, Calls, Followers
@@ -37,7 +37,7 @@ class Reading(Calls):
             given = [*node.args, *node.kwargs.values()]
             module = self.modules.get(node.target) if node.op == "call_module" else None
             one = len(given) == 1 and isinstance(given[0], fx.Node)
-            if layers.kind_of(module) and one:
+            if rules.kind_of(module) and one:
                 path, turn = named[id(module)], self.memory.place[node]
                 self.nodes[path].append(node)
                 version = self.memory.version(given[0], node)
@@ -92,7 +92,7 @@ class Reading(Calls):
         first, last = self.nodes[paths[0]][0], self.nodes[paths[-1]][0]
         change = self.memory.between(first.all_input_nodes[0], first, last)
         called = f"`{aliasing.name(change, self.modules)}` ({change})"
-        if change.op == "call_module" and layers.hooks(self.modules[change.target]):
+        if change.op == "call_module" and rules.hooks(self.modules[change.target]):
             called = f"a hook of {change.target}"
         between = f"between {paths[0]} and {paths[-1]}"
         return f"{called} may change their input {between}"
@@ -151,14 +151,14 @@ def follower(reading, node):
 
 
 def _activation(reading, call):
-    """The module of layers.POINTWISE that does what a call does; None if there is none."""
+    """The module of rules.POINTWISE that does what a call does; None if there is none."""
     activation = None
     if call.op == "call_module":
         module = reading.modules[call.target]
-        if type(module) in layers.POINTWISE and not layers.hooks(module):
+        if type(module) in rules.POINTWISE and not rules.hooks(module):
             activation = copy.deepcopy(module)
     else:
-        named = {name: kind for kind, name in layers.POINTWISE.items()}
+        named = {name: kind for kind, name in rules.POINTWISE.items()}
         kind = named.get(aliasing.name(call, reading.modules).rstrip("_"))
         try:
             activation = kind(*call.args[1:], **settings_of(call)) if kind else None

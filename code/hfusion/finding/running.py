@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import FusionError
-from ..stacking import layers, placing
+from ..stacking import _memory, rules
 from . import _names
 from ._aside import double, undisturbed
 from .calls import Call, Calls, Followers
@@ -75,7 +75,7 @@ class Run(Calls):
         """What `_called` returns, of a copy of the model that has shared[id(p)] for p."""
         self.double = double(model, shared)
         named = self.double.named_modules()
-        self._paths = {module: path for path, module in named if layers.kind_of(module)}
+        self._paths = {module: path for path, module in named if rules.kind_of(module)}
         try:
             with _Watched(shared.values()):
                 return self._called()
@@ -119,7 +119,7 @@ class Run(Calls):
             hooks.append(layer.register_forward_pre_hook(note, with_kwargs=True))
             hooks.append(layer.register_forward_hook(note_output))
         for path, module in self.double.named_modules():
-            if type(module) in layers.POINTWISE and not getattr(module, "inplace", False):
+            if type(module) in rules.POINTWISE and not getattr(module, "inplace", False):
                 hook = functools.partial(note_activation, path)
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
@@ -191,7 +191,7 @@ class _Watched(TorchDispatchMode):
 
     def __init__(self, tensors):
         super().__init__()
-        self.memory = {placing.memory(tensor) for tensor in tensors}
+        self.memory = {_memory.storage(tensor) for tensor in tensors}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = dict(zip((a.name for a in function._schema.arguments), args, strict=False))
@@ -200,7 +200,7 @@ class _Watched(TorchDispatchMode):
             if argument.alias_info and argument.alias_info.is_write:
                 value = given.get(argument.name)
                 for tensor in value if isinstance(value, list | tuple) else [value]:
-                    if torch.is_tensor(tensor) and placing.memory(tensor) in self.memory:
+                    if torch.is_tensor(tensor) and _memory.storage(tensor) in self.memory:
                         raise _Written
         return function(*args, **kwargs or {})
 
@@ -215,7 +215,7 @@ def _strided(watch, path, layer, sizes, index):
         shape[dim] = sum(sizes)
         whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)
         part = whole.unsafe_split_with_sizes(sizes, dim)[index].copy_(y)
-        watch.parts[placing.memory(part)] = path, part.shape[:dim], whole
+        watch.parts[_memory.storage(part)] = path, part.shape[:dim], whole
         return part
 
     return hand_on
@@ -238,7 +238,8 @@ class _Watch(TorchFunctionMode):
 
     def _keep(self, path, name, part, result):
         """A view of a part, which for another batch may be a copy, and miss a write."""
-        shares = torch.is_tensor(result) and placing.memory(result) == placing.memory(part)
+        shares = torch.is_tensor(result)
+        shares = shares and _memory.storage(result) == _memory.storage(part)
         if name in _TRIES and shares and not result.is_inference():
             self._shared.append((path, name, result, result._version))
 
@@ -249,7 +250,7 @@ class _Watch(TorchFunctionMode):
         path, rows, _ = self._whose(args) if asks else _NOBODYS
         if path is None:
             return function(*args, **kwargs)
-        if placing.is_dense(args[0]):
+        if _memory.is_dense(args[0]):
             result = function(*args, **kwargs)
             # One row or image is in one piece by chance: of more, such a view cannot be.
             if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
@@ -257,16 +258,15 @@ class _Watch(TorchFunctionMode):
             self._keep(path, name, args[0], result)
             return result
         # As the layer's own output would lie there, or a view of it.
-        alone = placing.dense(args[0], args[0])
+        alone = _memory.dense(args[0], args[0])
         if name in _TRIES:
             with contextlib.suppress(RuntimeError):  # a view that cannot be
                 result = function(*args, **kwargs)
-                if placing.memory(result) == placing.memory(args[0]):
+                if _memory.storage(result) == _memory.storage(args[0]):
                     self._keep(path, name, args[0], result)
                     return result
-                if placing.memory(function(alone, *args[1:], **kwargs)) != placing.memory(
-                    alone
-                ):
+                other = function(alone, *args[1:], **kwargs)
+                if _memory.storage(other) != _memory.storage(alone):
                     return result  # it copies either way
         # A copy costs as much here as there, and then it is plain who shares memory.
         self.asking.setdefault(path, f"`{name}`")
@@ -276,7 +276,7 @@ class _Watch(TorchFunctionMode):
         """Of the layer whose part is asked: its path, the sizes in front of the cut."""
         if not args or not torch.is_tensor(args[0]):
             return _NOBODYS
-        return self.parts.get(placing.memory(args[0]), _NOBODYS)
+        return self.parts.get(_memory.storage(args[0]), _NOBODYS)
 
 
 def _run(double, args, kwargs):

@@ -21,7 +21,7 @@ from ..errors import FusionError
 from ..finding import aliasing
 from ..finding._aside import double as copied
 from ..finding.reading import Reading, same_calls
-from ..stacking import layers, placing
+from ..stacking import _memory, rules
 from . import _guards, _norms
 
 logger = logging.getLogger("hfusion")
@@ -190,7 +190,7 @@ def _weighed(pair):
 
 
 def _holds_more(pair, module):
-    if layers.hooks(module) or "forward" in vars(module):
+    if rules.hooks(module) or "forward" in vars(module):
         return "has hooks, or a forward() on the instance"
     own = _norms.strange(module)
     return f"has {', '.join(own)} of its own" if own else ""
@@ -258,7 +258,7 @@ def _shared_tensors(pair):
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
             if f"{path}.{name}" in read:
                 return f"forward reads {path}.{name} itself"
-            if len(pair.reading.owners[placing.memory(tensor)]) > 1:
+            if len(pair.reading.owners[_memory.storage(tensor)]) > 1:
                 return f"{path}.{name} shares memory with another tensor"
     return ""
 

@@ -16,7 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from ..stacking import layers, placing
+from ..stacking import _memory, rules
 from . import _operators
 
 logger = logging.getLogger("hfusion")
@@ -177,7 +177,7 @@ def _watched():
 
 def unmovable(name, layer):
     """Why a layer's numbers must stay where they are, in words; "" if they may move."""
-    if "forward" in vars(layer) and not layers.ours(layer, "forward"):
+    if "forward" in vars(layer) and not rules.ours(layer, "forward"):
         return f"{name} has a forward of its own"
     if not _operators.as_torch_made_it(type(layer)):
         return f"{name} is a {type(layer).__name__} with another forward"
@@ -199,8 +199,8 @@ def shared(*layers):
     if _count is None:
         return True
     parameters = [p for m in layers for p in m._parameters.values() if torch.is_tensor(p)]
-    known = Counter(map(placing.memory, parameters))
-    return any(_uses(p) - _ALONE >= known[placing.memory(p)] for p in parameters)
+    known = Counter(map(_memory.storage, parameters))
+    return any(_uses(p) - _ALONE >= known[_memory.storage(p)] for p in parameters)
 
 
 def _uses(tensor):

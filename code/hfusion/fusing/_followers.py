@@ -17,13 +17,13 @@ import weakref
 import torch
 
 from ..errors import FusionError
-from ..stacking import layers, placing
+from ..stacking import _memory, rules
 from . import _checks
 
 logger = logging.getLogger("hfusion")
 
 WASTED = 8  # so many results in a row that nobody wanted, and a group makes no more
-FORWARD = {kind: kind.forward for kind in layers.POINTWISE}
+FORWARD = {kind: kind.forward for kind in rules.POINTWISE}
 _SETTINGS = {kind: tuple(getattr(kind, "__constants__", ())) for kind in FORWARD}
 
 
@@ -154,7 +154,7 @@ class _Whole:
         if y is None:
             return False
         y = FORWARD[type(module)](module, y)
-        self.results = placing.cut(y, group.sizes, group.dim)
+        self.results = _memory.cut(y, group.sizes, group.dim)
         return True
 
 

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..stacking import layers
+from ..stacking import rules
 
 CONVOLUTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the dimensions of the weight
 
 # What a product stands for.
-FORWARD = {kind: kind.forward for kind in layers.KINDS}
-_CONV_FORWARD = {kind: getattr(kind, "_conv_forward", None) for kind in layers.KINDS}
+FORWARD = {kind: kind.forward for kind in rules.KINDS}
+_CONV_FORWARD = {kind: getattr(kind, "_conv_forward", None) for kind in rules.KINDS}
 
 
 def as_torch_made_it(kind):
-    """Whether a class is one of layers.KINDS, with the methods that torch gave it."""
+    """Whether a class is one of rules.KINDS, with the methods that torch gave it."""
     if kind not in FORWARD or kind.forward is not FORWARD[kind]:
         return False
     return getattr(kind, "_conv_forward", None) is _CONV_FORWARD[kind]

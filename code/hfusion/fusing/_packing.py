@@ -39,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..stacking import embedding, layers, placing
+from ..stacking import _memory, rules, windows
 from . import _checks, _operators
 
 logger = logging.getLogger("hfusion")
@@ -55,7 +55,7 @@ _ROUTED = ("forward", "_apply", "_load_from_state_dict", "_replicate_for_data_pa
 def route(members, names, dense=()):
     """Let siblings compute together, in place: each call of one of them asks their group.
 
-    members: modules that `layers.refusal` finds no fault with, in the order in which they
+    members: modules that `rules.refusal` finds no fault with, in the order in which they
     are called; names: their paths, for messages. dense: the indices of those whose readers
     need a contiguous part.
     """
@@ -171,7 +171,7 @@ class Group:
         self.sizes = tuple(len(layer.weight) for layer in layers)
         self.dim = 1 - layers[0].weight.ndim  # of the output, counted from its end
         # Filters of several sizes lie in zeros, in the largest one's window.
-        self.window = embedding.common(layers) if embedding.mixed(layers) else None
+        self.window = windows.common(layers) if windows.mixed(layers) else None
         self.off, self.rounds = "", 0
         self._start([weakref.ref(layer) for layer in layers])
 
@@ -265,10 +265,10 @@ class Group:
             y = self._product(x, weight, bias)
         except RuntimeError:  # the layer will say it in its own words
             return None
-        parts = placing.cut(y, self.sizes, self.dim)
+        parts = _memory.cut(y, self.sizes, self.dim)
         whole = self.then and self.then.whole(self, y, parts, mode)
         for index in self.dense:
-            parts[index] = placing.dense(parts[index], y)
+            parts[index] = _memory.dense(parts[index], y)
         first, parts[0] = parts[0], None
         here.turn = _checks.Round(x, mode, rows, counts, parts, whole)
         if whole is not None:
@@ -348,7 +348,7 @@ class Group:
                 self._together, self._gaps = None, False
                 with self._quiet():
                     for weight in weights:
-                        placing.close(weight)
+                        _memory.close(weight)
 
     def look(self):
         """Let go of memory that the weights have left."""
@@ -385,7 +385,7 @@ class Group:
             return False
         with torch.inference_mode(False), torch.no_grad():
             whole, places = self._side_by_side(members)
-            bias = placing.whole_bias([m.bias for m in members], self.sizes, whole)
+            bias = _memory.whole_bias([m.bias for m in members], self.sizes, whole)
         own = [None] * len(places) if bias is None else bias.split(self.sizes)
         self.device, self._gaps = whole.device, self.window is not None
         self._together = [*map(_checks.Row, members, places, own)], whole, bias
@@ -397,11 +397,11 @@ class Group:
         """(the whole, the place of each weight in it)."""
         weights = [layer.weight for layer in members]
         if self.window is None:
-            whole = placing.room(weights)
+            whole = _memory.room(weights)
             places = whole.split(self.sizes)
         else:
-            whole, places = embedding.room(members, self.window)
-        placing.move(weights, places)
+            whole, places = windows.room(members, self.window)
+        _memory.move(weights, places)
         return whole, places
 
     def _unfit(self, members):
@@ -416,11 +416,11 @@ class Group:
             return "their sizes have changed"
         if len({_margins(layer) for layer in members}) > 1:
             return "their paddings differ"
-        if self.window is not None and embedding.common(members) != self.window:
+        if self.window is not None and windows.common(members) != self.window:
             return "their windows have changed"
         if self.window is not None and any(m.weight.grad is not None for m in members):
             return "their weights have gradients, so they may be trained"
-        return layers.refusal(named, self.window is not None, layers.KEPT)
+        return rules.refusal(named, self.window is not None, rules.KEPT)
 
     def _traced_part(self, index, x):
         """What `part` does where torch.compile writes down what happens.

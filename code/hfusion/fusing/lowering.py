@@ -15,10 +15,11 @@ import operator
 import torch
 from torch import fx
 
+from .. import stacking
 from ..errors import FusionError
 from ..finding import reading
 from ..finding.reading import Reading
-from ..stacking import layers
+from ..stacking import rules
 from .planning import FusionPlan
 
 
@@ -31,7 +32,7 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     members of a group have is applied to all branches at once (True) or to each (False);
     None: at once where a branch is in one piece, or where consumers copy less than that
     saves. Returns a torch.fx.GraphModule in eval mode that takes what the model's forward
-    takes and returns the same within rounding. Each fused group is a `layers.Stacked` in
+    takes and returns the same within rounding. Each fused group is a `stacking.Stacked` in
     it. It is a snapshot: its weights are copies, its keys are those of torch.fx, and only
     what the graph calls is there. Siblings that cannot be one layer in it stay separate:
     with several calls or hooks, with weights that the graph reads itself, or whose
@@ -63,7 +64,7 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
             continue
         hoist = bool(once or reading.copies(now, ends) < len(ends) - 1)
         embed, path = group.window is not None, _free_path(graph, group.members)
-        stacked[path] = layers.stack(group.layers, activation, embed, hoist)
+        stacked[path] = stacking.stack(group.layers, activation, embed, hoist)
         views = {view for end in ends for view in now.memory.views(end)}
         there = ([where[node] for node in found] for found in (nodes, ends, views))
         _call_stacked(graph, path, *there)
@@ -97,9 +98,9 @@ def _read(plan: FusionPlan) -> Reading:
 def _one_layer(now, group, ends):
     """Whether a group's calls can become one call of one layer, in a graph."""
     members, embed = group.layers, group.window is not None
-    if reason := layers.refusal(members, embed, layers.KEPT):
+    if reason := rules.refusal(members, embed, rules.KEPT):
         raise FusionError(f"model has changed since it was planned: {reason}")
-    if group.calls > 1 or layers.refusal(members, embed) or _read_by_graph(now, members):
+    if group.calls > 1 or rules.refusal(members, embed) or _read_by_graph(now, members):
         return False
     return not any(now.memory.counts_on_layout(end) for end in ends)
 

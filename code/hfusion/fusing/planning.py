@@ -27,7 +27,7 @@ from ..finding import running
 from ..finding._aside import double
 from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
-from ..stacking import layers
+from ..stacking import rules
 from . import _followers, _packing, siblings
 
 logger = logging.getLogger("hfusion")
@@ -239,7 +239,7 @@ class FusionPlan:
             members = siblings.layers_at(fused, group.members)
             embed = group.window is not None
             reasons = [siblings.shared(owned, *member) for member in members.items()]
-            reasons.append(layers.refusal(members, embed, layers.KEPT))
+            reasons.append(rules.refusal(members, embed, rules.KEPT))
             if reason := next(filter(None, reasons), ""):
                 raise FusionError(f"model has changed since it was planned: {reason}")
             side_by_side = _packing.route([*members.values()], group.members, group.dense)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import FusionError
 from ..finding.calls import Calls, Followers
-from ..stacking import embedding, layers, placing
+from ..stacking import _memory, rules, windows
 from . import _packing
 
 
@@ -35,7 +35,7 @@ class Group:
     launches_saved: int = 0  # operators less, in eager PyTorch, whatever the layout
     saved_in_one_piece: int = 0  # and so many more where each branch lies in one piece
     split_bytes: int = 0  # for each pixel (row), if consumers copy all strided branches
-    window: embedding.Window | None = None  # for all members, where theirs differ
+    window: windows.Window | None = None  # for all members, where theirs differ
     extra_macs: int = 0  # multiply-adds more for each pixel of the output, if so
     calls: int = 1  # how often each member is called
     dense: tuple[int, ...] = ()  # indices of members whose outputs are copied for readers
@@ -60,7 +60,7 @@ def layers_at(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
 
 def unfit(calls: Calls, path: str) -> str:
     """Layers that only look like one of KINDS, or carry something that would be lost."""
-    return layers.unfit(path, calls.layer(path), layers.KEPT)
+    return rules.unfit(path, calls.layer(path), rules.KEPT)
 
 
 def fused_already(calls: Calls, path: str) -> str:
@@ -76,7 +76,7 @@ def shared_memory(calls: Calls, path: str) -> str:
 def shared(owners: dict[int, set[tuple[int, str]]], path: str, layer: nn.Module) -> str:
     """Which weights of a layer share memory with other tensors, in a sentence, or ""."""
     for name, tensor in layer.named_parameters():
-        sharing = owners[placing.memory(tensor)]
+        sharing = owners[_memory.storage(tensor)]
         if len({tensor for tensor, _ in sharing}) > 1:
             others = {owner or "the model" for _, owner in sharing} - {path}
             where = ", ".join(sorted(others)) or "another tensor of it"
@@ -146,7 +146,7 @@ _NOT_IN_TURN = "they do not take turns: one is called with several inputs before
 
 def _unlike(calls, paths, embed):
     labelled = {path: calls.layer(path) for path in paths}
-    return layers.unlike(labelled, embed, layers.KEPT) or layers.tied(labelled)
+    return rules.unlike(labelled, embed, rules.KEPT) or rules.tied(labelled)
 
 
 def _why_alone(calls, fit, alone, min_siblings, embed):
@@ -173,7 +173,7 @@ def _group(calls, paths, reason, asking):
     )
     times = len(calls.seen[paths[0]])
     group = Group(
-        members=tuple(paths), kind=layers.kind_of(members[0]).__name__, c_out=sizes,
+        members=tuple(paths), kind=rules.kind_of(members[0]).__name__, c_out=sizes,
         fused=False, reason=reason, found=calls.found, calls=times, model=calls.model,
     )  # fmt: skip
     if reason:
@@ -190,7 +190,7 @@ def _group(calls, paths, reason, asking):
     after = calls.followers(paths) or Followers()
     once = len(paths) - 1 if after.modules and _pays(members[0].weight.device) else 0
     hoist = after.hoist and once > 0
-    window = embedding.common(members) if embedding.mixed(members) else None
+    window = windows.common(members) if windows.mixed(members) else None
     return dataclasses.replace(
         group, fused=True, dense=dense, activation=after.activation,
         followers=after.modules if once else (), hoist=hoist, window=window,

@@ -11,8 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from hfusion import models
-from hfusion.stacking import layers
+from hfusion import models, stacking
 from hfusion.timing import cost
 
 from ..recording import Race, Unavailable
@@ -70,7 +69,7 @@ def race(device, windows, channels, side, batch, dtype):
     ]
     convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
     whole, x = rungs.placed(nn.ModuleList(convs), x, dtype, device, rungs.USUAL[dtype])
-    stacked = layers.stack(whole, embed=True)
+    stacked = stacking.stack(whole, embed=True)
     fns = {
         "separate": lambda: [conv(x) for conv in whole],
         "embedded": partial(stacked, x),

@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from hfusion import models
-from hfusion.stacking import layers
+from hfusion import models, stacking
 
 from ..recording import Race
 from . import rungs
@@ -43,7 +42,7 @@ def race(device, projections, tokens, dtype):
     x = torch.randn(tokens, features).to(device, kind)
     linears = [nn.Linear(features, size, bias=False) for size in sizes]
     linears = [models.randomise(m, seed).to(device, kind) for seed, m in enumerate(linears)]
-    stacked = layers.stack(linears)
+    stacked = stacking.stack(linears)
     ways = {
         "separate": lambda: [linear(x) for linear in linears],
         "stacked": partial(stacked, x),

@@ -13,11 +13,10 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from hfusion import models
+from hfusion import models, stacking
 from hfusion.folding.fold import fold_batchnorm
 from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
-from hfusion.stacking import layers
 from hfusion.timing import measure
 from hfusion.timing.eager import FORMATS
 
@@ -195,7 +194,7 @@ def one_call(network):
     modules = dict(network.named_modules())
     for node in list(network.graph.nodes):
         module = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(module, layers.Stacked) and isinstance(module.activation, nn.ReLU):
+        if isinstance(module, stacking.Stacked) and isinstance(module.activation, nn.ReLU):
             module.layer, module.activation = ConvReLU(module.layer), None
         elif isinstance(module, nn.Conv2d) and len(node.users) == 1:
             (user,) = node.users

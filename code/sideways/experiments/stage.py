@@ -10,8 +10,7 @@ from functools import partial
 
 import torch
 
-from hfusion import models
-from hfusion.stacking import layers
+from hfusion import models, stacking
 
 from ..recording import Race
 from . import rungs
@@ -49,7 +48,7 @@ def race(device, module, batch, dtype, layout):
     convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
     convs = [conv.to(device, kind, memory_format=form) for conv in convs]
     x = torch.randn(batch, c_in, size, size).to(device, kind, memory_format=form)
-    stacked = layers.stack(convs)
+    stacked = stacking.stack(convs)
 
     def separate():
         return [conv(x) for conv in convs]

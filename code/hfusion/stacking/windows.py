@@ -157,7 +157,7 @@ def order(layer):
     return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
 
 
-# What an embedding needs of each layer beside `layers.ALONE`, in the same form …
+# What an embedding needs of each layer beside `rules.ALONE`, in the same form …
 ALONE = (
     ("padding_mode", lambda m: repr(m.padding_mode), lambda m: m.padding_mode == "zeros",
      "'zeros', for a larger window,"),

@@ -63,7 +63,7 @@ def cut(y, sizes, dim):
     return parts
 
 
-def memory(tensor):
+def storage(tensor):
     """What two tensors have in common that share memory, be they views or the same."""
     try:
         return tensor.untyped_storage()._cdata

@@ -1,4 +1,4 @@
-"""layers.py against the separate layers, which are torch's own.
+"""The stacked layer against the separate layers, which are torch's own.
 
 With small whole numbers every sum is exact, so the stacked layer and its gradients
 equal the separate ones bit for bit. With random numbers they agree within rounding,
@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from hfusion import FusionError, algebra, models
-from hfusion.stacking import layers
+from hfusion import FusionError, algebra, models, stacking
 from hfusion.timing import measure
 from hfusion.timing.measure import Disagreement, agree
 
@@ -116,7 +115,7 @@ def exact(parts, expected):
 
 def unstacked(stacked):
     """The separate layers again, as a module."""
-    return nn.ModuleDict(layers.unstack(stacked))
+    return nn.ModuleDict(stacking.unstack(stacked))
 
 
 def same_state(a, b):
@@ -132,7 +131,7 @@ def test_stacked_by_hand():
     double.weight.data = torch.tensor([[2.0, 0.0]])
     swap.weight.data = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     swap.bias.data = torch.tensor([10.0, 20.0])
-    a, b = layers.stack([double, swap])(torch.tensor([[3.0, 5.0]]))
+    a, b = stacking.stack([double, swap])(torch.tensor([[3.0, 5.0]]))
     assert a.tolist() == [[6.0]]
     assert b.tolist() == [[15.0, 23.0]]
 
@@ -144,7 +143,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 @PROPERTY
 def test_outputs_are_equal_bit_for_bit_on_whole_numbers(case):
     separate, x = case
-    parts = layers.stack(separate)(x)
+    parts = stacking.stack(separate)(x)
     assert isinstance(parts, tuple)
     assert exact(parts, [layer(x) for layer in separate])
 
@@ -176,7 +175,7 @@ def check_within_rounding(stacked, separate, x):
 @PROPERTY
 def test_outputs_are_equal_within_rounding(case):
     separate, x = case
-    check_within_rounding(layers.stack(separate), separate, x)
+    check_within_rounding(stacking.stack(separate), separate, x)
 
 
 def edit(change):
@@ -207,7 +206,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_wrong_stacked_layer_is_noticed(mistake):
     separate = siblings(kernel_size=3)
-    stacked, x = layers.stack(separate), image()
+    stacked, x = stacking.stack(separate), image()
     check_within_rounding(stacked, separate.values(), x)
     with pytest.raises((Disagreement, ValueError), match=r"differ|shape|zip"):
         check_within_rounding(mistake(stacked), separate.values(), x)
@@ -217,7 +216,7 @@ def test_a_wrong_stacked_layer_is_noticed(mistake):
 @PROPERTY
 def test_outputs_are_views_of_one_tensor(case):
     separate, x = case
-    parts = layers.stack(separate)(x)
+    parts = stacking.stack(separate)(x)
     assert len({part.untyped_storage().data_ptr() for part in parts}) == 1
 
 
@@ -231,7 +230,7 @@ def test_outputs_are_views_of_one_tensor(case):
 )
 def test_one_convolution_whatever_the_branches(names, operators):
     separate = siblings()
-    stacked, x = layers.stack({name: separate[name] for name in names}), image()
+    stacked, x = stacking.stack({name: separate[name] for name in names}), image()
     assert list(measure.count_launches(lambda: stacked(x)).names) == operators
 
 
@@ -241,13 +240,13 @@ PIXELS = {nn.Conv1d: (4,), nn.Conv2d: (4, 5), nn.Conv3d: (4, 5, 6), nn.Linear: (
 @pytest.mark.parametrize("kind", PIXELS)
 def test_an_empty_batch_passes(kind):
     separate, x = siblings(kind), torch.zeros(0, 3, *PIXELS[kind])
-    assert exact(layers.stack(separate)(x), [layer(x) for layer in separate.values()])
+    assert exact(stacking.stack(separate)(x), [layer(x) for layer in separate.values()])
 
 
 def test_nan_stays_in_its_own_branch():
     separate, x = siblings(), image()
     separate["thin"].weight.data.fill_(torch.nan)
-    wide, bare, thin = layers.stack(separate)(x)
+    wide, bare, thin = stacking.stack(separate)(x)
     assert thin.isnan().all()
     check_within_rounding(lambda x: (wide, bare), [separate["wide"], separate["bare"]], x)
 
@@ -259,14 +258,14 @@ CONTAINERS = (list, tuple, iter, nn.ModuleList, nn.Sequential)
 def test_a_lists_names_are_its_indices(container):
     separate = siblings().values()
     pack = (lambda s: container(*s)) if container is nn.Sequential else container
-    assert layers.refusal(pack(separate)) == ""
-    assert layers.stack(pack(separate)).names == ("0", "1", "2")
+    assert stacking.refusal(pack(separate)) == ""
+    assert stacking.stack(pack(separate)).names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("container", [dict, nn.ModuleDict])
 def test_a_dicts_names_keep_their_order(container):
-    stacked = layers.stack(container(siblings()))
-    assert stacked.names == tuple(layers.unstack(stacked)) == ("wide", "bare", "thin")
+    stacked = stacking.stack(container(siblings()))
+    assert stacked.names == tuple(stacking.unstack(stacked)) == ("wide", "bare", "thin")
     assert "wide: 4, bare: 3, thin: 1" in str(stacked)
 
 
@@ -274,13 +273,13 @@ def test_a_dicts_names_keep_their_order(container):
 def test_a_branch_may_have_any_name(name):
     separate = siblings()
     separate = {name: separate["thin"], "other": separate["bare"]}
-    stacked, expected = layers.stack(separate), {}
+    stacked, expected = stacking.stack(separate), {}
     for branch, layer in separate.items():
         expected |= {f"{branch}.{key}": t for key, t in layer.state_dict().items()}
     filled(stacked.layer, torch.Generator().manual_seed(5))
     stacked.load_state_dict(expected)
     assert same_state(stacked.state_dict(), expected)
-    back = layers.unstack(stacked)
+    back = stacking.unstack(stacked)
     assert list(back) == [name, "other"]
     assert all(same_state(back[n].state_dict(), separate[n].state_dict()) for n in back)
 
@@ -290,7 +289,7 @@ def test_a_branch_may_have_any_name(name):
 
 def test_stack_parameters_by_hand():
     weights = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])]
-    weight, bias = layers.stack_parameters(weights, [None, torch.tensor([7.0, 8.0])])
+    weight, bias = stacking.stack_parameters(weights, [None, torch.tensor([7.0, 8.0])])
     assert weight.tolist() == [[1, 2], [3, 4], [5, 6]]
     assert bias.tolist() == [0, 7, 8]
 
@@ -314,7 +313,7 @@ UNFIT_PARAMETERS = [
 @pytest.mark.parametrize(("message", "weights", "biases"), UNFIT_PARAMETERS)
 def test_parameters_that_do_not_fit_are_refused_by_name(message, weights, biases):
     with pytest.raises(ValueError, match=f"^{message}"):
-        layers.stack_parameters(weights, biases)
+        stacking.stack_parameters(weights, biases)
 
 
 @pytest.mark.parametrize("of_weight", [True, False])
@@ -322,7 +321,7 @@ def test_parameters_that_do_not_fit_are_refused_by_name(message, weights, biases
 def test_stack_parameters_keeps_dtype_and_who_learns(of_weight, of_bias):
     weights = [torch.ones(K, 2).double().requires_grad_(of_weight) for K in (1, 3)]
     biases = [None, torch.ones(3).double().requires_grad_(of_bias)]
-    weight, bias = layers.stack_parameters(weights, biases)
+    weight, bias = stacking.stack_parameters(weights, biases)
     assert (weight.dtype, bias.dtype) == (torch.float64, torch.float64)
     assert (weight.requires_grad, bias.requires_grad) == (of_weight, of_bias)
     assert weight.is_leaf
@@ -336,13 +335,13 @@ def test_stack_parameters_keeps_dtype_and_who_learns(of_weight, of_bias):
 @PROPERTY
 def test_unstack_gives_the_layers_back_bit_for_bit(case):
     separate, _ = case
-    back = unstacked(layers.stack(separate))
+    back = unstacked(stacking.stack(separate))
     assert same_state(back.state_dict(), nn.ModuleList(separate).state_dict())
     assert [str(m) for m in back.values()] == [str(m) for m in separate]
 
 
 def test_unstack_gives_the_current_weights():
-    stacked, other = layers.stack(siblings(seed=0)), siblings(seed=1)
+    stacked, other = stacking.stack(siblings(seed=0)), siblings(seed=1)
     stacked.load_state_dict(other.state_dict())
     assert same_state(unstacked(stacked).state_dict(), other.state_dict())
     assert not same_state(siblings(seed=0).state_dict(), other.state_dict())
@@ -353,7 +352,7 @@ def test_the_layers_are_left_as_they_were(names):
     every = siblings(kernel_size=3)
     separate = nn.ModuleDict({name: every[name] for name in names})
     before, parameters = copy.deepcopy(separate), list(separate.parameters())
-    stacked = layers.stack(separate)
+    stacked = stacking.stack(separate)
     sum(part.sum() for part in stacked(image())).backward()
     with torch.no_grad():
         for parameter in stacked.parameters():
@@ -366,7 +365,7 @@ def test_the_layers_are_left_as_they_were(names):
 
 def test_the_stacked_layer_and_its_unstacked_layers_stay_when_others_change():
     separate = siblings()
-    stacked = layers.stack(separate)
+    stacked = stacking.stack(separate)
     back = unstacked(stacked)
     expected = copy.deepcopy(separate.state_dict())
     filled(separate, torch.Generator().manual_seed(5))
@@ -379,8 +378,8 @@ def test_the_stacked_layer_and_its_unstacked_layers_stay_when_others_change():
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_settings_survive_there_and_back(training, requires_grad):
     separate = siblings().train(training).requires_grad_(requires_grad)
-    stacked = layers.stack(separate)
-    for module in (stacked, stacked.layer, *layers.unstack(stacked).values()):
+    stacked = stacking.stack(separate)
+    for module in (stacked, stacked.layer, *stacking.unstack(stacked).values()):
         assert module.training is training
         assert {p.requires_grad for p in module.parameters()} == {requires_grad}
 
@@ -389,18 +388,18 @@ def test_a_frozen_bias_stays_frozen_beside_a_missing_one():
     separate = siblings()
     for name in ("wide", "thin"):
         separate[name].bias.requires_grad_(False)
-    back = unstacked(layers.stack(separate))
+    back = unstacked(stacking.stack(separate))
     frozen = {name for name, p in back.named_parameters() if not p.requires_grad}
     assert frozen == {"wide.bias", "thin.bias"}
 
 
 def test_channels_last_weights_stay_so():
     separate = siblings(kernel_size=3).to(memory_format=torch.channels_last)
-    stacked = layers.stack(separate)
+    stacked = stacking.stack(separate)
     x = image().to(memory_format=torch.channels_last)
     assert stacked.layer.weight.is_contiguous(memory_format=torch.channels_last)
     assert not stacked.layer.weight.is_contiguous()
-    for layer in layers.unstack(stacked).values():
+    for layer in stacking.unstack(stacked).values():
         assert layer.weight.is_contiguous(memory_format=torch.channels_last)
     check_within_rounding(stacked, separate.values(), x)
 
@@ -412,7 +411,7 @@ def count(module):
 @pytest.mark.parametrize("names", [["wide", "thin"], ["wide", "bare", "thin"], ["bare"]])
 def test_no_weight_is_stored_twice(names):
     separate = nn.ModuleDict({name: siblings()[name] for name in names})
-    stacked = layers.stack(separate)
+    stacked = stacking.stack(separate)
     zeros = WIDTHS["bare"] if {"wide", "bare"} <= set(names) else 0
     assert count(stacked) == count(separate) + zeros
 
@@ -424,7 +423,7 @@ def test_no_weight_is_stored_twice(names):
 @PROPERTY
 def test_state_dict_is_that_of_the_separate_layers(case):
     separate, _ = case
-    state = layers.stack(separate).state_dict()
+    state = stacking.stack(separate).state_dict()
     assert same_state(state, nn.ModuleList(separate).state_dict())
 
 
@@ -438,7 +437,7 @@ def parent(child):
 @pytest.mark.parametrize("wrap", [lambda child: child, parent], ids=["alone", "nested"])
 def test_each_loads_the_others_checkpoint(wrap):
     donor, separate = wrap(siblings(seed=0)), wrap(siblings(seed=1))
-    stacked = wrap(layers.stack(siblings(seed=2)))
+    stacked = wrap(stacking.stack(siblings(seed=2)))
     assert not same_state(stacked.state_dict(), donor.state_dict())
     stacked.load_state_dict(donor.state_dict())
     assert same_state(stacked.state_dict(), donor.state_dict())
@@ -449,25 +448,25 @@ def test_each_loads_the_others_checkpoint(wrap):
 def test_loading_leaves_the_checkpoint_as_it_was():
     donor = siblings().state_dict()
     before = copy.deepcopy(donor)
-    stacked = layers.stack(siblings(seed=1))
+    stacked = stacking.stack(siblings(seed=1))
     stacked.load_state_dict(donor)
     filled(stacked, torch.Generator().manual_seed(5))
     assert same_state(donor, before)
 
 
 def test_state_dict_tensors_are_views_as_torchs_are():
-    stacked = layers.stack(siblings())
+    stacked = stacking.stack(siblings())
     stacked.state_dict()["thin.weight"].fill_(7)
-    assert (layers.unstack(stacked)["thin"].weight == 7).all()
+    assert (stacking.unstack(stacked)["thin"].weight == 7).all()
 
 
 def test_a_saved_state_loads_with_weights_only():
-    stacked, file = layers.stack(siblings()), io.BytesIO()
+    stacked, file = stacking.stack(siblings()), io.BytesIO()
     torch.save(stacked.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     assert same_state(state, siblings().state_dict())
-    for fresh in (siblings(seed=1), layers.stack(siblings(seed=1))):
+    for fresh in (siblings(seed=1), stacking.stack(siblings(seed=1))):
         fresh.load_state_dict(state)
         assert same_state(fresh.state_dict(), stacked.state_dict())
 
@@ -475,7 +474,7 @@ def test_a_saved_state_loads_with_weights_only():
 @pytest.mark.parametrize("order", [["wide", "bare"], ["bare", "wide"], ["wide", "thin"]])
 def test_a_stacked_layer_that_was_emptied_loads_a_checkpoint(order):
     separate = siblings()
-    source, x = parent(layers.stack({name: separate[name] for name in order})), image()
+    source, x = parent(stacking.stack({name: separate[name] for name in order})), image()
     fresh = copy.deepcopy(source).to("meta").to_empty(device="cpu")
     for tensor in (*fresh.parameters(), *fresh.buffers()):  # memory holds anything
         tensor.data.fill_(1)
@@ -491,7 +490,7 @@ def test_a_stacked_layer_that_was_emptied_loads_a_checkpoint(order):
 def test_assigning_takes_dtype_and_device_from_the_checkpoint(order, device):
     donor, fresh = siblings(seed=1, dtype=torch.float64), siblings().to(device)
     donor = nn.ModuleDict({name: donor[name] for name in order})
-    stacked = layers.stack({name: fresh[name] for name in order})
+    stacked = stacking.stack({name: fresh[name] for name in order})
     stacked.load_state_dict(donor.state_dict(), assign=True)
     assert same_state(stacked.state_dict(), donor.state_dict())
     check_within_rounding(stacked, donor.values(), image(dtype=torch.float64))
@@ -500,13 +499,13 @@ def test_assigning_takes_dtype_and_device_from_the_checkpoint(order, device):
 
 @pytest.mark.parametrize("change", [torch.Tensor.double, torch.Tensor.numpy])
 def test_loading_keeps_the_dtype_of_the_module(change):
-    stacked, donor = layers.stack(siblings()), siblings(seed=1).state_dict()
+    stacked, donor = stacking.stack(siblings()), siblings(seed=1).state_dict()
     stacked.load_state_dict({key: change(tensor) for key, tensor in donor.items()})
     assert same_state(stacked.state_dict(), donor)
 
 
 def test_loading_keeps_the_device_of_the_module():
-    stacked = layers.stack(siblings()).to("meta")
+    stacked = stacking.stack(siblings()).to("meta")
     stacked.load_state_dict(siblings().state_dict())
     tensors = *stacked.parameters(), *stacked.buffers()
     assert {tensor.device.type for tensor in tensors} == {"meta"}
@@ -516,7 +515,7 @@ def test_a_key_missing_from_an_assigned_checkpoint_is_named():
     state = siblings().state_dict()
     del state["wide.weight"]
     with pytest.raises(RuntimeError, match=r"Missing key.*wide\.weight"):
-        layers.stack(siblings()).to("meta").load_state_dict(state, assign=True)
+        stacking.stack(siblings()).to("meta").load_state_dict(state, assign=True)
 
 
 # (what is wrong with a state dict, what the message says; {} is the prefix)
@@ -561,12 +560,12 @@ def test_strict_errors_name_the_users_own_keys(spoil, message, wrap, at):
     state = wrap(siblings()).state_dict()
     spoil(state, at)
     with pytest.raises(RuntimeError, match=message.format(at.replace(".", r"\."))) as error:
-        wrap(layers.stack(siblings())).load_state_dict(state)
+        wrap(stacking.stack(siblings())).load_state_dict(state)
     assert str(error.value).count("layer.") == message.count("layer.")
 
 
 def test_strict_false_keeps_what_was_missing_and_names_it():
-    stacked, state = layers.stack(siblings(seed=0)), siblings(seed=1).state_dict()
+    stacked, state = stacking.stack(siblings(seed=0)), siblings(seed=1).state_dict()
     kept = siblings(seed=0)["wide"].bias
     del state["wide.bias"]
     state["bare.bias"] = torch.ones(3)
@@ -578,7 +577,7 @@ def test_strict_false_keeps_what_was_missing_and_names_it():
 
 
 def test_strict_false_takes_no_wrong_shape():
-    stacked, state = layers.stack(siblings()), siblings(seed=1).state_dict()
+    stacked, state = stacking.stack(siblings()), siblings(seed=1).state_dict()
     state["wide.bias"] = torch.zeros(3)
     with pytest.raises(RuntimeError, match=r"wide.bias was \[3\]"):
         stacked.load_state_dict(state, strict=False)
@@ -588,7 +587,7 @@ def test_strict_false_takes_no_wrong_shape():
 
 
 def test_deepcopy_stands_alone():
-    stacked = layers.stack(siblings(seed=0))
+    stacked = stacking.stack(siblings(seed=0))
     twin = copy.deepcopy(stacked)
     twin.load_state_dict(siblings(seed=1).state_dict())
     assert same_state(twin.state_dict(), siblings(seed=1).state_dict())
@@ -596,7 +595,7 @@ def test_deepcopy_stands_alone():
 
 
 def test_pickle_keeps_outputs_and_checkpoints():
-    stacked, x = layers.stack(siblings()), image()
+    stacked, x = stacking.stack(siblings()), image()
     again = pickle.loads(pickle.dumps(stacked))
     assert exact(again(x), stacked(x))
     again.load_state_dict(siblings(seed=1).state_dict())
@@ -608,7 +607,7 @@ def test_pickle_keeps_outputs_and_checkpoints():
 @settings(PROPERTY, max_examples=10)
 def test_casting_before_or_after_stacking_is_the_same(dtype, case):
     separate, x = case
-    stacked = layers.stack(separate).to(dtype)
+    stacked = stacking.stack(separate).to(dtype)
     parts = stacked(x.to(dtype))
     assert exact(parts, [layer.to(dtype)(x.to(dtype)) for layer in separate])
     assert same_state(stacked.state_dict(), nn.ModuleList(separate).state_dict())
@@ -646,7 +645,7 @@ def joined(separate, grads):
 @PROPERTY
 def test_gradients_are_equal_bit_for_bit_on_whole_numbers(case):
     separate, x = case
-    actual = gradients(separate, x, run=layers.stack(separate))
+    actual = gradients(separate, x, run=stacking.stack(separate))
     assert exact(actual, gradients(separate, x))
 
 
@@ -663,7 +662,7 @@ IN_PLACE = {
 def test_outputs_may_be_changed_in_place(change, kind, names):
     generator = torch.Generator().manual_seed(0)
     separate = filled(siblings(kind), generator, whole=True)
-    stacked, x = layers.stack(separate), numbers((2, 3, 4, 3), generator, True).float()
+    stacked, x = stacking.stack(separate), numbers((2, 3, 4, 3), generator, True).float()
     for name in names:
         separate[name].register_forward_hook(lambda layer, args, y: change(y))
 
@@ -696,13 +695,13 @@ def check_gradients(stacked, separate, x):
 @PROPERTY
 def test_gradients_are_equal_within_rounding(case):
     separate, x = case
-    check_gradients(layers.stack(separate), separate, x)
+    check_gradients(stacking.stack(separate), separate, x)
 
 
 @pytest.mark.parametrize("parameter", ["weight", "bias"])
 def test_wrong_gradients_are_noticed(parameter):
     separate, x = list(siblings(kernel_size=3).values()), image()
-    stacked = layers.stack(separate)
+    stacked = stacking.stack(separate)
     check_gradients(stacked, separate, x)
     getattr(stacked.layer, parameter).register_hook(lambda grad: grad.roll(1, 0))
     with pytest.raises(Disagreement, match="entries differ"):
@@ -732,7 +731,7 @@ def train(run, module, optimiser, x):
 def test_training_gives_the_weights_of_the_separate_layers(optimiser, kind, shape):
     separate = siblings(kind, dtype=torch.float64)
     x = image(*shape, dtype=torch.float64)
-    before, stacked = copy.deepcopy(separate), layers.stack(separate)
+    before, stacked = copy.deepcopy(separate), stacking.stack(separate)
     train(stacked, stacked, optimiser, x)
     train(lambda x: [layer(x) for layer in separate.values()], separate, optimiser, x)
     trained = unstacked(stacked).state_dict()
@@ -744,7 +743,7 @@ def test_training_gives_the_weights_of_the_separate_layers(optimiser, kind, shap
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS.values(), ids=OPTIMISERS)
 def test_a_missing_bias_stays_exactly_zero(optimiser):
-    stacked, x = layers.stack(siblings()), image()
+    stacked, x = stacking.stack(siblings()), image()
     train(stacked, stacked, optimiser, x)
     wide, bare, thin = stacked(torch.zeros_like(x))  # the biases, one in each channel
     assert not bare.any()
@@ -763,9 +762,9 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_what_is_written_to_a_missing_bias_shows_nowhere(write):
-    stacked, x = layers.stack(siblings()), image()
+    stacked, x = stacking.stack(siblings()), image()
     write(stacked)
-    check_within_rounding(stacked, layers.unstack(stacked).values(), x)
+    check_within_rounding(stacked, stacking.unstack(stacked).values(), x)
     recorded = stacked(x)
     with torch.no_grad():
         assert exact(stacked(x), recorded)
@@ -953,8 +952,8 @@ REFUSED = [
 def test_layers_that_do_not_fit_are_refused_by_name(message, build):
     unfit = build()
     with pytest.raises(FusionError, match=message) as error:
-        layers.stack(unfit)
-    assert layers.refusal(unfit) == str(error.value)
+        stacking.stack(unfit)
+    assert stacking.refusal(unfit) == str(error.value)
 
 
 def test_a_fusion_error_is_a_value_error():
@@ -966,7 +965,7 @@ def test_unstack_takes_a_stacked_layer_only(other):
     with pytest.raises(
         FusionError, match=rf"stacked was a {type(other).__name__}; a Stacked"
     ):
-        layers.unstack(other)
+        stacking.unstack(other)
 
 
 # split
@@ -979,34 +978,34 @@ def test_split_cuts_in_order_along_any_dimension(data):
     dim, shape = data.draw(st.integers(-3, 2)), [2, 3, 4]
     shape[dim] = sum(sizes)
     y = torch.arange(np.prod(shape)).reshape(shape)
-    parts = layers.split(y, tuple(sizes), dim)
+    parts = stacking.split(y, tuple(sizes), dim)
     expected = np.split(y.numpy(), np.cumsum(sizes)[:-1], axis=dim)
     assert exact(parts, [torch.from_numpy(part) for part in expected])
 
 
 def test_split_gives_views():
     y = torch.zeros(2, 5)
-    layers.split(y, (2, 3), dim=1)[1].fill_(1)
+    stacking.split(y, (2, 3), dim=1)[1].fill_(1)
     assert y.tolist() == [[0, 0, 1, 1, 1]] * 2
 
 
 Y = torch.zeros(2, 5)
 
 UNSPLIT = [
-    (r"dim was 2; .* has 2\b", lambda: layers.split(Y, (2, 3), 2)),
-    (r"dim was -3; .* has 2\b", lambda: layers.split(Y, (2, 3), -3)),
-    (r"dim was 0; .* has 0\b", lambda: layers.split(Y[0, 0], (1,), 0)),
-    ("dim was 1.0; ", lambda: layers.split(Y, (2, 3), 1.0)),
-    ("dim was True; ", lambda: layers.split(Y, (2, 3), True)),
-    (r"sizes was \[2, 2\]; .* 5 fit", lambda: layers.split(Y, (2, 2), 1)),
-    (r"sizes was \[2, 3\]; .* 2 fit", lambda: layers.split(Y, (2, 3), 0)),
-    (r"sizes was \[6, -1\]; ", lambda: layers.split(Y, (6, -1), 1)),
-    (r"sizes was \[\]; ", lambda: layers.split(Y, (), 1)),
-    (r"sizes was \[2.0, 3.0\]; ", lambda: layers.split(Y, (2.0, 3.0), 1)),
-    (r"sizes was \[True, 4\]; ", lambda: layers.split(Y, (True, 4), 1)),
-    (r"sizes was .*2.*; ", lambda: layers.split(Y, 2, 1)),
-    (r"sizes was .*5.0.*; ", lambda: layers.split(Y, 5.0, 1)),
-    (r"sizes was .*True.*; ", lambda: layers.split(Y[:1], True, 0)),
+    (r"dim was 2; .* has 2\b", lambda: stacking.split(Y, (2, 3), 2)),
+    (r"dim was -3; .* has 2\b", lambda: stacking.split(Y, (2, 3), -3)),
+    (r"dim was 0; .* has 0\b", lambda: stacking.split(Y[0, 0], (1,), 0)),
+    ("dim was 1.0; ", lambda: stacking.split(Y, (2, 3), 1.0)),
+    ("dim was True; ", lambda: stacking.split(Y, (2, 3), True)),
+    (r"sizes was \[2, 2\]; .* 5 fit", lambda: stacking.split(Y, (2, 2), 1)),
+    (r"sizes was \[2, 3\]; .* 2 fit", lambda: stacking.split(Y, (2, 3), 0)),
+    (r"sizes was \[6, -1\]; ", lambda: stacking.split(Y, (6, -1), 1)),
+    (r"sizes was \[\]; ", lambda: stacking.split(Y, (), 1)),
+    (r"sizes was \[2.0, 3.0\]; ", lambda: stacking.split(Y, (2.0, 3.0), 1)),
+    (r"sizes was \[True, 4\]; ", lambda: stacking.split(Y, (True, 4), 1)),
+    (r"sizes was .*2.*; ", lambda: stacking.split(Y, 2, 1)),
+    (r"sizes was .*5.0.*; ", lambda: stacking.split(Y, 5.0, 1)),
+    (r"sizes was .*True.*; ", lambda: stacking.split(Y[:1], True, 0)),
 ]
 
 
@@ -1033,7 +1032,7 @@ def with_activation(kind, activation, **options):
     """Two layers, and the two stacked."""
     settings = {} if kind is nn.Linear else {"kernel_size": 1}
     separate = [kind(4, size, **settings).double() for size in (3, 2)]
-    return separate, layers.stack(separate, activation, **options)
+    return separate, stacking.stack(separate, activation, **options)
 
 
 def relus(call):
@@ -1068,14 +1067,14 @@ UNFIT = [nn.Softmax(1), nn.Softmax2d(), nn.LayerNorm(3), nn.Dropout(), nn.GLU(1)
 
 @pytest.mark.parametrize("activation", UNFIT, ids=range(len(UNFIT)))
 def test_an_activation_that_mixes_numbers_or_is_none_is_refused(activation):
-    with pytest.raises(layers.FusionError) as raised:
+    with pytest.raises(FusionError) as raised:
         with_activation(nn.Conv2d, activation)
     said = str(raised.value)
     assert said.startswith("activation: expected a module that treats each number alone (R")
     assert said.endswith(f", got {activation!r}")
 
 
-@pytest.mark.parametrize("kind", layers.POINTWISE)
+@pytest.mark.parametrize("kind", stacking.POINTWISE)
 def test_each_pointwise_activation_of_torch_fits(kind):
     separate, stacked = with_activation(nn.Conv2d, kind())
     x = image(2, 4, 3, 5, dtype=torch.float64)
@@ -1135,8 +1134,8 @@ def test_branches_with_an_activation_may_be_changed_in_place(batch, hoist):
 def test_geometry_is_compared_by_its_effect(one, other, turned):
     siblings = [conv(2, **one).double(), conv(5, **other).double()][:: -1 if turned else 1]
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    for layer, part in zip(siblings, layers.stack(siblings)(x), strict=True):
+    for layer, part in zip(siblings, stacking.stack(siblings)(x), strict=True):
         assert torch.allclose(layer(x), part, rtol=1e-12)
-    again = layers.unstack(layers.stack(siblings))
+    again = stacking.unstack(stacking.stack(siblings))
     for layer, copied in zip(siblings, again.values(), strict=True):
         assert torch.equal(layer(x), copied(x))

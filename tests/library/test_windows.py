@@ -1,4 +1,4 @@
-"""embedding.py: small windows in larger ones, alone, stacked, and in a network."""
+"""windows.py: small windows in larger ones, alone, stacked, and in a network."""
 
 import copy
 import itertools
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfusion
-from hfusion import models
-from hfusion.stacking import embedding, layers
+from hfusion import models, stacking
+from hfusion.stacking import windows
 from hfusion.timing import cost, measure
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -67,10 +67,10 @@ def siblings(draw):
 @given(siblings())
 def test_siblings_in_one_window_compute_what_they_did(drawn):
     members, x = drawn
-    stacked = layers.stack(members, embed=True)
+    stacked = stacking.stack(members, embed=True)
     for branch, conv in zip(stacked(x), members, strict=True):
         measure.agree(branch, reference(conv, x), 1e-11)
-    for again, conv in zip(layers.unstack(stacked).values(), members, strict=True):
+    for again, conv in zip(stacking.unstack(stacked).values(), members, strict=True):
         assert repr(again) == repr(conv)
         assert again.weight.is_contiguous() == conv.weight.is_contiguous()
         for a, b in zip(again.parameters(), conv.parameters(), strict=True):
@@ -89,7 +89,7 @@ def pair(**options):
 
 
 def test_without_being_asked_nothing_is_embedded():
-    message = measure.refusal(layers.stack, pair())
+    message = measure.refusal(stacking.stack, pair())
     assert message.startswith("kernel_size differs: layers[0] (1, 1), layers[1] (3, 3)")
 
 
@@ -141,23 +141,23 @@ REFUSED = {
 def test_what_does_not_fit_is_refused_with_the_reason(name):
     members, reason = REFUSED[name]
     with pytest.raises(hfusion.FusionError, match=reason):
-        layers.stack(members, embed=True)
-    assert layers.refusal(members, embed=True) != ""
+        stacking.stack(members, embed=True)
+    assert stacking.refusal(members, embed=True) != ""
 
 
 def test_words_for_padding_are_understood_and_given_back():
     members = [nn.Conv2d(3, 4, 1, padding="valid"), nn.Conv2d(3, 4, 3, padding="same")]
     members = [models.randomise(conv) for conv in members]
-    stacked, x = layers.stack(members, embed=True), torch.randn(1, 3, 6, 6)
+    stacked, x = stacking.stack(members, embed=True), torch.randn(1, 3, 6, 6)
     for branch, conv in zip(stacked(x), members, strict=True):
         measure.agree(branch, conv(x), 1e-5)
-    again = layers.unstack(stacked).values()
+    again = stacking.unstack(stacked).values()
     assert [conv.padding for conv in again] == ["valid", "same"]
 
 
 def test_the_zeros_stay_zero_in_training():
     members = pair()
-    stacked, x = layers.stack(copy.deepcopy(members), embed=True), torch.randn(4, 3, 6, 6)
+    stacked, x = stacking.stack(copy.deepcopy(members), embed=True), torch.randn(4, 3, 6, 6)
     separate = nn.ModuleList(members)
     for net in (stacked, separate):
         optimizer = torch.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.1)
@@ -174,20 +174,20 @@ def test_the_zeros_stay_zero_in_training():
 
 
 def test_without_the_mask_they_would_not(monkeypatch):
-    stacked, x = layers.stack(pair(), embed=True), torch.randn(4, 3, 6, 6)
+    stacked, x = stacking.stack(pair(), embed=True), torch.randn(4, 3, 6, 6)
     stacked.around = None
     sum(part.square().sum() for part in stacked(x)).backward()
     assert stacked.layer.weight.grad[:4, :, 0, 0].any()
 
 
 def test_without_gradients_nothing_is_launched_but_the_convolution():
-    stacked, x = layers.stack(pair(), embed=True), torch.randn(4, 3, 6, 6)
+    stacked, x = stacking.stack(pair(), embed=True), torch.randn(4, 3, 6, 6)
     assert measure.count_launches(lambda: stacked(x)).names == ("convolution",)
 
 
 def test_a_state_is_loaded_into_the_windows():
     members, others = pair(), [models.randomise(conv, 7) for conv in pair()]
-    stacked, x = layers.stack(members, embed=True), torch.randn(4, 3, 6, 6)
+    stacked, x = stacking.stack(members, embed=True), torch.randn(4, 3, 6, 6)
     stacked.load_state_dict(nn.ModuleList(others).state_dict())
     for branch, conv in zip(stacked(x), others, strict=True):
         measure.agree(branch, conv(x), 1e-5)
@@ -199,7 +199,7 @@ def test_a_state_is_loaded_into_the_windows():
 
 
 def test_a_state_fills_what_was_never_set():
-    stacked = layers.stack(pair(), embed=True)
+    stacked = stacking.stack(pair(), embed=True)
     state = {key: tensor.clone() for key, tensor in stacked.state_dict().items()}
     empty = copy.deepcopy(stacked).to("meta").to_empty(device="cpu")
     empty.load_state_dict(state)
@@ -212,7 +212,7 @@ def test_a_state_fills_what_was_never_set():
 
 def test_channels_last_is_kept():
     members = [conv.to(memory_format=torch.channels_last) for conv in pair()]
-    stacked = layers.stack(members, embed=True)
+    stacked = stacking.stack(members, embed=True)
     assert stacked.layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -220,7 +220,7 @@ def test_what_is_not_finite_reaches_its_neighbours():
     """Where embedding is not the same, and why it has to be asked for."""
     members, x = pair(), torch.zeros(1, 3, 5, 5)
     x[0, 0, 2, 2] = float("inf")
-    small, embedded = members[0](x), layers.stack(members, embed=True)(x)[0]
+    small, embedded = members[0](x), stacking.stack(members, embed=True)(x)[0]
     assert int(small.isfinite().logical_not().sum()) == 4
     assert int(embedded.isfinite().logical_not().sum()) == 4 * 9
 
@@ -347,8 +347,8 @@ def test_embed_is_yes_or_no(naive, embed):
 
 
 def test_a_window_says_its_sides():
-    assert str(embedding.Window((3, 5), (1, 2), (1, 1))) == "3×5"
-    assert embedding.window(nn.Linear(2, 3)) is None
+    assert str(windows.Window((3, 5), (1, 2), (1, 1))) == "3×5"
+    assert windows.window(nn.Linear(2, 3)) is None
 
 
 class Impostor(nn.Module):
