@@ -150,6 +150,26 @@ def test_the_library_alone_draws_nothing():
     assert unwanted & set(done.stdout.split()) == set()
 
 
+TESTS = {path.stem: path for path in (ROOT / "tests").rglob("*.py")}
+
+
+def imported_tests(source):
+    """The files of tests that a source imports."""
+    names = imports("", source)
+    return {name.split(".")[-1] for name in names if "test_" in name and name in TESTS}
+
+
+@pytest.mark.parametrize("name", sorted(TESTS))
+def test_no_file_of_tests_is_imported(name):
+    """What two share lies in tests/support."""
+    assert imported_tests(TESTS[name].read_text(encoding="utf-8")) == set()
+
+
+def test_an_import_of_tests_would_be_seen():
+    assert imported_tests("def f():\n    import test_plan") == {"test_plan"}
+    assert imported_tests("from test_plan import x") == {"test_plan"}
+
+
 def test_code_is_no_package():
     """`code` names a module of the standard library, which pdb and IPython import."""
     assert not (CODE / "__init__.py").exists()

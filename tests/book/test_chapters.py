@@ -2,7 +2,6 @@
 
 import copy
 import re
-from pathlib import Path
 
 import minutes
 import nbformat
@@ -13,12 +12,7 @@ from execute_chapters import README_FIGURE, named_figure
 from notebooks import WIDTH, code_cells, faults, is_picture
 
 import hfusion
-
-ROOT = Path(__file__).resolve().parents[2]
-PATHS = sorted((ROOT / "chapters").glob("*.ipynb"))
-CHAPTERS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}
-BACK = sorted((ROOT / "back").glob("*.ipynb"))
-NOTEBOOKS = CHAPTERS | {path.stem: nbformat.read(path, as_version=4) for path in BACK}
+from chapters import CHAPTERS, NOTEBOOKS, ROOT, each_chapter
 
 # Cells whose output nbval does not compare: times of the reader's own machine. This
 # number may only fall.
@@ -26,8 +20,6 @@ IGNORED = 3
 
 # Chapters held to `minutes.py`: what they say is what they take, at most 45 minutes.
 TIMED = ("10-two-launches", "11-how-far-from-the-limit")
-
-each_chapter = pytest.mark.parametrize("name", list(CHAPTERS))
 
 
 def prose(notebook):

@@ -10,7 +10,6 @@ import dataclasses
 import dis
 import functools
 import json
-import os
 import re
 import runpy
 import shutil
@@ -23,6 +22,7 @@ import matplotlib.figure
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+from cuts import cuts
 
 from sideways import records, show
 from sideways.experiments import ceilings, launch_overhead
@@ -30,7 +30,6 @@ from sideways.show import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = next((ROOT / "records").glob("*/"))
-ALL = os.environ.get("HFUSION_ALL_CUTS") == "1"
 LEFT_OUT = runpy.run_path(ROOT / "conftest.py")["REASONS"]  # what cannot run here
 READS = ("experiments.result", "experiments.several", "records.load_all")
 
@@ -183,41 +182,6 @@ def beside(place, path, tmp_path, monkeypatch):
     made = Page(path, Path("../records") / place.name)
     made.glued = glued
     return made
-
-
-def cuts(record):
-    """(what was done to it, a Record or None) for whatever may have happened to one."""
-    yield "not there", None
-    n = len(record.cases)
-    some = sorted({0, 1, 2, n // 2, n - 1} & set(range(n)))
-    for k in range(n) if ALL else some:
-        late = {records.EVERY: "not reached within 1 s"}
-        skipped = tuple(
-            records.Case(c.parameters, {}, skipped=late) for c in record.cases[k:]
-        )
-        done = dataclasses.replace(record, cases=(*record.cases[:k], *skipped))
-        yield f"late after {k} of {n} cases", done
-        if ALL or k == some[len(some) // 2]:
-            short = dataclasses.replace(record, cases=record.cases[:k])
-            yield f"ends after {k} of {n} cases", short
-    arms = list(dict.fromkeys(arm for case in record.cases for arm in case.samples))
-    for arm in arms if ALL else arms[:1] + arms[-1:] if len(arms) > 1 else ():
-        yield f"without {arm!r}", without(record, arm)
-
-
-def without(record, arm):
-    """A record in which an arm has failed in every case."""
-    cases = tuple(
-        dataclasses.replace(
-            case,
-            samples={k: v for k, v in case.samples.items() if k != arm},
-            launches={k: v for k, v in case.launches.items() if k != arm},
-            faults={k: v for k, v in case.faults.items() if k != arm},
-            skipped=case.skipped | {arm: "failed: ValueError: no"},
-        )
-        for case in record.cases
-    )
-    return dataclasses.replace(record, cases=cases)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem, indirect=True)

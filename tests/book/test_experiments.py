@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_recording import raising
+from stand_ins import raising
 from torch import nn
 
 from hfusion import models

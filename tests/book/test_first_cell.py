@@ -8,7 +8,9 @@ import sys
 import first_cell
 import nbformat
 import pytest
-from test_chapters import NOTEBOOKS, code_cells
+from notebooks import code_cells
+
+from chapters import NOTEBOOKS
 
 each_notebook = pytest.mark.parametrize("name", list(NOTEBOOKS))
 ADDRESS = "https://someone.github.io/book/hfusion-0.1.0-py3-none-any.whl"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_records import RECORD
+from made_up_record import RECORD
 
 import hfusion
 from hfusion import __main__ as command

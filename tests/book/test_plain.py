@@ -5,8 +5,9 @@ import re
 
 import plain
 import pytest
-import test_chapters
 import written
+
+import chapters
 
 LIN = "https://arxiv.org/abs/1312.4400"
 SZEGEDY = "https://arxiv.org/abs/1409.4842"
@@ -109,17 +110,17 @@ def test_links_within_a_notebook_lead_to_headings_and_exercises():
     assert cells[1]["source"] == "(at-it-is-so)=\n## It is, so\n\n## Else"
 
 
-@pytest.mark.parametrize("name", list(test_chapters.NOTEBOOKS))
+@pytest.mark.parametrize("name", list(chapters.NOTEBOOKS))
 def test_a_notebook_holds_no_markup_that_only_the_build_knows(name):
     """Roles, directives, their options, targets, labels of equations, own macros."""
     wrong = r"\{[\w:]+\}`|^\s*(?:`{3,}|:{3,})\{|^:\w+:|^\([\w-]+\)=$|\$\$ \(|\\W\b|\\ones\b"
-    for cell in written.texts(test_chapters.NOTEBOOKS[name]):
+    for cell in written.texts(chapters.NOTEBOOKS[name]):
         assert not re.search(wrong, cell.source, re.M), cell.source[:80]
 
 
-@pytest.mark.parametrize("name", list(test_chapters.NOTEBOOKS))
+@pytest.mark.parametrize("name", list(chapters.NOTEBOOKS))
 def test_the_build_turns_all_of_a_notebook(name):
-    notebook = json.loads(json.dumps(test_chapters.NOTEBOOKS[name]))
+    notebook = json.loads(json.dumps(chapters.NOTEBOOKS[name]))
     cells = [
         c for c in plain.to_myst(notebook, name)["cells"] if c["cell_type"] == "markdown"
     ]
@@ -155,9 +156,9 @@ def citations(text):
             yield link[0].partition("](http")[0], "[{} [{}]".format(*named(known[link[1]]))
 
 
-@pytest.mark.parametrize("name", list(test_chapters.CHAPTERS))
+@pytest.mark.parametrize("name", list(chapters.CHAPTERS))
 def test_a_citation_names_its_source(name):
-    text = "\n".join(cell.source for cell in written.texts(test_chapters.CHAPTERS[name]))
+    text = "\n".join(cell.source for cell in written.texts(chapters.CHAPTERS[name]))
     found = list(citations(" ".join(text.replace("\n> ", " ").split())))
     assert len(found) > 1
     assert [said for said, named_so in found if said != named_so] == []

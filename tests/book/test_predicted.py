@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from test_cut_records import cuts
+from cuts import cuts
 
 from sideways import records, show
 from sideways.show import judged as judge

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_ins import Clock, X, raising
 
 from hfusion.timing import measure
 from sideways import recording, records
 from sideways.recording import Race, Unavailable
 
-X = torch.arange(1.0, 5.0)
 TWICE = ((2 * X).double(),)
 
 
@@ -37,13 +37,6 @@ def experiment(*races, **settings):
         race=race,
         **settings,
     )
-
-
-def raising(error):
-    def make(*args, **kwargs):
-        raise error
-
-    return make
 
 
 def twice(share=1e-6, **more):
@@ -264,40 +257,6 @@ def test_no_arm_at_all_is_no_race():
 
 
 # A limit of time, by a clock that is made up.
-
-
-class Clock:
-    """Time passes when `spend` says so, and not otherwise; the alarm then rings."""
-
-    def __init__(self):
-        self.now_s, self.rings_s, self.ring = 0.0, math.inf, None
-
-    def spend(self, seconds):
-        until_s = self.now_s + seconds
-        while self.rings_s <= until_s:
-            self.now_s, self.rings_s = self.rings_s, math.inf
-            self.ring()
-        self.now_s = until_s
-
-    def set(self, _, seconds, again=0):
-        self.rings_s = self.now_s + seconds if seconds else math.inf
-
-    def handle(self, _, handler):
-        before, self.ring = self.ring, handler
-        return before
-
-    def arm(self, seconds, makes_s=0, value=lambda: X + X):
-        """What makes an arm, in so many seconds, whose calls take so many."""
-
-        def call():
-            self.spend(seconds)
-            return value()
-
-        def make():
-            self.spend(makes_s)
-            return call
-
-        return make
 
 
 @pytest.fixture

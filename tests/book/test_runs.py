@@ -10,7 +10,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_records import CASES, MACHINE, RECORD
+from made_up_record import CASES, MACHINE, RECORD
+from stand_ins import raising
 
 from sideways import experiments, records, runs
 from sideways.records import Case
@@ -205,13 +206,6 @@ def test_whoever_looks_sees_all_old_ones_or_all_new_ones(half, monkeypatch, in_o
     assert all(found in (BEFORE, AFTER) for found in seen)
     assert seen[0] == BEFORE
     assert seen[-1] == AFTER
-
-
-def raising(error):
-    def call(*_, **__):
-        raise error
-
-    return call
 
 
 @pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt(), Killed()])

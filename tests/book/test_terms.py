@@ -5,7 +5,8 @@ import re
 import plain
 import pytest
 import terms
-from test_chapters import CHAPTERS, each_chapter
+
+from chapters import CHAPTERS, each_chapter
 
 
 def linked(text):

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 import written
 from execute_chapters import execute
-from test_chapters import NOTEBOOKS
+
+from chapters import NOTEBOOKS
 
 GAIN = "It is 1.06<!-- gain:.2f --> on Some CPU, 2 threads<!-- where -->."
 

@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from test_packing import BETWEEN, MOVES, conv, group, pair, parameter, same
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+from two_siblings import BETWEEN, MOVES, conv, group, pair, parameter, same
 
 from hfusion.fusing import _checks
 

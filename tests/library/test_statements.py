@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import test_random_graphs
 import torch
 from torch import nn
 
@@ -48,7 +47,7 @@ def test_muon_does_not_notice_that_weights_lie_side_by_side(given):
 
 def test_the_field_says_how_many_random_networks_there_are(monkeypatch):
     monkeypatch.delenv("HFUSION_CASES", raising=False)
-    source = Path(test_random_graphs.__file__).read_text(encoding="utf-8")
+    source = Path(__file__).with_name("test_random_graphs.py").read_text(encoding="utf-8")
     assert 'os.environ.get("HFUSION_CASES", "300")' in source
     assert "three hundred random networks" in words("back/the-field.ipynb")
 

@@ -9,7 +9,7 @@ import time
 import zlib
 
 import torch
-from test_recording import Clock
+from stand_ins import Clock, raising
 
 from hfusion import __main__ as command
 from hfusion.timing import measure
@@ -89,13 +89,6 @@ def bad_arms(clock):
         "disagrees": lambda: clock.arm(CALL_S, value=lambda: X + 1)(),
         "raises later": raising_in_a_race(clock),
     }
-
-
-def raising(error):
-    def make():
-        raise error
-
-    return make
 
 
 def raising_in_a_race(clock):
