@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN    := .venv/bin
 JOBS   ?= 2
 OR_SAY := || { echo "The packages could not be installed; above is what pip says. Is there a network? Then make the same target again."; exit 1; }
+# jupyter-book builds the pages, sphinx-exercise and sphinx-proof their boxes, sphinx-mathjax-offline
+# their equations without a network, hatchling the wheel that they offer.
 BOOK   := jupyter-book sphinx-exercise sphinx-proof sphinx-mathjax-offline hatchling
+# playwright prints, pypdf adds the bookmarks; beautifulsoup4 and pyyaml read pages and contents.
 PDF    := beautifulsoup4 playwright pypdf pyyaml
 
 # One thing at a time: all of them install into one .venv and build into one _build.

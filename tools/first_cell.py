@@ -17,7 +17,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WHEEL = f"hfusion-{PROJECT['version']}-py3-none-any.whl"
+LIBRARY = (ROOT / "code" / "hfusion" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.*)"$', LIBRARY, re.M)[1]
+WHEEL = f"hfusion-{VERSION}-py3-none-any.whl"
 ALWAYS = {"hfusion", "matplotlib", "numpy", "torch"}  # what every notebook draws with
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where names differ
 TORCH = next(one for one in PROJECT["dependencies"] if one.startswith("torch>="))

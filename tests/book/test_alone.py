@@ -1,4 +1,4 @@
-"""Each notebook alone in an empty folder, from the wheel, in an environment of its own.
+"""The library alone, then each notebook alone in an empty folder, both from the wheel.
 
 Slow: the environment is made by pip, and every notebook runs (some five minutes).
 """
@@ -28,9 +28,22 @@ def run(*command, cwd):
     return done.stdout
 
 
+# What a user of the library does who never installs the extra "notebook".
+ALONE = """
+import importlib.util, torch, hfusion
+unwanted = ("matplotlib", "IPython", "tqdm")
+print([name for name in unwanted if importlib.util.find_spec(name)])
+model, x = hfusion.models.GoogLeNet().eval(), torch.randn(1, 3, 64, 64)
+plan = hfusion.plan(model)
+print(plan.calls["Conv2d"])
+with torch.no_grad():
+    print(torch.allclose(plan.apply()(x), model(x), rtol=1e-3, atol=1e-4))
+"""
+
+
 @pytest.fixture(scope="module")
-def python(tmp_path_factory):
-    """Of an environment that has the wheel with its extra "notebook", and nbval."""
+def installed(tmp_path_factory):
+    """The Python of an environment with the wheel and, after ALONE has spoken, the rest."""
     folder = tmp_path_factory.mktemp("alone")
     wheel = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT)
     run(sys.executable, *wheel, cwd=folder)
@@ -38,8 +51,20 @@ def python(tmp_path_factory):
     run(sys.executable, "-m", "venv", "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
     install = ("-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt")
+    run(python, *install, wheel, cwd=folder)
+    said = run(python, "-c", ALONE, cwd=folder)
     run(python, *install, f"{wheel}[notebook]", "nbval", cwd=folder)
-    return python
+    return python, said
+
+
+@pytest.fixture
+def python(installed):
+    return installed[0]
+
+
+def test_the_library_alone_fuses_a_network(installed):
+    """With NumPy and torch only: no Matplotlib, no IPython."""
+    assert installed[1].splitlines() == ["[]", "(57, 39)", "True"]
 
 
 def test_the_library_is_the_wheel_s(python, tmp_path):

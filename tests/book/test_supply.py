@@ -9,6 +9,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import first_cell
 import nbformat
 import pytest
 import yaml
@@ -132,13 +133,27 @@ BY_MAKE = named(" ".join(MADE).split())
 NEEDED = named(PROJECT["project"]["dependencies"]) | BY_MAKE
 
 
+def reasons(text):
+    """The names in the comments of a Makefile, and on lines that end in a comment."""
+    lines = [line for line in text.splitlines() if re.search(r"# *\w", line)]
+    said = [line if line.startswith("#") else line.partition("#")[0] for line in lines]
+    return {
+        canonical(name) for line in said for name in re.findall(r"[A-Za-z][\w-]+", line)
+    }
+
+
 def test_every_package_has_a_reason():
-    table = read(ROOT / "CONTRIBUTING.md").partition("## Packages")[2]
-    rows = re.findall(r"^\| ([\w\-, ]+) \| (\w.*) \|$", table, re.M)
-    reasons = {canonical(n): why for names, why in rows for n in names.split(", ")}
+    """Beside it in pyproject.toml; above it in the Makefile."""
     wanted = NEEDED.union(*map(named, EXTRAS.values()))
-    assert sorted(wanted - set(reasons)) == []
-    assert sorted(set(reasons) - wanted - {"package"}) == []
+    made = reasons(read(ROOT / "Makefile").partition("\nPDF")[0])
+    assert sorted(wanted - reasons(read(ROOT / "pyproject.toml")) - made) == []
+
+
+def test_a_package_without_a_reason_would_be_seen():
+    text = (
+        'x = [\n    "one",  # why\n    "two",\n]\n# three does this\nBOOK := three four\n'
+    )
+    assert reasons(text) & {"one", "two", "three", "four"} == {"one", "three"}
 
 
 def imports(path):
@@ -222,8 +237,18 @@ def test_the_citation_is_complete_and_of_this_version():
     assert all(
         author.get("name") or author.get("family-names") for author in citation["authors"]
     )
-    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["version"] == first_cell.VERSION
     assert f"## {citation['version']} " in read(ROOT / "CHANGELOG.md")
+
+
+def test_every_wheel_that_is_named_is_of_this_version():
+    """The wheel itself has the version that hatchling reads from the library."""
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "code/hfusion/__init__.py"
+    texts = [read(path) for path in FILES if path.suffix in (".md", ".ipynb")]
+    wheels = {
+        name for text in texts for name in re.findall(r"hfusion-[\w.]+-py3\S*whl", text)
+    }
+    assert wheels == {first_cell.WHEEL}
 
 
 # What `make` says where it cannot begin.
