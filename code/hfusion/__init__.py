@@ -18,7 +18,7 @@ The modules, in the order in which the book needs them: `algebra` (NumPy), `meas
 (agree, count, time), `stacking` (the stacked layer), `models` (Inception, GoogLeNet);
 then whole networks: `calls` (who reads what: read from a graph by `reading`, with
 `aliasing`, or seen in a run by `running`), `siblings` (judged), `planning`
-(plan, fuse, unfuse), `_packing` (what a fused model does at a call, with `placing`,
+(plan, fuse, unfuse), `_group` (what a fused model does at a call, with `placing`,
 `_checks`, `_followers` and `_operators`), `folding`; for
 exporters and compilers: `lowering` (a plan as one graph); then time: `judging` (faster, or
 left alone, with `_variants`), `recording`, `apart`, `records`, `experiments`, `cost`,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
-from hfusion.fusing import _packing, siblings
+from hfusion.fusing import _members, siblings
 from hfusion.timing import measure
 from sideways import records
 from sideways.experiments import rungs
@@ -152,7 +152,7 @@ def changed(forward, make=Two, **members):
 def fused_with_groups(model, given=None, **options):
     """(the fused model, the groups that it has)."""
     fused = hfusion.plan(model, given, **options).apply()
-    members = [_packing.member_of(module) for module in fused.modules()]
+    members = [_members.member_of(module) for module in fused.modules()]
     return fused, [*dict.fromkeys(member.group for member in members if member)]
 
 

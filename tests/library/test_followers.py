@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfusion
 from hfusion import FusionError, stacking
-from hfusion.fusing import _followers, _packing
+from hfusion.fusing import _followers, _group, _members
 from hfusion.stacking import _memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -69,7 +69,7 @@ def pair(make=linear, then=leaky, hoist=False, dense=()):
 
 def routed(model, hoist=False, dense=()):
     double = copy.deepcopy(model)
-    group = _packing.route([double.a, double.b], ["a", "b"], dense)
+    group = _group.route([double.a, double.b], ["a", "b"], dense)
     _followers.route(group, [double.f, double.g], hoist)
     return double
 
@@ -488,7 +488,7 @@ def test_a_module_that_follows_two_groups():
     model = Four().eval().requires_grad_(False)
     double = copy.deepcopy(model)
     for start in (0, 2):
-        group = _packing.route([*double.layers[start : start + 2]], ["a", "b"])
+        group = _group.route([*double.layers[start : start + 2]], ["a", "b"])
         _followers.route(group, [double.f, double.f])
     same(model, double, row(), 2)
     same(model, copy.deepcopy(double), row(), 2)
@@ -512,7 +512,7 @@ def test_no_memory_is_kept():
         first = double.f(u)
         results = marks[id(u)].whole if id(u) in marks else None
         assert results is None
-        turn = _packing.member_of(double.a).group._here.turn
+        turn = _members.member_of(double.a).group._here.turn
         assert [result is None for result in turn.whole.results] == [True, False]
         assert turn.whole.y is None
         del x
@@ -607,8 +607,8 @@ def test_release():
     assert not any("forward" in vars(module) for module in separate.modules())
     same(model, separate, row(), 2)
     same(model, double, row(), 1)
-    _packing.release(double.a)
-    _packing.release(double.b)
+    _members.release(double.a)
+    _members.release(double.b)
     same(model, double, row(), 2)
     _followers.release(double.f)
     _followers.release(double.f)

@@ -12,7 +12,7 @@ from torch import nn
 
 import hfusion
 from hfusion import FusionError, plan
-from hfusion.fusing import _checks, _packing, judging
+from hfusion.fusing import _checks, _group, _members, judging
 from hfusion.timing import summary
 from hfusion.timing.measure import Disagreement, agree, count_launches
 
@@ -406,14 +406,14 @@ def test_a_group_that_does_not_compute_together_is_no_race(raced, monkeypatch):
 def test_siblings_that_compute_something_wrong_are_never_timed(
     raced, monkeypatch, factor, by_running
 ):
-    right = _packing.Group._product
+    right = _group.FusedGroup._product
 
     def wrong(*given):
         y = right(*given)
         y[:, -1] *= factor
         return y
 
-    monkeypatch.setattr(_packing.Group, "_product", wrong)
+    monkeypatch.setattr(_group.FusedGroup, "_product", wrong)
     with pytest.raises(Disagreement, match="entries differ"):
         judged(Convs(), torch.zeros(2, 3, 4, 4), by_running)
     assert raced.races == []
@@ -470,7 +470,7 @@ def test_where_it_is_not_all_groups_are_left_alone(monkeypatch, gain, word):
         assert not group.fused
         assert group.reason.startswith(f"the whole model: {word} times as fast (8 bursts")
     assert found.apply().a.forward.__self__ is not None
-    assert not any(map(_packing.member_of, found.apply().modules()))
+    assert not any(map(_members.member_of, found.apply().modules()))
 
 
 def test_the_whole_is_raced_with_what_was_accepted_and_against_the_model(monkeypatch):

@@ -29,7 +29,7 @@ from two_siblings import (
 )
 
 import hfusion
-from hfusion.fusing import _packing
+from hfusion.fusing import _gate, _group, _members, _packing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -196,18 +196,18 @@ def test_weights_that_move_are_packed_again(name, make):
 def test_to_keeps_no_memory_that_the_weights_have_left():
     _, fused, _ = pair()
     fused.cpu()
-    assert group(fused)._together is not None
+    assert group(fused).packing.together is not None
     fused.double()
-    assert group(fused)._together is None
+    assert group(fused).packing.together is None
 
 
 def test_load_state_dict_keeps_no_memory_that_the_weights_have_left():
     _, fused, _ = pair()
     state = copy.deepcopy(fused.state_dict())
     fused.load_state_dict(state)
-    assert group(fused)._together is not None
+    assert group(fused).packing.together is not None
     fused.load_state_dict(state, assign=True)
-    assert group(fused)._together is None
+    assert group(fused).packing.together is None
 
 
 def test_without_memory_for_it_weights_stay_where_they_are(monkeypatch, caplog):
@@ -218,34 +218,34 @@ def test_without_memory_for_it_weights_stay_where_they_are(monkeypatch, caplog):
     for each in (model, fused):
         each.double()
     monkeypatch.setattr(_packing._memory, "room", full)
-    same(model, fused, *[x.double()] * _packing.WASTED, rounds=0)
+    same(model, fused, *[x.double()] * _group.WASTED, rounds=0)
     assert "cannot be moved: no memory left" in caplog.text
 
 
 def test_weights_do_not_move_while_another_thread_computes_with_them(monkeypatch):
     """2026-11-30: it read memory that was freed, one call of 400 in a loop."""
-    monkeypatch.setattr(_packing, "PATIENCE", 2)
+    monkeypatch.setattr(_gate, "PATIENCE", 2)
     model, fused, x = pair()
     for each in (model, fused):
         state = {key: value * 2 for key, value in each.state_dict().items()}
         each.load_state_dict(state, assign=True)
         del state
-    group(fused).inside["one"] = "another thread"
+    group(fused).packing.gate.inside["one"] = "another thread"
     same(model, fused, x, rounds=0)
-    del group(fused).inside["one"]
+    del group(fused).packing.gate.inside["one"]
     same(model, fused, x, rounds=1)
-    assert not group(fused).inside
+    assert not group(fused).packing.gate.inside
 
 
 def test_threads_wait_while_weights_move():
     _, fused, x = pair()
     thread = threading.Thread(target=infer, args=[lambda: fused.b(x)])
-    with group(fused)._lock, group(fused)._quiet() as alone:
+    with group(fused).packing.gate.lock, group(fused).packing.gate.closed() as alone:
         thread.start()
         thread.join(0.05)
         assert alone
         assert thread.is_alive()
-        assert not group(fused).inside
+        assert not group(fused).packing.gate.inside
     thread.join()
 
 
@@ -276,7 +276,7 @@ def test_memory_that_others_know_stays_where_it_is(caplog):
     same(model, fused, x, rounds=0)
     for value in state.values():
         value.mul_(3)
-    same(model, fused, *[x] * _packing.WASTED, rounds=0)
+    same(model, fused, *[x] * _group.WASTED, rounds=0)
     assert "the memory of" in caplog.text
 
 
@@ -291,7 +291,7 @@ def test_each_parameter_is_stored_once():
     _, fused, _ = pair()
     ends = [p.untyped_storage().nbytes() == p.nbytes for p in fused.parameters()]
     assert ends == [True] * 4
-    assert group(fused)._together[1].nbytes == 2 * fused.a.weight.nbytes
+    assert group(fused).packing.together[1].nbytes == 2 * fused.a.weight.nbytes
     places = [fused.a.weight.data_ptr(), fused.b.weight.data_ptr()]
     assert places[1] - places[0] == fused.a.weight.nbytes
 
@@ -319,7 +319,7 @@ def test_saved_with_torch():
 
 def test_what_is_deleted_is_gone(caplog):
     model, fused, x = pair()
-    weight = weakref.ref(group(fused)._together[1])
+    weight = weakref.ref(group(fused).packing.together[1])
     gc.disable()
     try:
         sibling = weakref.ref(fused.b)
@@ -348,7 +348,7 @@ def test_an_unfinished_round_goes_with_its_input():
 
 def test_groups_that_keep_missing_switch_themselves_off(caplog):
     model, fused, x = pair()
-    for _ in range(_packing.WASTED):
+    for _ in range(_group.WASTED):
         fused.a(x)
     assert not caplog.text
     fused.a(x)
@@ -358,7 +358,7 @@ def test_groups_that_keep_missing_switch_themselves_off(caplog):
 
 def test_groups_whose_weights_keep_moving_switch_themselves_off(caplog):
     model, fused, x = pair()
-    for _ in range(_packing.PACKED_AGAIN - 1):
+    for _ in range(_group.PACKED_AGAIN - 1):
         fused.b.weight.data = fused.b.weight.data.clone()
         same(model, fused, x, x, rounds=1)  # the first call notices, the second packs
     assert not group(fused).off
@@ -366,9 +366,9 @@ def test_groups_whose_weights_keep_moving_switch_themselves_off(caplog):
     same(model, fused, x, x, rounds=0)
     assert "their weights keep moving in memory" in caplog.text
     _, fused, _ = pair()
-    for _ in range(_packing.PACKED_AGAIN + 1):
+    for _ in range(_group.PACKED_AGAIN + 1):
         fused.b.weight.data = fused.b.weight.data.clone()
-        same(model, fused, *[x] * (1 + _packing.SETTLED), rounds=_packing.SETTLED)
+        same(model, fused, *[x] * (1 + _group.SETTLED), rounds=_group.SETTLED)
     assert not group(fused).off
 
 
@@ -430,15 +430,15 @@ def test_threads():
     for thread in threads:
         thread.join()
     assert not failures
-    assert group(fused)._packed == 1
+    assert group(fused)._packings == 1
     assert not group(fused).off
 
 
 def test_for_data_parallel_a_replica_is_on_its_own():
     _, fused, _ = pair()
     replica = fused.a._replicate_for_data_parallel()
-    assert not {*_packing._ROUTED} & {*vars(replica)}
-    assert _packing.member_of(fused.a)
+    assert not {*_members.ROUTED} & {*vars(replica)}
+    assert _members.member_of(fused.a)
 
 
 class Aliased(Net):
@@ -455,7 +455,7 @@ def test_one_row_in_one_piece_has_the_strides_of_a_tensor_of_its_own(make):
     template, x = make()
     model = Aliased(lambda: copy.deepcopy(template.a)).eval().requires_grad_(False)
     fused = copy.deepcopy(model)
-    _packing.route([fused.a, fused.b], "ab")
+    _group.route([fused.a, fused.b], "ab")
     same(model, fused, x[:1], rounds=1)
     with torch.no_grad():
         parts, wanted = fused(x[:1]), model(x[:1])

@@ -86,7 +86,7 @@ def test_modes_that_watch():
 
 
 def test_inference_mode_says_that_it_computes_separately_once(caplog):
-    _checks._say_so.cache_clear()
+    _checks._warn_of_inference_mode.cache_clear()
     model, fused, x = pair()
     with torch.inference_mode():
         same(model, fused, x, x, rounds=0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import hfusion
-from hfusion.fusing import _packing
+from hfusion.fusing import _group, _members
 
 WINDOWS = {  # kernel_size, padding and dilation of each sibling
     "1 and 3": (nn.Conv2d, [(1, 0, 1), (3, 1, 1)]),
@@ -40,12 +40,12 @@ def pair(name="1, 3, 5, 1", by_running=False):
     model = Net(name)
     x = torch.randn(2, 3, *[7] * (model.branches[0].weight.ndim - 2))
     fused = hfusion.plan(model, x if by_running else None, embed=True).apply()
-    return model, fused, _packing.member_of(fused.branches[0]).group, x
+    return model, fused, _members.member_of(fused.branches[0]).group, x
 
 
 def same(model, fused, x, tolerance=1e-5):
     """Whether they give the same, by one product."""
-    group = _packing.member_of(fused.branches[0]).group
+    group = _members.member_of(fused.branches[0]).group
     before = group.rounds
     with torch.no_grad():
         returned, expected = fused(x), model(x)
@@ -58,8 +58,8 @@ def same(model, fused, x, tolerance=1e-5):
 
 def around(fused):
     """The numbers that belong to no branch, of a group that is packed."""
-    group = _packing.member_of(fused.branches[0]).group
-    whole = group._together[1].detach()
+    group = _members.member_of(fused.branches[0]).group
+    whole = group.packing.together[1].detach()
     kept = torch.zeros_like(whole, dtype=torch.bool)
     parts = zip(kept.split(group.sizes), whole.split(group.sizes), strict=True)
     for (inside, part), layer in zip(parts, fused.branches, strict=True):
@@ -78,7 +78,7 @@ def test_one_product_for_all(name, by_running):
     assert len(around(fused)) > 0
     assert not around(fused).any()
     taps = torch.Size(group.window.kernel_size).numel()
-    assert group._together[1].numel() == 3 * taps * sum(group.sizes)
+    assert group.packing.together[1].numel() == 3 * taps * sum(group.sizes)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -160,7 +160,7 @@ def counted(network, x):
 def alone(network, x):
     """Until the group is switched off, its weights still side by side."""
     with torch.no_grad():
-        for _ in range(_packing.WASTED + 1):
+        for _ in range(_group.WASTED + 1):
             network.branches[0](x.clone())
     return network(x)
 
@@ -200,15 +200,15 @@ def test_optimisers_of_others_close_no_gaps():
     other = nn.Linear(2, 2)
     other.weight.grad = torch.ones(2, 2)
     torch.optim.SGD(other.parameters(), lr=0.1).step()
-    assert _packing.member_of(fused.branches[0]).group._in_place()
+    assert _members.member_of(fused.branches[0]).group.packing.in_place()
 
 
 def test_gradients_of_the_input_alone_move_no_weight():
     _, fused, group, x = pair()
     fused.requires_grad_(False)
-    memory = group._together[1].data_ptr()
+    memory = group.packing.together[1].data_ptr()
     sum(y.sum() for y in fused(x.requires_grad_())).backward()
-    assert group._together[1].data_ptr() == memory
+    assert group.packing.together[1].data_ptr() == memory
 
 
 def test_states():
@@ -227,7 +227,7 @@ def test_torch_save_keeps_the_zeros_once():
     model, fused, group, x = pair()
     file = io.BytesIO()
     torch.save(fused.state_dict(), file)
-    whole = 4 * (group._together[1].numel() + sum(group.sizes))
+    whole = 4 * (group.packing.together[1].numel() + sum(group.sizes))
     assert whole < file.tell() < whole + 8_000
     file.seek(0)
     other = Net("1, 3, 5, 1")

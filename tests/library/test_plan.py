@@ -39,7 +39,7 @@ from torch import nn
 import hfusion
 from hfusion import FusionError, fuse, models, plan, unfuse
 from hfusion.finding import reading
-from hfusion.fusing import _followers, _packing, planning
+from hfusion.fusing import _followers, _group, planning
 from hfusion.timing.measure import Disagreement
 
 pytestmark = pytest.mark.usefixtures("in_float64", "as_on_a_gpu")
@@ -371,7 +371,7 @@ SINCE = {
     "half": (lambda m: m.a.half(), "dtype differs: layers[a] torch.float16, layers[b] "),
     "one layer": (lambda m: setattr(m, "b", m.a), "layers[a] and layers[b] share a "),
     "parametrised": (parametrised, "type of layers[a] was ParametrizedConv2d; "),
-    "fused": (lambda m: _packing.route([m.a, m.b], "ab"), ""),
+    "fused": (lambda m: _group.route([m.a, m.b], "ab"), ""),
 }
 
 

@@ -14,7 +14,7 @@ from trial import Tally, failure, with_one_thread
 
 from hfusion import stacking
 from hfusion.finding import aliasing, reading, running
-from hfusion.fusing import _checks, _packing, lowering, siblings
+from hfusion.fusing import _checks, _group, lowering, siblings
 from hfusion.stacking import rules, windows
 from hfusion.stacking import stacked as stacked_module
 
@@ -101,14 +101,14 @@ def rows_shuffled(weights, biases):
 
 
 take = _checks.Round.take
-product, common = _packing.Group._product, windows.common
+product, common = _group.FusedGroup._product, windows.common
 stack_parameters = stacking.stack_parameters
 MISTAKES = {
     "writes to the input": (_checks.Round, "take", although_written_to),
     "another input": (_checks.Round, "of", of_any_input),
     "weights replaced": (_checks.Row, "same", lambda row: True),
-    "gradients forgotten": (_packing.Group, "_learns", lambda group, x: False),
-    "parts of a product rolled": (_packing.Group, "_product", rolled),
+    "gradients forgotten": (_group.FusedGroup, "_learns", lambda group, x: False),
+    "parts of a product rolled": (_group.FusedGroup, "_product", rolled),
     "nobody asks for layout": (reading.Reading, "asking", lambda self, groups: {}),
     "no run asks for layout": (running.Run, "asking", lambda self, groups: {}),
     "lowered: no writes known": (aliasing, "written", lambda node, modules: []),

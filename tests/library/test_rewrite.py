@@ -1,4 +1,4 @@
-"""siblings.py, reading.py, _packing.py: which layers are fused, which not, and why."""
+"""siblings.py, reading.py, _group.py: which layers are fused, which not, and why."""
 
 import copy
 import operator
@@ -41,7 +41,7 @@ from torch.nn.utils import parametrizations, prune
 
 from hfusion import FusionError, fuse, models, plan, stacking, unfuse
 from hfusion.finding import _names, aliasing, reading
-from hfusion.fusing import _checks, _packing, siblings
+from hfusion.fusing import _checks, _members, siblings
 from hfusion.timing.measure import Disagreement
 
 pytestmark = pytest.mark.usefixtures("in_float64")
@@ -303,7 +303,7 @@ def test_a_form_with_the_weights_of_another_would_be_seen():
 def test_the_parts_in_another_order_would_be_seen():
     model, x = net(ab, a=conv(4), b=conv(4)), image()
     fused = fuse(model)
-    members = [_packing.member_of(layer) for layer in (fused.a, fused.b)]
+    members = [_members.member_of(layer) for layer in (fused.a, fused.b)]
     split = members[0].group._begin
 
     def swapped(x, mode, here):

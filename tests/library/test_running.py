@@ -7,7 +7,7 @@ from torch import nn
 import hfusion
 from hfusion import FusionError
 from hfusion.finding import running
-from hfusion.fusing import _packing
+from hfusion.fusing import _members
 
 
 class Three(nn.Module):
@@ -53,7 +53,7 @@ def test_who_needs_a_contiguous_part(reader):
     with torch.no_grad():
         for mine, theirs in zip(fused(x), model(x), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
-    assert bool(_packing.member_of(fused.a)) is not needs
+    assert bool(_members.member_of(fused.a)) is not needs
 
 
 @pytest.mark.parametrize(

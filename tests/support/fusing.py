@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
 from hfusion import models, plan
-from hfusion.fusing import _packing
+from hfusion.fusing import _members
 from hfusion.timing.measure import agree, count_launches
 
 
@@ -115,7 +115,7 @@ def gradients(model, *inputs):
 
 def groups_of(model):
     """The groups that compute together in a fused model."""
-    members = filter(None, map(_packing.member_of, model.modules()))
+    members = filter(None, map(_members.member_of, model.modules()))
     return list({id(member.group): member.group for member in members}.values())
 
 

@@ -25,7 +25,7 @@ from torch import nn
 
 import hfusion
 from hfusion import stacking
-from hfusion.fusing import _packing, lowering, siblings
+from hfusion.fusing import _members, lowering, siblings
 from hfusion.stacking import _memory, _state
 
 
@@ -307,7 +307,7 @@ def check_kept(model, fused):
 
 
 def groups_of(network):
-    members = [_packing.member_of(module) for module in network.modules()]
+    members = [_members.member_of(module) for module in network.modules()]
     return {member.group for member in members if member}
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import hfusion
-from hfusion.fusing import _packing
+from hfusion.fusing import _members
 
 
 class Net(nn.Module):
@@ -40,7 +40,7 @@ def pair(make=linear, learns=False):
 
 
 def group(fused):
-    return _packing.member_of(fused.a).group
+    return _members.member_of(fused.a).group
 
 
 def same(model, fused, *inputs, rounds=None, tolerance=1e-5):

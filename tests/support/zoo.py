@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import hfusion
-from hfusion.fusing import _packing
+from hfusion.fusing import _members
 
 SMALL = 20e6  # parameters: of models with more, gradients are not compared
 
@@ -509,7 +509,7 @@ def examine(row):
         return Examined(row, failed=f"{type(error).__name__}: {error}")
     seconds = time.process_time() - start
     fused = plan.apply()
-    members = dict.fromkeys(map(_packing.member_of, fused.modules()))
+    members = dict.fromkeys(map(_members.member_of, fused.modules()))
     groups = list(dict.fromkeys(member.group for member in members if member))
     planned = {group.members: group.calls for group in plan.groups if group.fused}
     with torch.no_grad():
@@ -573,7 +573,7 @@ def _same(a, b):
 def _of_layers(model, inputs, like):
     """What the layers that are fused in `like` return, in the order of their calls."""
     seen, hooks = [], []
-    fused = [path for path, m in like.named_modules() if _packing.member_of(m)]
+    fused = [path for path, m in like.named_modules() if _members.member_of(m)]
     for path in fused:
         keep = lambda layer, given, y, path=path: seen.append({path: y.clone()})
         hooks.append(model.get_submodule(path).register_forward_hook(keep))

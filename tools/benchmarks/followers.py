@@ -12,7 +12,7 @@ import time
 import torch
 from torch import nn
 
-from hfusion.fusing import _followers, _packing
+from hfusion.fusing import _followers, _group
 
 CASES = {
     "Inception 3a, one image": (nn.Conv2d, 192, (64, 96, 16), (1, 192, 28, 28)),
@@ -28,7 +28,7 @@ def network(kind, c_in, sizes, once):
     options = {} if kind is nn.Linear else {"kernel_size": 1}
     members = [kind(c_in, size, **options) for size in sizes]
     relus = [nn.ReLU() for _ in sizes]
-    group = _packing.route(members, [str(size) for size in sizes])
+    group = _group.route(members, [str(size) for size in sizes])
     if once:
         _followers.route(group, relus)
     pairs = [*zip(members, relus, strict=True)]

@@ -4,7 +4,7 @@ First on GoogLeNet, beside the first call of torch.compile on the same module; t
 chains of generated modules of growing length, where the time for each node shows
 whether the pass is linear in the graph. Then stacks of transformer-like layers, read and
 run: more weights must not cost more, and twice the layers twice as much. Then three Linears
-that read one tensor: one by one, side by side (`fusing._packing`), and the product and its
+that read one tensor: one by one, side by side (`fusing._group`), and the product and its
 split alone; what is between the last two, round by round, is the price of the checks.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
-from hfusion.fusing import _packing
+from hfusion.fusing import _group
 from hfusion.models import GoogLeNet
 from hfusion.timing import measure as timing
 
@@ -102,7 +102,7 @@ def checks(features, rows, bursts=7, rounds=7, calls=50):
         side_by_side = [
             nn.Linear(features, features).requires_grad_(False) for _ in range(3)
         ]
-        _packing.route(side_by_side, ["a", "b", "c"])
+        _group.route(side_by_side, ["a", "b", "c"])
         weight = torch.cat([layer.weight for layer in layers])
         bias, sizes = torch.cat([layer.bias for layer in layers]), [features] * 3
         x = torch.randn(rows, features)

@@ -13,8 +13,11 @@ computes for itself, as it would without us.
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ..errors import FusionError
 from ..stacking import _memory, rules
@@ -22,15 +25,26 @@ from . import _checks
 
 logger = logging.getLogger("hfusion")
 
-WASTED = 8  # so many results in a row that nobody wanted, and a group makes no more
+WASTED = 8  # so many unwanted results in a row, and a group makes no more
 FORWARD = {kind: kind.forward for kind in rules.POINTWISE}
 _SETTINGS = {kind: tuple(getattr(kind, "__constants__", ())) for kind in FORWARD}
 
 
-def route(group, modules, hoist=False):
+class Followed(Protocol):
+    """What is asked of a group, a `_group.FusedGroup`."""
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    dense: frozenset[int]
+    dim: int
+    packing: Any
+    then: "Then | None"
+
+
+def route(group: Followed, modules: Sequence[nn.Module], hoist: bool = False) -> None:
     """Let the activations that follow a group's members be applied at once, in place.
 
-    group: a `_packing.Group`. modules: the activation after each member, in order, perhaps
+    modules: the activation after each member, in order, perhaps
     one module several times. hoist: also where the parts have gaps in memory; then the
     results have gaps too, and `.view` may fail. Raises FusionError, see `refusal`.
     """
@@ -38,11 +52,11 @@ def route(group, modules, hoist=False):
         raise FusionError(f"modules: {reason}")
     for module in modules:
         if follower_of(module) is None:
-            module.forward = Follower(module).forward
+            vars(module)["forward"] = Follower(module).forward
     group.then = Then(_key(modules[0]), hoist)
 
 
-def refusal(modules):
+def refusal(modules: Sequence[nn.Module]) -> str:
     """Why these cannot be applied at once, in words; "" if they can.
 
     >>> refusal([torch.nn.ReLU(), torch.nn.SiLU()])
@@ -58,19 +72,19 @@ def refusal(modules):
     return ""
 
 
-def follower_of(module):
+def follower_of(module: nn.Module) -> "Follower | None":
     """The Follower that an activation's calls go to; None if there is none."""
     follower = getattr(vars(module).get("forward"), "__self__", None)
     return follower if isinstance(follower, Follower) else None
 
 
-def release(module):
+def release(module: nn.Module) -> None:
     """Let an activation compute for itself again, in place; whatever else stays."""
     if follower_of(module):
-        del module.forward
+        del vars(module)["forward"]
 
 
-def _key(module):
+def _key(module: nn.Module) -> tuple[type, list]:
     """What decides, besides its input, what an activation returns."""
     kind, own = type(module), module.__dict__
     return kind, [own.get(name) for name in _SETTINGS.get(kind, ())]
@@ -79,19 +93,19 @@ def _key(module):
 class Follower:
     """An activation's `forward`, whichever groups it follows: the tensor knows that."""
 
-    routes = True  # see `_packing.Member`
+    routes = True  # see `_members.Member`
 
-    def __init__(self, module):
+    def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {"module": self._module()}
 
-    def __setstate__(self, state):
-        self.__init__(**state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Follower.__init__(self, **state)
 
-    def forward(self, input, *more, **named):
-        module = self._module()
+    def forward(self, input: Any, *more: Any, **named: Any) -> Any:
+        module: Any = self._module()
         if not (more or named or torch.compiler.is_dynamo_compiling()):
             mark = _here.marks.get(id(input))
             if mark is not None and mark() is input:
@@ -107,18 +121,20 @@ class Then:
     off: why it is applied to each part from now on, in words; "" while it is not.
     """
 
-    def __init__(self, key, hoist):
+    def __init__(self, key: tuple[type, list], hoist: bool):
         self.key, self.hoist, self.off, self.wasted = key, hoist, "", 0
 
-    def whole(self, group, y, parts, mode):
-        """A _Whole for one round; None where results would have gaps and must not."""
+    def whole(
+        self, group: Followed, y: torch.Tensor, parts: list[Any], mode: tuple
+    ) -> "Whole | None":
+        """A Whole for one round; None where results would have gaps and must not."""
         in_one_piece = parts[0].is_contiguous()  # then the others are too
         if self.off or not (in_one_piece or (self.hoist and not group.dense)):
             return None
-        return _Whole(self, group, y, mode)
+        return Whole(self, group, y, mode)
 
-    def waste(self, names):
-        """Nobody wanted a result."""
+    def waste(self, names: Sequence[str]) -> None:
+        """A result was not wanted."""
         self.wasted += 1
         if self.wasted == WASTED:
             self.off = (
@@ -128,27 +144,29 @@ class Then:
             logger.warning(self.off)
 
 
-class _Whole:
+class Whole:
     """One round: what all layers computed; later, what the activation makes of it."""
 
     __slots__ = ("group", "left", "mode", "results", "then", "y")
 
-    def __init__(self, then, group, y, mode):
-        self.then, self.group, self.y, self.mode = then, group, y, mode
-        self.left, self.results = len(group.sizes), None
+    def __init__(self, then: Then, group: Followed, y: torch.Tensor, mode: tuple):
+        self.then, self.group, self.mode = then, group, mode
+        self.y: torch.Tensor | None = y
+        self.results: list[Any] | None = None
+        self.left = len(group.sizes)
 
-    def mark(self, index, part):
+    def mark(self, index: int, part: torch.Tensor) -> None:
         """Remember, in this thread, whose part a tensor is, as long as it lives."""
         mark = _Mark(part, _forget)
         mark.whole, mark.index, mark.key, mark.marks = self, index, id(part), _here.marks
-        mark.was = part._version, _checks._place(part)
+        mark.was = part._version, _checks.place_of(part)
         mark.marks[mark.key] = mark
 
-    def end(self):
+    def end(self) -> None:
         """No more parts will be asked for: let go of everything."""
         self.y = self.results = None
 
-    def compute(self, module):
+    def compute(self, module: nn.Module) -> bool:
         """Apply an activation to all parts; whether that could be."""
         y, self.y, group = self.y, None, self.group
         if y is None:
@@ -163,15 +181,15 @@ class _Mark(weakref.ref):
 
     __slots__ = ("index", "key", "marks", "was", "whole")
 
-    def take(self, part, module):
+    def take(self, part: torch.Tensor, module: nn.Module) -> torch.Tensor | None:
         """The part's result, once; None if anything is not as it was."""
         whole, index = self.whole, self.index
-        if (part._version, _checks._place(part)) != self.was or part.requires_grad:
+        if (part._version, _checks.place_of(part)) != self.was or part.requires_grad:
             return None
         kind = type(module)
         if _key(module) != whole.then.key or kind.forward is not FORWARD[kind]:
             return None
-        if _checks.mode(whole.group.device) != whole.mode:
+        if _checks.mode(whole.group.packing.device) != whole.mode:
             return None
         if whole.results is None and not whole.compute(module):
             return None
@@ -183,8 +201,8 @@ class _Mark(weakref.ref):
         return result
 
 
-def _forget(mark):
-    """A part is gone, and nobody can ask for its result any more."""
+def _forget(mark: Any) -> None:
+    """A part is gone, so its result cannot be asked for any more."""
     mark.marks.pop(mark.key, None)
     results = mark.whole.results
     if results is not None:
@@ -195,8 +213,8 @@ def _forget(mark):
 class _Here(threading.local):
     """The parts that a thread knows: {id: mark}."""
 
-    def __init__(self):
-        self.marks = {}
+    def __init__(self) -> None:
+        self.marks: dict[int, _Mark] = {}
 
 
 _here = _Here()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..timing.measure import agree, unit
-from . import _followers, _packing
+from . import _followers, _group
 from .siblings import Group
 
 Parts = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -62,7 +62,7 @@ def _separate(group: Group) -> Parts:
     return lambda x: [activation(call(x)) for call in calls]
 
 
-def _fused(group: Group) -> tuple[Parts, _packing.Group]:
+def _fused(group: Group) -> tuple[Parts, _group.FusedGroup]:
     """What runs in their place, on copies of the weights, and the group that it is."""
     doubles = [copy.copy(layer) for layer in group.layers.values()]
     for double in doubles:  # `route` moves their numbers, and leaves those of the model
@@ -70,7 +70,7 @@ def _fused(group: Group) -> tuple[Parts, _packing.Group]:
         double._parameters = {
             k: p if p is None else nn.Parameter(p, p.requires_grad) for k, p in mine
         }
-    side_by_side = _packing.route(doubles, group.members, group.dense)
+    side_by_side = _group.route(doubles, group.members, group.dense)
     after = [copy.copy(group.activation) for _ in group.followers]
     if after:
         _followers.route(side_by_side, after, group.hoist)

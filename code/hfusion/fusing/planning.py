@@ -6,7 +6,7 @@
                                       or refused, and the reason
 
 A plan changes nothing and can be printed; `apply` makes a copy of the model whose siblings
-lie side by side in memory (`_packing`). Which layers are siblings, and what speaks against
+compute together (`_group`). Which layers are siblings, and what speaks against
 fusing them, is decided in `siblings`.
 """
 
@@ -28,7 +28,7 @@ from ..finding._aside import double
 from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
 from ..stacking import rules
-from . import _followers, _packing, siblings
+from . import _followers, _group, _members, siblings
 
 logger = logging.getLogger("hfusion")
 
@@ -226,7 +226,7 @@ class FusionPlan:
         either (through `.data` or NumPy), and a change of precision there, such as TF32.
         On a path that was not planned, a reader may count on a part without gaps: `.view`
         fails, and after `reshape` or `contiguous`, which copy, a later write to one is none
-        to the other. `_packing` names the rest.
+        to the other. `fusing._group` names the rest.
 
         Exact equality is not promised: a matrix product of another size may add in another
         order. Each output then differs by rounding, for one layer by at most
@@ -242,7 +242,7 @@ class FusionPlan:
             reasons.append(rules.refusal(members, embed, rules.KEPT))
             if reason := next(filter(None, reasons), ""):
                 raise FusionError(f"model has changed since it was planned: {reason}")
-            side_by_side = _packing.route([*members.values()], group.members, group.dense)
+            side_by_side = _group.route([*members.values()], group.members, group.dense)
             if group.followers:
                 after = siblings.layers_at(fused, group.followers).values()
                 _followers.route(side_by_side, [*after], group.hoist)
@@ -255,7 +255,7 @@ def unfuse(fused: nn.Module) -> nn.Module:
     fused: what `fuse` or `FusionPlan.apply` made. Raises FusionError for anything else.
     """
     if not isinstance(fused, nn.Module) or not any(
-        map(_packing.member_of, fused.modules())
+        map(_members.member_of, fused.modules())
     ):
         raise FusionError(
             f"fused was a {type(fused).__name__} without fused layers; what fuse() "
@@ -263,7 +263,7 @@ def unfuse(fused: nn.Module) -> nn.Module:
         )
     apart = double(fused)
     for layer in apart.modules():
-        _packing.release(layer)
+        _members.release(layer)
         _followers.release(layer)
     return apart
 

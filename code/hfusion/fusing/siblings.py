@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import FusionError
 from ..finding.calls import Calls, Followers
 from ..stacking import _memory, rules, windows
-from . import _packing
+from . import _members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def unfit(calls: Calls, path: str) -> str:
 
 def fused_already(calls: Calls, path: str) -> str:
     """What has siblings by now."""
-    return f"{path} is fused already" if _packing.member_of(calls.layer(path)) else ""
+    return f"{path} is fused already" if _members.member_of(calls.layer(path)) else ""
 
 
 def shared_memory(calls: Calls, path: str) -> str:
