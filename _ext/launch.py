@@ -1,6 +1,6 @@
 """What a notebook's page offers at its top: where to open it, and what it needs there."""
 
-import tomllib
+import re
 from pathlib import Path
 
 BINDER = "https://mybinder.org"
@@ -36,8 +36,8 @@ def offer_services(app, config):
 
 def wheel(root):
     """Where `make wheel` puts the library of this version."""
-    text = (Path(root) / "pyproject.toml").read_text(encoding="utf-8")
-    version = tomllib.loads(text)["project"]["version"]
+    text = (Path(root) / "code" / "hfusion" / "__init__.py").read_text(encoding="utf-8")
+    version = re.search(r'^__version__ = "(.*)"$', text, re.M)[1]
     return Path(root) / "_build" / f"hfusion-{version}-py3-none-any.whl"
 
 

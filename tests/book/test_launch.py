@@ -12,7 +12,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("_config.yml", "_ext", "_static", "_templates", "pyproject.toml", "references.bib")
+PARTS = ("_config.yml", "_ext", "_static", "references.bib", "code/hfusion/__init__.py")
 WHEEL = launch.wheel(ROOT).name
 METADATA = {"language_info": {"name": "python"}}
 GITHUB, GITLAB = "https://github.com/someone/book", "https://gitlab.com/someone/book"
@@ -35,6 +35,7 @@ def book(tmp_path_factory):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=skip)
         else:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     (folder / "chapters").mkdir()
     cells = [nbformat.v4.new_markdown_cell("# A"), nbformat.v4.new_code_cell("1 + 1")]

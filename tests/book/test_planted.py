@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("_config.yml", "_ext", "_static", "_templates", "_toc.yml", "back", "chapters",
+PARTS = ("_config.yml", "_ext", "_static", "_toc.yml", "back", "chapters",
          "code", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "constraints.txt",
          "index.md", "Makefile", "pyproject.toml", "README.md", "records", "references.bib",
-         "tests", "weights", ".github")  # fmt: skip
+         "tests", "tools", ".github")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def said(book):
     """What the checks say of a copy with all of these faults."""
     for plant in PLANTED:
         plant(book)
-    files = [f"tests/test_{name}.py" for name in CHECKS]
+    files = [f"tests/book/test_{name}.py" for name in CHECKS]
     options = ["-q", "-p", "no:cacheprovider", "--tb=short", "-k", "not readme_code"]
     # -P: from Python 3.13 on, the stray package would keep pytest from starting at all.
     return run(book, sys.executable, "-P", "-m", "pytest", *options, *files)

@@ -80,7 +80,6 @@ def root(tmp_path):
     path = tmp_path / judge.FILE
     path.parent.mkdir()
     path.write_text(json.dumps(CONTENT), encoding="utf-8")
-    (tmp_path / "records").mkdir()
     return tmp_path
 
 

@@ -389,7 +389,7 @@ def test_a_graph_leaves_the_device_no_gap_but_the_step():
 # The file that was written once.
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "predictions" / "h200-sxm.json"
+FILE = ROOT / "records" / "predicted-h200-sxm.json"
 FROZEN = json.loads(FILE.read_text(encoding="utf-8"))
 DIGEST = "a8707c984e88d96eb1e676e23a9f97e3379fb43989e4422e4318fd6aa827b683"
 

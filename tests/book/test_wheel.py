@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = {"code": "", "records": "sideways/book/records/",
-          "predictions": "sideways/book/predictions/"}  # fmt: skip
+PLACES = {"code": "", "records": "sideways/book/records/"}
 
 pytestmark = pytest.mark.slow
 

@@ -1,7 +1,7 @@
 """Predictions beside what was recorded: the score, then misses, then hits.
 
-The predictions are in `predictions/h200-sxm.json`, written once, before there was a record
-to look at; `sideways.predictions` has made them.
+The predictions are in `records/predicted-h200-sxm.json`, written once, before there was a
+record to look at; `sideways.predictions` has made them.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..records import NotRecorded, Record, load_all
-from ..shipped import shipped
+from ..shipped import SHIPPED
 
-FILE = Path("predictions", "h200-sxm.json")
+FILE = Path("records", "predicted-h200-sxm.json")
 # What is predicted of an arm: what it is counted in, and what it is called.
 KINDS = {"kernels": "kernels", "us": "µs", "gains": "times"}
 CALLED = {"kernels": "kernels", "us": "times", "gains": "gains"}
@@ -56,10 +56,10 @@ def read(root: str | Path = "..") -> dict:
 
     Raises NotRecorded where there is no such file.
     """
-    path = shipped(Path(root) / FILE.parent) / FILE.name
-    if not path.exists():
-        raise NotRecorded("predicted: nothing yet")
-    return json.loads(path.read_text(encoding="utf-8"))
+    for path in (Path(root) / FILE, SHIPPED / FILE):
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+    raise NotRecorded("predicted: nothing yet")
 
 
 def chosen(
