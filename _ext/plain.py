@@ -44,7 +44,8 @@ TEXTUAL = re.compile(r"\[[^\[\]]*\[[^\[\]]*\]\]\((https?://[^\s)]*)\)")
 COMPUTED = re.compile(r"<!-- \w+(?::\S*)? -->")
 WITHIN = re.compile(r"\[([^\[\]]*)\]\(#([^\s)]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.M)
-COVER = re.compile(r"^!\[(.*)\]\((\S+)\)\n\n((?:.+\n)+)", re.M)
+PICTURE = re.compile(r"^!\[(.*)\]\((\S+)\)$", re.M)
+COVER = re.compile(r"^(!\[(.*)\]\((\S+)\))\n\n((?:.+\n)+)", re.M)
 CARDS = re.compile(r"(?:^### .+\n\n(?:.+\n)+\n(?:- .+\n)+\n)+", re.M)
 TERM = re.compile(r"\[([^\[\]]*)\]\(back/glossary\.md#term\)")
 
@@ -73,10 +74,11 @@ def to_myst(notebook, page):
 def front(text):
     """The first page: a cover with its lead, ways in as cards, and terms that it links."""
 
+    def pictured(found):
+        return directive("image", found[2], f":alt: {found[1]}\n:class: fs-picture", "")
+
     def covered(cover):
-        alt, path, lead = cover.groups()
-        image = directive("image", path, f":alt: {alt}\n:class: fs-picture", "")
-        return f"{image}\n\n{directive('div', 'fs-lead', '', lead)}\n"
+        return f"{cover[1]}\n\n{directive('div', 'fs-lead', '', cover[4])}\n"
 
     def in_cards(cards):
         _, *each = re.split(r"^### ", cards[0], flags=re.M)
@@ -88,6 +90,7 @@ def front(text):
         return "\n\n".join([*made, "::::::\n\n"])
 
     text = CARDS.sub(in_cards, COVER.sub(covered, text, count=1))
+    text = PICTURE.sub(pictured, text)
     return TERM.sub(r"{term}`\1`", text)
 
 

@@ -1,20 +1,21 @@
-"""The README's numbers, written from where they come from: python tools/readme.py
+"""The numbers of README and index, written from where they come: python tools/readme.py
 
-What stands there between `<!-- counted -->` and `<!-- /counted -->` is counted here; what
-stands between `<!-- measured -->` and `<!-- /measured -->` is read from the records.
-`make run` writes both anew.
+What stands between `<!-- counted -->` and `<!-- /counted -->` is counted here; what stands
+between `measured`, or `headline`, is read from the records. `make run` writes all anew.
 """
 
+import statistics
 from functools import partial
 from pathlib import Path
 
 from hfusion.fusing import lowering, planning
 from hfusion.timing import measure
-from sideways import records
+from sideways import experiments, records
 from sideways.experiments import rungs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+INDEX = ROOT / "index.md"
 
 # A column of the table: the arm with fused siblings, and the one without. The norms of both
 # are folded; the two runtimes fold them by themselves.
@@ -40,7 +41,7 @@ def counted():
         count[name] for name in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED)
     )
     return (
-        f"![Operators of an Inception module, rung by rung: {rows}.]"
+        f"![Operators of an Inception module, step by step: {rows}.]"
         "(_static/launches.png)\n\n"
         f"Module 3a of GoogLeNet, counted on a CPU: {written} operators become {fused},\n"
         f"with the same answers. Folding batch norms, as many tools do, takes away "
@@ -105,19 +106,45 @@ def _cell(gain):
     return f"**{said}**" if high < 1 else said
 
 
-def filled(text, folder=ROOT / "records"):
-    """A README's text with both blocks as they must be. Raises ValueError without one."""
-    for name, block in {"counted": counted(), "measured": measured(folder)}.items():
+def headline(folder):
+    """In three sentences what came out, on the machine that pages read first."""
+    stage = experiments.first(experiments.several(["stage"], folder), "stage")
+    network = records.load_all(folder, "network").get(stage.machine.name)
+    usual = {"batch": 1, "dtype": "float32", "layout": "NCHW"}
+    siblings = stage.raced("separate", "stacked", **usual)
+    gain = statistics.median(case.gain("stacked", "separate")[1] for case in siblings)
+    (whole,) = network.raced(rungs.FOLDED, rungs.HOISTED, network="GoogLeNet", **usual)
+    return (
+        f"Stacked, the three siblings of a GoogLeNet module run {gain:.2f} times as fast\n"
+        f"as separately (the median of {len(siblings)} modules); the whole of GoogLeNet "
+        f"runs {whole.gain(rungs.HOISTED, rungs.FOLDED)[1]:.2f}\ntimes as fast "
+        f"({stage.label}; one image, float32)."
+    )
+
+
+BLOCKS = {
+    "counted": lambda folder: counted(),
+    "measured": measured,
+    "headline": headline,
+}
+FILES = {README: ("headline", "counted", "measured"), INDEX: ("counted", "headline")}
+
+
+def filled(text, folder=ROOT / "records", names=FILES[README]):
+    """A text with its blocks as they must be. Raises ValueError where one is missing."""
+    for name in names:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if (text.count(begin), text.count(end)) != (1, 1):
-            raise ValueError(f"README: expected one {begin} and one {end}")
+            raise ValueError(f"expected one {begin} and one {end}")
         before, after = text.partition(begin)[0], text.partition(end)[2]
-        text = f"{before}{begin}\n\n{block}\n\n{end}{after}"
+        text = f"{before}{begin}\n\n{BLOCKS[name](folder)}\n\n{end}{after}"
     return text
 
 
 def write():
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, names in FILES.items():
+        text = path.read_text(encoding="utf-8")
+        path.write_text(filled(text, names=names), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The README keeps its word: numbers from the records, and what cannot be done."""
 
 import dataclasses
+import json
 import re
+import statistics
 import threading
 from pathlib import Path
 
@@ -23,8 +25,27 @@ TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 # Its numbers
 
 
-def test_the_numbers_are_those_of_the_records_and_of_the_library():
-    assert readme.filled(TEXT) == TEXT, "make run, or python tools/readme.py, writes them"
+@pytest.mark.parametrize("path", readme.FILES, ids=lambda path: path.name)
+def test_the_numbers_are_those_of_the_records_and_of_the_library(path):
+    text = path.read_text(encoding="utf-8")
+    written = readme.filled(text, names=readme.FILES[path])
+    assert written == text, "make run, or python tools/readme.py, writes them"
+
+
+def test_the_headline_is_worked_out_from_raw_samples():
+    """By hand: medians of ratios per round, and the median of those over the modules."""
+    (path,) = ROOT.glob("records/*/stage.json")
+    usual = {"batch": 1, "dtype": "float32", "layout": "NCHW"}
+    gains = []
+    for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+        if usual.items() <= case["parameters"].items():
+            pairs = zip(
+                case["samples"]["separate"], case["samples"]["stacked"], strict=True
+            )
+            gains.append(statistics.median(before / after for before, after in pairs))
+    said = f"run {statistics.median(gains):.2f} times as fast"
+    assert said in readme.headline(ROOT / "records")
+    assert f"of {len(gains)} modules" in TEXT
 
 
 def test_a_number_changed_by_hand_is_noticed():
