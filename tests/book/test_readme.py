@@ -314,7 +314,7 @@ def test_layers_that_are_not_fused_have_a_reason(given):
     grouped.a, grouped.b = (nn.Conv1d(4, 8, 1, groups=2) for _ in range(2))
     for model, word in (
         (shared, "a and b share a parameter"),
-        (grouped, "groups of a was 2"),
+        (grouped, "groups of a: expected 1, got 2"),
     ):
         groups = hfusion.plan(model, given).groups
         assert not any(group.fused for group in groups)

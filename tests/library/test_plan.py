@@ -365,12 +365,12 @@ def changing():
 
 
 SINCE = {
-    "another kind": (lambda m: setattr(m, "a", nn.ReLU()), "type of layers[a] was ReLU; "),
+    "another kind": (lambda m: setattr(m, "a", nn.ReLU()), "type of layers[a]: expected "),
     "another window": (lambda m: setattr(m, "a", conv(4, 3)), "kernel_size differs: "),
     "gone": (lambda m: delattr(m, "a"), "has no attribute `a`"),
     "half": (lambda m: m.a.half(), "dtype differs: layers[a] torch.float16, layers[b] "),
     "one layer": (lambda m: setattr(m, "b", m.a), "layers[a] and layers[b] share a "),
-    "parametrised": (parametrised, "type of layers[a] was ParametrizedConv2d; "),
+    "parametrised": (parametrised, "type of layers[a]: expected "),
     "fused": (lambda m: _group.route([m.a, m.b], "ab"), ""),
 }
 
@@ -506,9 +506,11 @@ def test_the_table_by_hand():
     assert lines[2].split() == ["q", "4", "0"]
     assert lines[3] == "    refused: no other layer that reads its input can be fused"
     assert lines[4].split() == ["k", "4", "0"]
-    assert lines[5].startswith("    refused: dtype of k was ['torch.float16', ")
+    assert lines[5].startswith(
+        "    refused: dtype of k: expected the same for weight and bias, "
+    )
     assert lines[7].split() == ["d", "1", "0"]
-    assert lines[8].startswith("    refused: type of d was Doubling; ")
+    assert lines[8].startswith("    refused: type of d: expected Conv1d, Conv2d, ")
     assert lines[-4].startswith("not called: spare, more.0, more.1, … (forward takes ")
     assert lines[-1] == (
         "1 of 4 groups fused; Conv2d 4 -> 2 calls; Linear 2 -> 2 calls; found by reading"

@@ -298,15 +298,15 @@ ROW, ROWS, LONG = torch.ones(1, 2), torch.ones(3, 2), torch.ones(3, 4)
 ONE, THREE = torch.ones(1), torch.ones(3)
 
 UNFIT_PARAMETERS = [
-    (r"biases has 0\b.* weights 0\b", [], []),
-    (r"biases has 1\b.* weights 2\b", [ROW, ROWS], [ONE]),
-    (r"biases has 2\b.* weights 1\b", [ROW], [ONE, THREE]),
-    (r"weights .*\(2,\).*\(4,\)", [ROW, LONG], [ONE, THREE]),
-    (r"weights .*\(2,\).*\(2, 1\)", [ROW, ROWS[:, :, None]], [None, None]),
-    (r"weights .*float32.*float64", [ROW, ROWS.double()], [None, None]),
-    (r"biases\[1\] was torch.float32 \[1\]; ", [ROW, ROWS], [ONE, ONE]),
-    (r"biases\[0\] was torch.float32 \[1, 2\]; ", [ROW], [ROW]),
-    (r"biases\[1\] was torch.float64 \[3\]; ", [ROW, ROWS], [None, THREE.double()]),
+    (r"biases: expected .*, got 0 for 0", [], []),
+    (r"biases: expected .*, got 1 for 2", [ROW, ROWS], [ONE]),
+    (r"biases: expected .*, got 2 for 1", [ROW], [ONE, THREE]),
+    (r"weights: .*, got .*\(2,\).*\(4,\)", [ROW, LONG], [ONE, THREE]),
+    (r"weights: .*, got .*\(2,\).*\(2, 1\)", [ROW, ROWS[:, :, None]], [None, None]),
+    (r"weights: .*, got .*float32.*float64", [ROW, ROWS.double()], [None, None]),
+    (r"biases\[1\]: .*, got torch.float32 \[1\]", [ROW, ROWS], [ONE, ONE]),
+    (r"biases\[0\]: .*, got torch.float32 \[1, 2\]", [ROW], [ROW]),
+    (r"biases\[1\]: .*, got torch.float64 \[3\]", [ROW, ROWS], [None, THREE.double()]),
 ]
 
 
@@ -532,16 +532,19 @@ UNFIT = {
     ),
     "wrong rows": (
         lambda s, at: s.update({at + "wide.weight": torch.zeros(3, 3, 1, 1)}),
-        r"{}wide.weight .*\[3, 3, 1, 1\].*\[4, 3, 1, 1\]",
+        r"{}wide.weight: .*\[4, 3, 1, 1\], got \[3, 3, 1, 1\]",
     ),
     "shape that would broadcast": (
         lambda s, at: s.update({at + "wide.bias": torch.zeros(1)}),
-        r"{}wide.bias .*\[1\].*\[4\]",
+        r"{}wide.bias: .*\[4\], got \[1\]",
     ),
-    "a list": (lambda s, at: s.update({at + "wide.bias": [1.0]}), "{}wide.bias was list"),
+    "a list": (
+        lambda s, at: s.update({at + "wide.bias": [1.0]}),
+        "{}wide.bias: .*, got list",
+    ),
     "an array of another shape": (
         lambda s, at: s.update({at + "thin.bias": np.ones(2)}),
-        r"{}thin.bias was \[2\]",
+        r"{}thin.bias: .*, got \[2\]",
     ),
     "a key of the stacked layer": (
         lambda s, at: s.update({at + "layer.weight": torch.zeros(8, 3, 1, 1)}),
@@ -579,7 +582,7 @@ def test_strict_false_keeps_what_was_missing_and_names_it():
 def test_strict_false_takes_no_wrong_shape():
     stacked, state = stacking.stack(siblings()), siblings(seed=1).state_dict()
     state["wide.bias"] = torch.zeros(3)
-    with pytest.raises(RuntimeError, match=r"wide.bias was \[3\]"):
+    with pytest.raises(RuntimeError, match=r"wide.bias: .*, got \[3\]"):
         stacked.load_state_dict(state, strict=False)
 
 
@@ -778,7 +781,7 @@ def test_a_bias_of_zeros_would_not_have_stayed_zero(optimiser):
     assert layer.bias.all()
 
 
-# Refusals: the sentence names the argument, what it was and what fits.
+# Refusals: the sentence names the argument, what was expected and what came.
 
 
 def conv(width=2, c_in=3, kernel=1, **options):
@@ -831,30 +834,33 @@ class Subclass(nn.Conv2d):
     pass
 
 
-ITSELF = "Conv1d, Conv2d, Conv3d or Linear itself, no subclass fits"
+ITSELF = "expected Conv1d, Conv2d, Conv3d or Linear itself, no subclass, got"
 
 
 def hooks(kind):
-    return rf"hooks of layers\[1\] was \[.*'{kind}'.*\]; .* fits"
+    return rf"hooks of layers\[1\]: expected none, .*, got \[.*'{kind}'.*\]"
 
 
 def extras(name):
-    return rf"extras of layers\[0\] was \['{name}'\]; none, .* fits"
+    return rf"extras of layers\[0\]: expected none, .*, got \['{name}'\]"
 
 
 REFUSED = [
-    ("layers is empty; one layer or more fits", list),
-    ("layers is empty; one layer or more fits", dict),
-    ("layers is empty; one layer or more fits", nn.ModuleList),
-    (rf"type of layers\[1\] was str; {ITSELF}", lambda: [conv(), "conv"]),
-    (rf"type of layers\[0\] was NoneType; {ITSELF}", lambda: [None, conv()]),
-    (rf"type of layers\[1\] was ReLU; {ITSELF}", lambda: [conv(), nn.ReLU()]),
-    (rf"type of layers\[a\] was Subclass; {ITSELF}", lambda: {"a": Subclass(3, 2, 1)}),
-    (rf"was LazyConv2d; {ITSELF}", lambda: [nn.LazyConv2d(2, 1), conv()]),
-    (rf"was ConvTranspose2d; {ITSELF}", lambda: [nn.ConvTranspose2d(3, 2, 1)]),
-    (rf"was Bilinear; {ITSELF}", lambda: [nn.Bilinear(3, 3, 2)]),
-    (rf"Parametrized.*; {ITSELF}", lambda: [parametrizations.weight_norm(conv())]),
-    (r"groups of layers\[0\] was 2; 1 fits", lambda: [conv(2, 4, groups=2), conv(2, 4)]),
+    ("layers: expected at least one, got none", list),
+    ("layers: expected at least one, got none", dict),
+    ("layers: expected at least one, got none", nn.ModuleList),
+    (rf"type of layers\[1\]: {ITSELF} str", lambda: [conv(), "conv"]),
+    (rf"type of layers\[0\]: {ITSELF} NoneType", lambda: [None, conv()]),
+    (rf"type of layers\[1\]: {ITSELF} ReLU", lambda: [conv(), nn.ReLU()]),
+    (rf"type of layers\[a\]: {ITSELF} Subclass", lambda: {"a": Subclass(3, 2, 1)}),
+    (rf"{ITSELF} LazyConv2d", lambda: [nn.LazyConv2d(2, 1), conv()]),
+    (rf"{ITSELF} ConvTranspose2d", lambda: [nn.ConvTranspose2d(3, 2, 1)]),
+    (rf"{ITSELF} Bilinear", lambda: [nn.Bilinear(3, 3, 2)]),
+    (rf"{ITSELF} Parametrized", lambda: [parametrizations.weight_norm(conv())]),
+    (
+        r"groups of layers\[0\]: expected 1, got 2",
+        lambda: [conv(2, 4, groups=2), conv(2, 4)],
+    ),
     (hooks("forward"), lambda: [conv(), hooked("register_forward_hook")]),
     (hooks("forward_pre"), lambda: [conv(), hooked("register_forward_pre_hook")]),
     (hooks("backward"), lambda: [conv(), hooked("register_full_backward_hook")]),
@@ -885,11 +891,11 @@ REFUSED = [
     (extras("child"), lambda: [with_own("child", nn.ReLU()), conv()]),
     (extras("scale"), lambda: [with_buffer("scale"), conv()]),
     (
-        r"dtype of layers\[0\] was .*float32.*float64.*; one ",
+        r"dtype of layers\[0\]: expected the same .*, got .*float32.*float64",
         lambda: [with_its("bias", lambda b: (b.double(),))],
     ),
     (
-        r"device of layers\[0\] was .*cpu.*meta.*; one ",
+        r"device of layers\[0\]: expected the same .*, got .*cpu.*meta",
         lambda: [with_its("bias", lambda b: (b.to("meta"),))],
     ),
     (
@@ -934,17 +940,17 @@ REFUSED = [
         r"differs: layers\[0\] .*, layers\[1\] .*, layers\[2\] .*; ",  # the third alone
         lambda: [conv(), conv(), conv(stride=2)],
     ),
-    ("share a parameter; .* fit", lambda: [conv()] * 2),
-    ("share a parameter; ", lambda: sharing("weight")),
-    ("share a parameter; ", lambda: sharing("bias")),
-    ("share a parameter; ", lambda: sharing("weight", again)),
-    ("share a parameter; ", lambda: sharing("bias", again)),
-    ("share a parameter; ", lambda: [conv(device="meta")] * 2),
-    ("layers has the name 1; ", lambda: {1: conv()}),
-    ("layers has the name ''; ", lambda: {"a": conv(), "": conv()}),
-    ("layers was a int; ", lambda: 5),
-    ("layers was a NoneType; ", lambda: None),
-    ("layers was a Conv2d; ", conv),
+    ("share a parameter: expected separate", lambda: [conv()] * 2),
+    ("share a parameter: ", lambda: sharing("weight")),
+    ("share a parameter: ", lambda: sharing("bias")),
+    ("share a parameter: ", lambda: sharing("weight", again)),
+    ("share a parameter: ", lambda: sharing("bias", again)),
+    ("share a parameter: ", lambda: [conv(device="meta")] * 2),
+    ("layers: expected .*, got the name 1", lambda: {1: conv()}),
+    ("layers: expected .*, got the name ''", lambda: {"a": conv(), "": conv()}),
+    ("layers: .*, got type int", lambda: 5),
+    ("layers: .*, got type NoneType", lambda: None),
+    ("layers: .*, got type Conv2d", conv),
 ]
 
 
@@ -963,7 +969,7 @@ def test_a_fusion_error_is_a_value_error():
 @pytest.mark.parametrize("other", [5, None, conv(), nn.ModuleList()])
 def test_unstack_takes_a_stacked_layer_only(other):
     with pytest.raises(
-        FusionError, match=rf"stacked was a {type(other).__name__}; a Stacked"
+        FusionError, match=rf"stacked: expected a Stacked, got type {type(other).__name__}"
     ):
         stacking.unstack(other)
 
@@ -992,20 +998,20 @@ def test_split_gives_views():
 Y = torch.zeros(2, 5)
 
 UNSPLIT = [
-    (r"dim was 2; .* has 2\b", lambda: stacking.split(Y, (2, 3), 2)),
-    (r"dim was -3; .* has 2\b", lambda: stacking.split(Y, (2, 3), -3)),
-    (r"dim was 0; .* has 0\b", lambda: stacking.split(Y[0, 0], (1,), 0)),
-    ("dim was 1.0; ", lambda: stacking.split(Y, (2, 3), 1.0)),
-    ("dim was True; ", lambda: stacking.split(Y, (2, 3), True)),
-    (r"sizes was \[2, 2\]; .* 5 fit", lambda: stacking.split(Y, (2, 2), 1)),
-    (r"sizes was \[2, 3\]; .* 2 fit", lambda: stacking.split(Y, (2, 3), 0)),
-    (r"sizes was \[6, -1\]; ", lambda: stacking.split(Y, (6, -1), 1)),
-    (r"sizes was \[\]; ", lambda: stacking.split(Y, (), 1)),
-    (r"sizes was \[2.0, 3.0\]; ", lambda: stacking.split(Y, (2.0, 3.0), 1)),
-    (r"sizes was \[True, 4\]; ", lambda: stacking.split(Y, (True, 4), 1)),
-    (r"sizes was .*2.*; ", lambda: stacking.split(Y, 2, 1)),
-    (r"sizes was .*5.0.*; ", lambda: stacking.split(Y, 5.0, 1)),
-    (r"sizes was .*True.*; ", lambda: stacking.split(Y[:1], True, 0)),
+    (r"dim: expected one of the 2 dim.*, got 2", lambda: stacking.split(Y, (2, 3), 2)),
+    (r"dim: expected one of the 2 dim.*, got -3", lambda: stacking.split(Y, (2, 3), -3)),
+    (r"dim: expected one of the 0 dim.*, got 0", lambda: stacking.split(Y[0, 0], (1,), 0)),
+    ("dim: .*, got 1.0", lambda: stacking.split(Y, (2, 3), 1.0)),
+    ("dim: .*, got True", lambda: stacking.split(Y, (2, 3), True)),
+    (r"sizes: expected .* sum 5, got \[2, 2\]", lambda: stacking.split(Y, (2, 2), 1)),
+    (r"sizes: expected .* sum 2, got \[2, 3\]", lambda: stacking.split(Y, (2, 3), 0)),
+    (r"sizes: expected .*, got \[6, -1\]", lambda: stacking.split(Y, (6, -1), 1)),
+    (r"sizes: expected .*, got \[\]", lambda: stacking.split(Y, (), 1)),
+    (r"sizes: expected .*, got \[2.0, 3.0\]", lambda: stacking.split(Y, (2.0, 3.0), 1)),
+    (r"sizes: expected .*, got \[True, 4\]", lambda: stacking.split(Y, (True, 4), 1)),
+    (r"sizes: expected .*, got .*2.*", lambda: stacking.split(Y, 2, 1)),
+    (r"sizes: expected .*, got .*5.0.*", lambda: stacking.split(Y, 5.0, 1)),
+    (r"sizes: expected .*, got .*True.*", lambda: stacking.split(Y[:1], True, 0)),
 ]
 
 

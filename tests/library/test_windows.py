@@ -113,11 +113,11 @@ REFUSED = {
     ),
     "border of something else": (
         [nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")],
-        "padding_mode of .* was 'reflect'; 'zeros'",
+        "padding_mode of .*: expected 'zeros', .*, got 'reflect'",
     ),
     "more on one side": (
         [nn.Conv2d(3, 4, 2, padding="same"), nn.Conv2d(3, 4, 4, padding="same")],
-        "padding of .* was uneven; as much on both sides",
+        "padding of .*: expected the same on both sides",
     ),
     "layouts": (
         [
@@ -128,7 +128,7 @@ REFUSED = {
     ),
     "groups": (
         [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)],
-        r"groups of layers\[1\] was 4; 1 fits",
+        r"groups of layers\[1\]: expected 1, got 4",
     ),
     "inputs": (
         [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)],
@@ -175,7 +175,7 @@ def test_the_zeros_stay_zero_in_training():
 
 def test_without_the_mask_they_would_not(monkeypatch):
     stacked, x = stacking.stack(pair(), embed=True), torch.randn(4, 3, 6, 6)
-    stacked.around = None
+    stacked.margin_mask = None
     sum(part.square().sum() for part in stacked(x)).backward()
     assert stacked.layer.weight.grad[:4, :, 0, 0].any()
 
@@ -193,7 +193,7 @@ def test_a_state_is_loaded_into_the_windows():
         measure.agree(branch, conv(x), 1e-5)
     wrong = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)]).state_dict()
     with pytest.raises(
-        RuntimeError, match=r"0.weight was .*; a tensor \[4, 3, 1, 1\] fits"
+        RuntimeError, match=r"0.weight: expected a tensor \[4, 3, 1, 1\], got"
     ):
         stacked.load_state_dict(wrong)
 
@@ -207,7 +207,7 @@ def test_a_state_fills_what_was_never_set():
     with torch.no_grad():
         for a, b in zip(empty(x), stacked(x), strict=True):
             measure.agree(a, b)
-    measure.agree(empty.around.int(), stacked.around.int())
+    measure.agree(empty.margin_mask.int(), stacked.margin_mask.int())
 
 
 def test_channels_last_is_kept():
@@ -381,5 +381,5 @@ def test_a_layer_that_only_has_the_name_is_refused(naive, x, kernel_size, embed)
 
     a, b, fused = hfusion.plan(Net(), embed=embed).groups
     for group, name in ((a, "a"), (b, "b")):
-        assert group.reason.startswith(f"type of {name} was Conv2d")
+        assert group.reason.startswith(f"type of {name}: expected Conv1d")
     assert fused.fused

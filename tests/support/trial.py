@@ -442,9 +442,10 @@ def check_lowered_gradients(trial, model, network):
     for path, stacked in stacked_of(network).items():
         own = {f"{path}.layer.{n}": p for n, p in stacked.layer.named_parameters()}
         parts = {key: actual.pop(key, torch.zeros_like(p)) for key, p in own.items()}
-        _state.split_state(stacked, parts, f"{path}.", "")
+        _state.split_state(stacked, parts, f"{path}.")
         for key, grad in parts.items():
-            actual[key] = actual.get(key, 0) + grad
+            name = key.removeprefix(f"{path}.")
+            actual[name] = actual.get(name, 0) + grad
     for name, grad in expected.items():
         if not name or names[id(model.get_parameter(name))] == 1:
             what = f"gradient of {name or 'the input'}, lowered"

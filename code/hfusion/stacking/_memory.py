@@ -6,20 +6,25 @@ Each weight becomes a part of one memory, with a storage of its own that ends wh
     storages    └───────┘ └────────┘ └────────┘      and one more for the whole
 """
 
+from collections.abc import Hashable, Sequence
+
 import torch
 
+Tensors = Sequence[torch.Tensor]
 
-def dense(part, whole):
-    """The part without gaps in memory, its axes in the order of the whole's."""
+
+def dense(part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """The part without gaps in memory, its axes in the order of those of the whole."""
     if is_dense(part):
         return part
-    order = sorted(range(whole.ndim), key=lambda axis: -whole.stride(axis))
+    strides = whole.stride()
+    order = sorted(range(whole.ndim), key=lambda axis: -strides[axis])
     empty = torch.empty_permuted(part.shape, order, dtype=part.dtype, device=part.device)
     return empty.copy_(part)
 
 
-def is_dense(part):
-    """Whether a tensor's numbers lie side by side, whatever the order of its axes.
+def is_dense(part: torch.Tensor) -> bool:
+    """Whether the numbers of a tensor lie side by side, whatever the order of its axes.
 
     >>> is_dense(torch.zeros(2, 3).t()), is_dense(torch.zeros(2, 3)[:, :2])
     (True, False)
@@ -33,10 +38,10 @@ def is_dense(part):
     return True
 
 
-def strides(shape):
-    """The strides of a tensor that has its memory to itself, also where a size is 1.
+def strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of this shape, also where a size is 1.
 
-    There they lead nowhere, but torch compares them when it writes to one of two views.
+    There they have no effect, but torch compares them when it writes to one of two views.
 
     >>> strides((1, 3, 2)) == torch.zeros(1, 3, 2).stride()
     True
@@ -48,8 +53,8 @@ def strides(shape):
     return tuple(reversed(found))
 
 
-def cut(y, sizes, dim):
-    """The parts of a tensor that nobody else has seen, each as if it were one of its own.
+def cut(y: torch.Tensor, sizes: Sequence[int], dim: int) -> list[torch.Tensor]:
+    """The parts of a tensor without other references, each as if it were a tensor itself.
 
     Not split: autograd and versions would count a write to one part as one to all.
 
@@ -63,16 +68,16 @@ def cut(y, sizes, dim):
     return parts
 
 
-def storage(tensor):
-    """What two tensors have in common that share memory, be they views or the same."""
+def storage(tensor: torch.Tensor) -> Hashable:
+    """A key that is equal for two tensors that share memory, as views do."""
     try:
         return tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse tensors have none
         return id(tensor)
 
 
-def room(weights):
-    """A tensor for the numbers of all weights, laid out as the first one's."""
+def room(weights: Tensors) -> torch.Tensor:
+    """A tensor for the numbers of all weights, in the layout of the first."""
     first = weights[0]
     shape, strides = (sum(map(len, weights)), *first.shape[1:]), first.stride()
     if strides[0] == first[:1].numel():
@@ -80,13 +85,13 @@ def room(weights):
     return first.new_empty(shape)  # rows do not lie one after the other
 
 
-def move(weights, places):
-    """Put each weight's numbers at a place in another tensor, and the weight there."""
+def move(weights: Tensors, places: Tensors) -> None:
+    """Copy each weight to a place in another tensor, and let the weight lie there."""
     for weight, place in zip(weights, places, strict=True):
         _move(weight, place)
 
 
-def close(weight):
+def close(weight: torch.Tensor) -> None:
     """Give a weight memory of its own, without gaps, and its gradient the same layout."""
     weight.data = weight.data.clone()
     grad = weight.grad
@@ -94,8 +99,10 @@ def close(weight):
         grad.data = torch.empty_like(weight).copy_(grad)
 
 
-def whole_bias(biases, sizes, whole):
-    """One tensor with all biases' numbers, zeros for missing ones; None if all are."""
+def whole_bias(
+    biases: Sequence[torch.Tensor | None], sizes: Sequence[int], whole: torch.Tensor
+) -> torch.Tensor | None:
+    """One tensor with all biases, zeros for missing ones; None if all are missing."""
     if not any(bias is not None for bias in biases):
         return None
     together = whole.new_zeros(len(whole))
@@ -105,17 +112,16 @@ def whole_bias(biases, sizes, whole):
     return together
 
 
-def _move(parameter, place):
-    """Put a parameter's numbers at a place in another tensor, and the parameter there."""
+def _move(parameter: torch.Tensor, place: torch.Tensor) -> None:
     place.copy_(parameter)
     parameter.data = _alone(place) if place.is_contiguous() else place
 
 
-def _alone(place):
+def _alone(place: torch.Tensor) -> torch.Tensor:
     """The same numbers, in the same memory, as a tensor that seems to have it to itself.
 
-    Its storage ends where the tensor does, so that nobody who saves or counts storages has
-    to know of the neighbours. DLPack makes such a tensor; not on "meta", for instance.
+    Its storage ends where the tensor does, so that whatever saves or counts storages need
+    not know of the neighbours. DLPack makes such a tensor; not on "meta", for instance.
     """
     try:
         alone = torch.from_dlpack(place)

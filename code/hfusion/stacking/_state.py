@@ -1,14 +1,21 @@
 """The state of a stacked layer, in the keys of its branches. torch.
 
-A stacked layer saves and loads the state_dict of the separate layers.
+A stacked layer saves and loads the state_dict of the separate layers: hooks on
+state_dict() and load_state_dict() cut the stacked tensors apart and put them together.
+Below, `stacked` is a `Stacked`, and prefix the beginning of its keys in the state.
 """
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+Place = tuple[slice, ...]
+State = dict[str, Any]
 
-def places(stacked):
+
+def places(stacked: Any) -> list[Place]:
     """Where each branch lies in the stacked weight: its rows, and its window in theirs.
 
     >>> from torch import nn
@@ -17,11 +24,11 @@ def places(stacked):
     [(slice(0, 2, None),), (slice(2, 5, None),)]
     """
     ends = itertools.accumulate(stacked.sizes)
-    branches = zip(stacked.sizes, ends, stacked.inside, strict=True)
-    return [(slice(end - size, end), *inside) for size, end, inside in branches]
+    branches = zip(stacked.sizes, ends, stacked.places_in_window, strict=True)
+    return [(slice(end - size, end), *place) for size, end, place in branches]
 
 
-def _pieces(stacked, prefix):
+def _pieces(stacked: Any, prefix: str) -> Iterator[tuple[str, list[tuple[str, Place]]]]:
     """(parameter of the stacked layer, [(key of a branch's part, its place), …])."""
     branches = [*zip(stacked.names, places(stacked), stacked.has_bias, strict=True)]
     yield "weight", [(f"{prefix}{name}.weight", place) for name, place, _ in branches]
@@ -30,39 +37,36 @@ def _pieces(stacked, prefix):
         yield "bias", biases
 
 
-def split_state(stacked, state, at, to):
-    """In a state: the tensors of a Stacked, below `at`, become its branches', below `to`.
-
-    state: a dict by key, changed in place; the branches' tensors are views. at, to:
-    the beginning of the keys, with a dot at the end, or "".
-    """
-    parts = {}
-    for parameter, pieces in _pieces(stacked, to):
-        whole = state.pop(f"{at}layer.{parameter}")
+def split_state(stacked: Any, state: State, prefix: str) -> None:
+    """Replace the stacked tensors in a state by those of the branches, which are views."""
+    parts: State = {}
+    for parameter, pieces in _pieces(stacked, prefix):
+        whole = state.pop(f"{prefix}layer.{parameter}")
         parts |= {key: whole[place] for key, place in pieces}
     for name in stacked.names:  # in the order of separate layers
-        for key in (f"{to}{name}.weight", f"{to}{name}.bias"):
+        for key in (f"{prefix}{name}.weight", f"{prefix}{name}.bias"):
             if key in parts:
                 state[key] = parts[key]
 
 
-def stack_state(stacked, state, at, to, assign=False):
-    """The way back: the branches' tensors below `to` become the stacked ones below `at`.
+def stack_state(
+    stacked: Any, state: State, prefix: str, assign: bool = False
+) -> tuple[list[str], list[str]]:
+    """Replace the tensors of the branches in a state by the stacked ones.
 
-    assign: take dtype and device from the state, not from the layer. Returns
-    (missing keys, sentences about tensors that do not fit); what is missing or does
-    not fit stays as it is.
+    assign: take dtype and device from the state, not from the layer. Returns (missing keys,
+    sentences about tensors that do not fit); both keep their current values.
     """
     missing, errors = [], []
-    for parameter, pieces in _pieces(stacked, to):
+    for parameter, pieces in _pieces(stacked, prefix):
         now, found = getattr(stacked.layer, parameter).detach(), []
         for key, place in pieces:
-            part, fits = state.pop(key, None), now[place].shape
+            part, expected = state.pop(key, None), now[place].shape
             if part is None:
                 missing.append(key)
-            elif getattr(part, "shape", None) != fits:
-                was = list(getattr(part, "shape", [])) or type(part).__name__
-                errors.append(f"{key} was {was}; a tensor {list(fits)} fits")
+            elif getattr(part, "shape", None) != expected:
+                got = list(getattr(part, "shape", [])) or type(part).__name__
+                errors.append(f"{key}: expected a tensor {list(expected)}, got {got}")
             else:
                 found.append((place, torch.as_tensor(part)))
         if len(found) == len(pieces):
@@ -72,23 +76,32 @@ def stack_state(stacked, state, at, to, assign=False):
             whole = now.clone()
         for place, part in found:
             whole[place] = part
-        state[f"{at}layer.{parameter}"] = whole
+        state[f"{prefix}layer.{parameter}"] = whole
     # The masks are in no state, so after to_empty() they are still unset.
-    stacked._set_masks(whole.device)
+    stacked.set_masks(whole.device)
     return missing, errors
 
 
-def after_state_dict(module, state_dict, prefix, metadata):
-    """A hook of state_dict(): the branches' keys."""
-    split_state(module, state_dict, prefix, prefix)
+def after_state_dict(module: Any, state: State, prefix: str, metadata: Any) -> None:
+    """A hook of state_dict(): the keys become those of the branches."""
+    split_state(module, state, prefix)
 
 
-def before_load(module, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-    """A hook of load_state_dict(): the branches' keys are read."""
+def before_load(
+    module: Any,
+    state: State,
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """A hook of load_state_dict(): the keys are those of the branches."""
     branches = {key for _, pieces in _pieces(module, prefix) for key, _ in pieces}
     own = {f"{prefix}layer.weight", f"{prefix}layer.bias"} - branches
-    unexpected += sorted(own & set(state_dict))
+    unexpected += sorted(own & set(state))
     assign = metadata.get("assign_to_params_buffers", False)
-    lacking, unfitting = stack_state(module, state_dict, prefix, prefix, assign)
+    lacking, unfitting = stack_state(module, state, prefix, assign)
     missing += lacking
     errors += unfitting

@@ -19,28 +19,33 @@ Source: RepVGG (Ding et al. 2021) puts a 1×1 into a 3×3; IOS (Ding et al. 2020
 
 import dataclasses
 import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+# Convolutions, or what has their attributes: quantised ones are no subclass.
+Convolution = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
     """The window of a convolution: an entry for each axis (padding may be a word)."""
 
-    kernel_size: tuple
-    padding: tuple
-    dilation: tuple
+    kernel_size: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "×".join(str(side) for side in self.kernel_size)
 
-    def margins(self, layer):
+    def margins(self, layer: Convolution) -> tuple[int, ...]:
         """How many zeros stand on either side of the layer's window, for each axis."""
         pairs = zip(self.kernel_size, layer.kernel_size, strict=True)
         return tuple((large - small) // 2 for large, small in pairs)
 
-    def embed(self, layer):
+    def embed(self, layer: Convolution) -> torch.Tensor:
         """The layer's weight with zeros around: [K, C, *window], a copy.
 
         >>> from torch import nn
@@ -54,13 +59,15 @@ class Window:
         # F.pad wants the last axis first.
         return F.pad(layer.weight.detach(), [*itertools.chain.from_iterable(sides[::-1])])
 
-    def place(self, layer):
+    def place(self, layer: Convolution) -> tuple[slice, ...]:
         """Where the layer's own window lies in a weight of this one: a slice an axis."""
         pairs = zip(self.margins(layer), layer.kernel_size, strict=True)
         return tuple(slice(margin, margin + side) for margin, side in pairs)
 
 
-def room(layers, window):
+def room(
+    layers: Sequence[Convolution], window: Window
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """(zeros for the weights of all these layers, the place of each of them there).
 
     The zeros are [ΣK, C, *window], in memory as the first one's weight is.
@@ -81,7 +88,7 @@ def room(layers, window):
     return zeros, [part[:, :, *window.place(layer)] for part, layer in rows]
 
 
-def window(layer):
+def window(layer: Convolution) -> Window | None:
     """The Window of a convolution, None of a layer without one.
 
     >>> from torch import nn
@@ -93,13 +100,13 @@ def window(layer):
     return Window(layer.kernel_size, layer.padding, layer.dilation)
 
 
-def mixed(layers):
+def mixed(layers: Iterable[Any]) -> bool:
     """Whether layers have windows of different sizes."""
     return len({getattr(layer, "kernel_size", None) for layer in layers}) > 1
 
 
-def common(layers):
-    """The smallest Window for all of these layers, which must fit (`unfit`, TOGETHER).
+def common(layers: Sequence[Convolution]) -> Window:
+    """The smallest Window for all of these layers, which must satisfy `rules.EMBEDDED`.
 
     >>> from torch import nn
     >>> common([nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 5, padding=2)])
@@ -108,13 +115,13 @@ def common(layers):
     sizes = tuple(map(max, zip(*(layer.kernel_size for layer in layers), strict=True)))
     axes = range(len(sizes))
     steps = tuple(max(dilation(layer, axis) or 1 for layer in layers) for axis in axes)
-    grown = growth(layers[0])
+    grown = growth(layers[0]) or ()
     padding = tuple((grown[axis] + steps[axis] * (sizes[axis] - 1)) // 2 for axis in axes)
     return Window(sizes, padding, steps)
 
 
-def growth(layer):
-    """How many numbers an axis has more behind the layer than before, at stride 1.
+def growth(layer: Convolution) -> tuple[int, ...] | None:
+    """By how many numbers an axis grows through the layer, at stride 1.
 
     A tuple with an entry for each axis; None for a layer without a window.
 
@@ -124,26 +131,36 @@ def growth(layer):
     """
     if not hasattr(layer, "kernel_size"):
         return None
-    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    whole = spans(layer)
     if layer.padding == "same":
-        return tuple(0 for _ in spans)
-    padding = layer.padding if layer.padding != "valid" else [0] * len(spans)
-    return tuple(2 * p - span for p, span in zip(padding, spans, strict=True))
+        return (0,) * len(whole)
+    padding = (0,) * len(whole) if isinstance(layer.padding, str) else layer.padding
+    return tuple(2 * p - span for p, span in zip(padding, whole, strict=True))
 
 
-def dilation(layer, axis):
+def spans(layer: Convolution) -> tuple[int, ...]:
+    """d(k−1) for each axis: from a window's first number to its last.
+
+    >>> from torch import nn
+    >>> spans(nn.Conv2d(4, 8, (1, 3), dilation=2))
+    (0, 4)
+    """
+    pairs = zip(layer.dilation, layer.kernel_size, strict=True)
+    return tuple(step * (side - 1) for step, side in pairs)
+
+
+def dilation(layer: Convolution, axis: int) -> int | None:
     """A layer's dilation along an axis; None where a window of 1 makes it meaningless."""
     size = getattr(layer, "kernel_size", ())
     return layer.dilation[axis] if len(size) > axis and size[axis] > 1 else None
 
 
-def even(layer):
+def even(layer: Convolution) -> bool:
     """Whether the layer's padding is the same on both sides: not always for "same"."""
-    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return layer.padding != "same" or all(span % 2 == 0 for span in spans)
+    return layer.padding != "same" or all(span % 2 == 0 for span in spans(layer))
 
 
-def order(layer):
+def order(layer: Convolution) -> tuple[int, ...]:
     """The axes of a filter [C, *window] from the slowest to the fastest in memory.
 
     A convolution looks at it to choose the layout of its output.
@@ -155,20 +172,3 @@ def order(layer):
     """
     strides = layer.weight.stride()[1:]
     return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
-
-
-# What an embedding needs of each layer beside `rules.ALONE`, in the same form …
-ALONE = (
-    ("padding_mode", lambda m: repr(m.padding_mode), lambda m: m.padding_mode == "zeros",
-     "'zeros', for a larger window,"),
-    ("padding", lambda m: "uneven", even, "as much on both sides, for a larger window,"),
-)  # fmt: skip
-
-# … and what siblings must have in common in place of one window.
-TOGETHER = (
-    ("growth", growth),
-    *((f"dilation along axis {axis}", lambda m, axis=axis: dilation(m, axis))
-      for axis in range(3)),
-    ("parity of kernel_size", lambda m: tuple(side % 2 for side in m.kernel_size)),
-    ("order of weight in memory", order),
-)  # fmt: skip
