@@ -387,7 +387,7 @@ def test_who_counts_on_the_layout_gets_a_copy(name, found, monkeypatch):
     assert saved == group.launches_saved
     check(fused, model, x)
     if seen:
-        monkeypatch.setattr(type(plan.found), "asking", lambda *_: {})
+        monkeypatch.setattr(type(plan.found), "layout_readers", lambda *_: {})
         with pytest.raises((Disagreement, RuntimeError), match=seen):
             check(planned(model, x, found).apply(), model, x)
 

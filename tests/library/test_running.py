@@ -46,7 +46,9 @@ def test_who_needs_a_contiguous_part(reader):
     read, needs = READERS[reader]
     model, x = Three(read), torch.randn(2, 3, 8)
     run = running.Run(model, x)
-    assert run.asking(run.families()).keys() == ({"a", "b", "c"} if needs else set())
+    assert run.layout_readers(run.families()).keys() == (
+        {"a", "b", "c"} if needs else set()
+    )
     plan = hfusion.plan(model, x)
     assert plan.groups[0].fused is not needs  # three copies for two launches
     fused = plan.apply()
@@ -67,7 +69,9 @@ def test_who_needs_a_contiguous_part(reader):
 def test_one_row_is_in_one_piece_by_chance(view, needs):
     model = Three(view)
     run = running.Run(model, torch.randn(1, 1, 8))
-    assert run.asking(run.families()).keys() == ({"a", "b", "c"} if needs else set())
+    assert run.layout_readers(run.families()).keys() == (
+        {"a", "b", "c"} if needs else set()
+    )
     fused = hfusion.fuse(model, torch.randn(1, 1, 8))
     with torch.no_grad():
         for x in (torch.randn(1, 1, 8), torch.randn(2, 3, 8)):

@@ -1,9 +1,8 @@
-"""Which layers of a model read the same input, found from its graph or from a run.
+"""Which layers of a model read the same input: its calls, from its graph or from a run.
 
-    calls      the calls of each layer, and which layers could be siblings
-    reading    the calls that the graph of a model shows (torch.fx)
-    running    the calls that one run of a model shows
-    aliasing   which values of a graph may share memory, and which calls write to it
+`calls` has the calls of each layer, and says which layers could be siblings. `reading`
+takes the calls from the model's graph, `running` from one run. `aliasing` says which values
+of a graph may share memory, and which calls write to it.
 """
 
 from . import aliasing, calls, reading, running

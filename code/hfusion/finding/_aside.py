@@ -1,4 +1,4 @@
-"""On the side: a model to try things on, and random numbers as if nobody had. torch."""
+"""Try a model without a trace: a copy of it, and random numbers left as they were."""
 
 import contextlib
 import copy
@@ -12,13 +12,11 @@ from torch import nn
 from ..errors import FusionError
 
 
-def double(model: nn.Module, shared: dict | None = None) -> nn.Module:
-    """A copy of a model. shared: what it has in common with it, {id: thing}.
-
-    Raises FusionError where a model cannot be copied.
+def copy_model(model: nn.Module, shared: dict[int, object] | None = None) -> nn.Module:
+    """A copy of a model that has some objects in common with it: {id: object}.
 
     >>> layer = nn.Linear(2, 2)
-    >>> other = double(layer, {id(layer.weight): layer.weight})
+    >>> other = copy_model(layer, {id(layer.weight): layer.weight})
     >>> other.weight is layer.weight, other.bias is layer.bias
     (True, False)
     """
@@ -30,12 +28,12 @@ def double(model: nn.Module, shared: dict | None = None) -> nn.Module:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Random numbers go on after it as if none had been drawn."""
-    chance = random.getstate(), np.random.get_state()
+    """Restore Python's, NumPy's and torch's random states afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        random.setstate(chance[0])
-        np.random.set_state(chance[1])
+        random.setstate(python)
+        np.random.set_state(numpy)

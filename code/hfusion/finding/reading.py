@@ -1,14 +1,16 @@
-"""Find siblings by reading what forward does, and who reads their outputs. torch.fx.
+"""The calls that the graph of a model shows.
 
-Two calls of a graph that read the same node read the same numbers, unless something has
-written to them in between: `aliasing` says what may have. A run sees one example; a graph
-holds for all inputs, but for the path that was followed. So each call checks here, too.
+Two calls that read the same node read the same numbers, unless something has written to
+them in between: `aliasing` says what may have. A graph holds for all inputs that take the
+path that was followed. So a fused model checks each call.
 """
 
 import copy
 from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from ..errors import FusionError
 from ..stacking import rules
@@ -20,19 +22,53 @@ from .calls import Call, Calls, Followers
 class Reading(Calls):
     """The calls that the graph of a model shows.
 
-    model: an nn.Module that torch.fx can trace, or a GraphModule; left as it was. exact:
-    see `_tracing.trace`. Raises FusionError where it cannot be traced.
+    Parameters
+    ----------
+    model : nn.Module
+        A model that torch.fx can trace, or a GraphModule; it is left as it was.
+    exact : bool, optional
+        Whether the graph must do all that the model does, with its hooks and side effects.
+    whole : collection of nn.Module, optional
+        Modules of the model that the graph calls as one.
+
+    Attributes
+    ----------
+    graph : fx.Graph
+        What forward does.
+    memory : aliasing.Memory
+        Which nodes of the graph share memory.
+    nodes : dict from str to list of fx.Node
+        The calls of each layer, by its path.
+
+    Raises
+    ------
+    FusionError
+        If the model cannot be traced or, with exact, if its graph would do less.
+
+    Examples
+    --------
+    >>> class Pair(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 3)
+    ...     def forward(self, x):
+    ...         return self.a(x), self.b(x)
+    >>> Reading(Pair()).families()
+    [('a', 'b')]
     """
 
     found = "reading"
     advice = "; give example_inputs, and a run shows whether it does"
 
-    def __init__(self, model, exact=False):
-        self.trace = trace(model, exact)
+    def __init__(
+        self, model: nn.Module, exact: bool = False, whole: Collection[nn.Module] = ()
+    ):
+        self.trace = trace(model, exact, whole)
         self.graph, self.modules = self.trace.graph, self.trace.modules
         self.memory = aliasing.Memory(self.graph, self.modules, self.trace.constants)
         named = {id(module): path for path, module in model.named_modules()}
-        self.nodes, seen = defaultdict(list), defaultdict(list)
+        self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
+        seen: dict[str, list[Call]] = defaultdict(list)
         for node in self.graph.nodes:
             given = [*node.args, *node.kwargs.values()]
             module = self.modules.get(node.target) if node.op == "call_module" else None
@@ -46,8 +82,8 @@ class Reading(Calls):
         if exact:
             self._refuse_written_constants()
 
-    def _refuse_written_constants(self):
-        """A tensor that forward makes is made once for a graph, not at each call."""
+    def _refuse_written_constants(self) -> None:
+        """A graph keeps a tensor that forward makes anew at each call."""
         for node in self.graph.find_nodes(op="get_attr"):
             if node.target in self.trace.constants and self.memory.writes(node):
                 write = self.memory.writes(node)[0]
@@ -57,13 +93,13 @@ class Reading(Calls):
                     "input, as torch.zeros_like(x) does"
                 )
 
-    def calls_of(self, module):
-        """How many calls of a module the graph has, by whatever path."""
+    def calls_of(self, module: nn.Module) -> int:
+        """How many calls of a module the graph has, by any of its paths."""
         called = self.graph.find_nodes(op="call_module")
         return sum(self.modules[node.target] is module for node in called)
 
-    def asking(self, groups):
-        """See `Calls`. A view may refuse a strided part, and only a run can tell."""
+    def layout_readers(self, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+        """See `Calls`. A view may refuse a strided part; only a run can tell."""
         found = {}
         for path in (path for paths in groups for path in paths):
             for node in self.nodes[path]:
@@ -73,73 +109,72 @@ class Reading(Calls):
                     found[path] = f"`{aliasing.name(reader, self.modules)}` ({reader})"
         return found
 
-    def followers(self, paths):
+    def followers(self, paths: Sequence[str]) -> Followers | None:
         """See `Calls`. Only modules that work out of place can be called once for all."""
         calls = [self.nodes[path] for path in paths]
         if any(len(nodes) > 1 for nodes in calls):
             return None
-        activation, ends = once(self, [nodes[0] for nodes in calls])
-        modules = [self.modules.get(end.target) for end in ends]
-        in_place = any(getattr(module, "inplace", False) for module in modules)
+        activation, ends = shared_activation(self, [nodes[0] for nodes in calls])
+        paths = [str(end.target) for end in ends]
+        in_place = any(getattr(self.modules.get(path), "inplace", False) for path in paths)
         if activation is None or in_place or any(end.op != "call_module" for end in ends):
             return None
-        asked = any(self.memory.counts_on_layout(e) or self.memory.views(e) for e in ends)
-        hoist = not asked and copies(self, ends) < len(ends) - 1
-        return Followers(activation, tuple(end.target for end in ends), hoist)
+        strict = any(self.memory.counts_on_layout(e) or self.memory.views(e) for e in ends)
+        hoist = not strict and count_copies(self, ends) < len(ends) - 1
+        return Followers(activation, tuple(paths), hoist)
 
-    def change(self, paths):
+    def change(self, paths: Sequence[str]) -> str:
         """See `Calls`."""
         first, last = self.nodes[paths[0]][0], self.nodes[paths[-1]][0]
         change = self.memory.between(first.all_input_nodes[0], first, last)
         called = f"`{aliasing.name(change, self.modules)}` ({change})"
-        if change.op == "call_module" and rules.hooks(self.modules[change.target]):
-            called = f"a hook of {change.target}"
+        if change.op == "call_module":
+            hooks = rules.hooks(aliasing.module_of(change, self.modules))
+            called = f"a hook of {change.target}" if hooks else called
         between = f"between {paths[0]} and {paths[-1]}"
         return f"{called} may change their input {between}"
 
 
-def same_calls(graph, other):
-    """Whether two graphs call the same with the same, in the same order."""
+def same_calls(graph: fx.Graph, other: fx.Graph) -> bool:
+    """Whether two graphs have the same calls with the same arguments, in the same order."""
     return _calls(graph) == _calls(other)
 
 
-def _calls(graph):
+def _calls(graph: fx.Graph) -> list[tuple]:
     return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
 
 
-def once(reading, nodes):
-    """(an activation that all of these calls have, what follows each of them).
+def shared_activation(
+    reading: Reading, nodes: Sequence[fx.Node]
+) -> tuple[nn.Module | None, tuple[fx.Node, ...]]:
+    """The activation that follows all of these calls, and its calls.
 
-    (None, the calls themselves) where they have none in common.
+    (None, the calls themselves) if they have none in common.
     """
-    found = [follower(reading, node) for node in nodes]
+    found = [_follower(reading, node) for node in nodes]
+    users = tuple(user for user, _ in found if user)
     # A write to one part of a tensor counts as a write to what the activation has kept of
     # all of them for their gradients.
-    changed = any({*reading.memory.writes(user)} - {user} for user, _ in found if user)
-    if changed or len({repr(activation) for _, activation in found}) > 1:
-        return None, tuple(nodes)
-    users = [user for user, _ in found]
-    return (found[0][1], tuple(users)) if users[0] else (None, tuple(nodes))
+    changed = any({*reading.memory.writes(user)} - {user} for user in users)
+    one = len({repr(activation) for _, activation in found}) == 1
+    return (found[0][1], users) if users and one and not changed else (None, tuple(nodes))
 
 
-def copies(reading, ends):
-    """How often readers may copy these values where they are strided parts."""
+def count_copies(reading: Reading, ends: Iterable[fx.Node]) -> int:
+    """How often readers may copy these values if they are strided parts."""
     readers = [reader for end in ends for reader in end.users]
     return sum(aliasing.may_copy(reader, reading.modules) for reader in readers)
 
 
-def settings_of(call):
-    """The keywords of a call, less its input."""
-    return {k: v for k, v in call.kwargs.items() if not isinstance(v, fx.Node)}
+def _follower(
+    reading: Reading, node: fx.Node
+) -> tuple[fx.Node, nn.Module] | tuple[None, None]:
+    """The only reader of `node` and its module, if it is a pointwise activation.
 
-
-def follower(reading, node):
-    """(the call of a pointwise activation, its module) if it alone reads `node`.
-
-    Else (None, None). The module is a new one, not in place.
+    The module is a new one, not in place.
     """
     user = next(iter(node.users), None)
-    if len(node.users) != 1 or not user.op.startswith("call_"):
+    if user is None or len(node.users) != 1 or not user.op.startswith("call_"):
         return None, None
     given = [*user.args[:1], *user.kwargs.values()]
     alone = user.all_input_nodes == [node] and given.count(node) == 1
@@ -150,18 +185,19 @@ def follower(reading, node):
     return (user, activation) if activation else (None, None)
 
 
-def _activation(reading, call):
-    """The module of rules.POINTWISE that does what a call does; None if there is none."""
-    activation = None
+def _activation(reading: Reading, call: fx.Node) -> nn.Module | None:
+    """The module of rules.POINTWISE that does what a call does, if there is one."""
+    activation: Any = None
     if call.op == "call_module":
-        module = reading.modules[call.target]
+        module = aliasing.module_of(call, reading.modules)
         if type(module) in rules.POINTWISE and not rules.hooks(module):
             activation = copy.deepcopy(module)
     else:
         named = {name: kind for kind, name in rules.POINTWISE.items()}
         kind = named.get(aliasing.name(call, reading.modules).rstrip("_"))
+        settings = {k: v for k, v in call.kwargs.items() if not isinstance(v, fx.Node)}
         try:
-            activation = kind(*call.args[1:], **settings_of(call)) if kind else None
+            activation = kind(*call.args[1:], **settings) if kind else None
         except TypeError:  # arguments that the module does not have
             return None
     if not isinstance(getattr(activation, "inplace", False), bool):

@@ -1,53 +1,61 @@
-"""Find siblings by running a model once, whatever its forward does. torch.
+"""The calls that one run of a model shows, whatever its forward does.
 
-torch.fx stops at control flow on shapes, and looks into no compiled code; a run goes
-through both. Each layer notes what it is called with:
+torch.fx stops at control flow on shapes, and cannot follow compiled code; a run passes
+through both. Each layer notes the tensor that it is called with. A second run gives
+readers strided parts, as the fused model will, and notes which need them contiguous.
 
-    layer    call 1           call 2            the same tensor,
-    q        tensor 7, v. 0   tensor 31, v. 0   written to as often:
-    k        tensor 7, v. 0   tensor 31, v. 0   siblings
-    o        tensor 9, v. 0   tensor 33, v. 0   nobody's sibling
-
-A run is one example: another input may go another way. So nothing that is found here is
-relied on; `fusing` looks again at each call. A second run hands on strided parts, as the
-fused model will, and notes who cannot read them.
+A run is one example: another input may take another path. So nothing that is found here
+is relied on; the fused model checks each call.
 """
 
-import contextlib
 import copy
 import functools
 import itertools
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import FusionError
 from ..stacking import _memory, rules
-from . import _names
-from ._aside import double, undisturbed
+from ._aside import copy_model, undisturbed
+from ._layout import Watch, strided
 from .calls import Call, Calls, Followers
-
-# Who asks how memory is laid out: they get a contiguous part …
-_ASKS = _names.LAYOUT | {"is_contiguous"}
-# … but not where these share the part's memory: the others copy, or fail.
-_TRIES = _names.MAY_COPY | {"view_as_complex"}
 
 
 class Run(Calls):
-    """The calls that one run of a model has shown.
+    """The calls that one run of a model shows.
 
-    model: an nn.Module, left as it was: a copy runs that shares its parameters, no gradient
-    is recorded, and random numbers go on as if nothing had run. example_inputs: a tensor, a
-    tuple of positional arguments or a dict of keywords. Raises FusionError where the model
-    cannot be copied or run.
+    A copy runs, which shares the model's parameters, without recording gradients. Random
+    numbers continue as if nothing had run.
 
-    inputs: what each layer got at each call, by path, as (a tensor like it on "meta", its
-    device); double: what ran.
+    Parameters
+    ----------
+    model : nn.Module
+        Any model that can be copied; it is left as it was.
+    example_inputs : torch.Tensor, tuple or dict
+        A tensor, positional arguments or keyword arguments of forward.
 
+    Attributes
+    ----------
+    copy : nn.Module
+        The copy that ran.
+    inputs : dict from str to list of (torch.Tensor, torch.device)
+        For each call of a layer, by its path, its input as a tensor on "meta" and the
+        device that it was on.
+
+    Raises
+    ------
+    FusionError
+        If the model cannot be copied or run.
+
+    Examples
+    --------
     >>> class Cell(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -61,20 +69,25 @@ class Run(Calls):
 
     found = "running"
 
-    def __init__(self, model, example_inputs):
+    def __init__(self, model: nn.Module, example_inputs: object):
         self._given = arguments(example_inputs)
         if not isinstance(model, nn.Module):
             raise FusionError(f"model: expected an nn.Module, got {type(model).__name__}")
+        self.inputs: dict[str, list[tuple[torch.Tensor, torch.device]]] = defaultdict(list)
+        self._outputs: dict[str, list[int]] = defaultdict(list)
+        self._readers: dict[int, str] = {}  # of outputs: paths of activations
         try:
             seen = self._seen(model, {id(p): p for p in model.parameters()})
         except _Written:  # forward changes its parameters, which are the model's
             seen = self._seen(model, {})
         super().__init__(model, seen)
 
-    def _seen(self, model, shared):
-        """What `_called` returns, of a copy of the model that has shared[id(p)] for p."""
-        self.double = double(model, shared)
-        named = self.double.named_modules()
+    def _seen(
+        self, model: nn.Module, shared: dict[int, torch.Tensor]
+    ) -> dict[str, list[Call]]:
+        """The calls of a copy of the model that has these tensors in common with it."""
+        self.copy = copy_model(model, dict(shared))
+        named = self.copy.named_modules()
         self._paths = {module: path for path, module in named if rules.kind_of(module)}
         try:
             with _Watched(shared.values()):
@@ -86,87 +99,111 @@ class Run(Calls):
                 f"model cannot be run with example_inputs: {type(error).__name__}: {error}"
             ) from error
 
-    def _called(self):
-        """{path: [Call, …]}, with a number for each tensor."""
-        seen, numbers = defaultdict(list), WeakIdKeyDictionary()
-        count, turns = itertools.count(), itertools.count()
-        self.inputs, self._outputs, self._then = defaultdict(list), defaultdict(list), {}
+    def _called(self) -> dict[str, list[Call]]:
+        """Run the copy: the calls of its layers, with a number for each tensor."""
+        seen: dict[str, list[Call]] = defaultdict(list)
+        numbers, count, turns = WeakIdKeyDictionary(), itertools.count(), itertools.count()
+        for found in (self.inputs, self._outputs, self._readers):
+            found.clear()
 
-        def number(x):
+        def number(x: torch.Tensor) -> int:
             if x not in numbers:
                 numbers[x] = next(count)
             return numbers[x]
 
-        def note(layer, given, keywords):
-            values = [*given, *keywords.values()]
-            if len(values) == 1 and torch.is_tensor(values[0]):
-                x, path = values[0], self._paths[layer]
+        def note(layer: nn.Module, given: tuple, keywords: dict[str, Any]) -> None:
+            if (x := _only_tensor(given, keywords)) is not None:
+                path = self._paths[layer]
                 seen[path].append(Call(number(x), x._version, next(turns)))
                 like = torch.empty_like(x, device="meta", requires_grad=False)
                 self.inputs[path].append((like, x.device))
 
-        def note_output(layer, given, y):
+        def note_output(layer: nn.Module, given: tuple, y: object) -> None:
             if torch.is_tensor(y):
                 self._outputs[self._paths[layer]].append(number(y))
 
-        def note_activation(path, module, given, keywords):
-            values = [*given, *keywords.values()]
-            if len(values) == 1 and torch.is_tensor(values[0]):
-                self._then[number(values[0])] = path
+        def note_activation(
+            path: str, module: nn.Module, given: tuple, keywords: dict[str, Any]
+        ) -> None:
+            if (x := _only_tensor(given, keywords)) is not None:
+                self._readers[number(x)] = path
 
         hooks = []
         for layer in self._paths:
             hooks.append(layer.register_forward_pre_hook(note, with_kwargs=True))
             hooks.append(layer.register_forward_hook(note_output))
-        for path, module in self.double.named_modules():
+        for path, module in self.copy.named_modules():
             if type(module) in rules.POINTWISE and not getattr(module, "inplace", False):
                 hook = functools.partial(note_activation, path)
                 hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self._run(hooks)
+        return seen
+
+    def _run(self, hooks: Sequence[RemovableHandle]) -> None:
+        """Call the copy without recording gradients; then remove the hooks."""
+        args, kwargs = self._given
         try:
-            _run(self.double, *self._given)
+            with undisturbed(self.copy), torch.no_grad():
+                self.copy(*copy.deepcopy(args), **copy.deepcopy(kwargs))
         finally:
             for hook in hooks:
                 hook.remove()
-        return seen
 
-    def followers(self, paths):
-        """See `Calls`. Who else reads what a sibling returns does not matter here."""
+    def followers(self, paths: Sequence[str]) -> Followers | None:
+        """See `Calls`. Other readers of a sibling's output do not matter here."""
         modules = []
         for path in paths:
-            after = {self._then.get(output) for output in self._outputs[path]}
-            if len(after) != 1 or None in after:
+            after = {self._readers.get(output) for output in self._outputs[path]}
+            activation = after.pop() if len(after) == 1 else None
+            if activation is None:
                 return None
-            modules += after
-        activations = [self.double.get_submodule(path) for path in modules]
+            modules.append(activation)
+        activations = [self.copy.get_submodule(path) for path in modules]
         if len({repr(activation) for activation in activations}) > 1:
             return None
         return Followers(copy.deepcopy(activations[0]), tuple(modules))
 
-    def asking(self, groups):
-        """See `Calls`. The model runs again, and these layers hand on strided parts."""
+    def layout_readers(self, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+        """See `Calls`. The model runs again, and these layers return strided parts."""
         if not groups:
             return {}
-        watch, hooks = _Watch(), []
+        watch, hooks = Watch(), []
         for paths in groups:
-            members = [self.double.get_submodule(path) for path in paths]
-            sizes = [len(layer.weight) for layer in members]
-            for index, layer in enumerate(members):
-                hand_on = _strided(watch, paths[index], layer, sizes, index)
+            weights = [self.copy.get_parameter(f"{path}.weight") for path in paths]
+            sizes, dim = [len(weight) for weight in weights], 1 - weights[0].ndim
+            for index, path in enumerate(paths):
+                layer = self.copy.get_submodule(path)
+                hand_on = strided(watch, path, sizes, index, dim)
                 hooks.append(layer.register_forward_hook(hand_on))
         try:
             with watch:
-                _run(self.double, *self._given)
-        except Exception:  # somebody cannot read one, and it is not known who
+                self._run(hooks)
+        except Exception:  # something cannot read one, and it is not known what
             return {path: "`forward`" for paths in groups for path in paths}
-        finally:
-            for hook in hooks:
-                hook.remove()
         return watch.asking | watch.written()
 
 
-def arguments(example_inputs):
-    """(args, kwargs) of a call: from a tensor, a tuple or a dict.
+def _only_tensor(given: tuple, keywords: dict[str, Any]) -> torch.Tensor | None:
+    """The only argument of a call, if it is a tensor."""
+    values = [*given, *keywords.values()]
+    return values[0] if len(values) == 1 and torch.is_tensor(values[0]) else None
 
+
+def arguments(example_inputs: object) -> tuple[tuple, dict[str, Any]]:
+    """The positional and keyword arguments of a call.
+
+    Parameters
+    ----------
+    example_inputs : torch.Tensor, tuple or dict
+        A tensor, positional arguments or keyword arguments.
+
+    Raises
+    ------
+    FusionError
+        If it is none of these.
+
+    Examples
+    --------
     >>> arguments({"x": 1})
     ((), {'x': 1})
     """
@@ -183,17 +220,23 @@ def arguments(example_inputs):
 
 
 class _Written(Exception):
-    """Somebody is about to write to a tensor that is watched."""
+    """A call is about to write to a tensor that is watched."""
 
 
 class _Watched(TorchDispatchMode):
-    """Stops whoever is about to write to one of these tensors, or to its memory."""
+    """Stops a call that is about to write to the memory of one of these tensors."""
 
-    def __init__(self, tensors):
+    def __init__(self, tensors: Iterable[torch.Tensor]):
         super().__init__()
         self.memory = {_memory.storage(tensor) for tensor in tensors}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         given = dict(zip((a.name for a in function._schema.arguments), args, strict=False))
         given |= kwargs or {}
         for argument in function._schema.arguments:
@@ -203,83 +246,3 @@ class _Watched(TorchDispatchMode):
                     if torch.is_tensor(tensor) and _memory.storage(tensor) in self.memory:
                         raise _Written
         return function(*args, **kwargs or {})
-
-
-def _strided(watch, path, layer, sizes, index):
-    """A hook that returns a layer's output as the part of a tensor for all siblings."""
-    dim = 1 - layer.weight.ndim
-
-    def hand_on(module, given, y):
-        order = sorted(range(y.ndim), key=lambda axis: -y.stride(axis))
-        shape = list(y.shape)
-        shape[dim] = sum(sizes)
-        whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)
-        part = whole.unsafe_split_with_sizes(sizes, dim)[index].copy_(y)
-        watch.parts[_memory.storage(part)] = path, part.shape[:dim], whole
-        return part
-
-    return hand_on
-
-
-_NOBODYS = (None, torch.Size(), None)
-
-
-class _Watch(TorchFunctionMode):
-    """Notes whose parts are asked for their layout."""
-
-    def __init__(self):
-        super().__init__()
-        self.parts, self.asking, self._shared = {}, {}, []
-
-    def written(self):
-        """Whose parts were written to after somebody had got a view, or else a copy."""
-        changed = (one for one in self._shared if one[2]._version != one[3])
-        return {path: f"`{name}`" for path, name, *_ in changed if path not in self.asking}
-
-    def _keep(self, path, name, part, result):
-        """A view of a part, which for another batch may be a copy, and miss a write."""
-        shares = torch.is_tensor(result)
-        shares = shares and _memory.storage(result) == _memory.storage(part)
-        if name in _TRIES and shares and not result.is_inference():
-            self._shared.append((path, name, result, result._version))
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        function_of = getattr(function, "overloadpacket", function)  # aten.view.default
-        kwargs, name = kwargs or {}, getattr(function_of, "__name__", "")
-        asks = name in _ASKS or name in _TRIES
-        path, rows, _ = self._whose(args) if asks else _NOBODYS
-        if path is None:
-            return function(*args, **kwargs)
-        if _memory.is_dense(args[0]):
-            result = function(*args, **kwargs)
-            # One row or image is in one piece by chance: of more, such a view cannot be.
-            if name == "view" and result.shape[: len(rows)] != rows and rows.numel() == 1:
-                self.asking.setdefault(path, f"`{name}`")
-            self._keep(path, name, args[0], result)
-            return result
-        # As the layer's own output would lie there, or a view of it.
-        alone = _memory.dense(args[0], args[0])
-        if name in _TRIES:
-            with contextlib.suppress(RuntimeError):  # a view that cannot be
-                result = function(*args, **kwargs)
-                if _memory.storage(result) == _memory.storage(args[0]):
-                    self._keep(path, name, args[0], result)
-                    return result
-                other = function(alone, *args[1:], **kwargs)
-                if _memory.storage(other) != _memory.storage(alone):
-                    return result  # it copies either way
-        # A copy costs as much here as there, and then it is plain who shares memory.
-        self.asking.setdefault(path, f"`{name}`")
-        return function(alone, *args[1:], **kwargs)
-
-    def _whose(self, args):
-        """Of the layer whose part is asked: its path, the sizes in front of the cut."""
-        if not args or not torch.is_tensor(args[0]):
-            return _NOBODYS
-        return self.parts.get(_memory.storage(args[0]), _NOBODYS)
-
-
-def _run(double, args, kwargs):
-    """Call a model without recording gradients, and without drawing random numbers."""
-    with undisturbed(double), torch.no_grad():
-        double(*copy.deepcopy(args), **copy.deepcopy(kwargs))

@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from ..errors import FusionError
 from ..finding import aliasing
-from ..finding._aside import double as copied
+from ..finding._aside import copy_model
 from ..finding.reading import Reading, same_calls
 from ..stacking import _memory, rules
 from . import _guards, _norms
@@ -141,7 +141,7 @@ def _study(model):
             raise FusionError(
                 f"{path or 'model'} was in training mode; call model.eval() before folding"
             )
-    double = copied(model)
+    double = copy_model(model)
     found = {
         path: module for path, module in double.named_modules() if _norms.is_norm(module)
     }
@@ -162,13 +162,7 @@ def _study(model):
 
 def _read(model, whole):
     """What forward does, where these modules are called whole."""
-    for module in whole:
-        vars(module)["called_whole"] = True
-    try:
-        return Reading(model, exact=True)
-    finally:
-        for module in whole:
-            del vars(module)["called_whole"]
+    return Reading(model, exact=True, whole=whole)
 
 
 def _pair(reading, path, norm, node):

@@ -166,7 +166,7 @@ class Judge:
         """Of the accepted groups together, end to end: True, or why none is fused."""
         if not self.end_to_end:
             return True
-        alone = running.Run(model, self.example_inputs).double
+        alone = running.Run(model, self.example_inputs).copy
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
         def networks() -> Arms:

@@ -57,12 +57,12 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     stacked = {}
     for group in filter(lambda group: group.fused, plan.groups):
         nodes = [node for path in group.members for node in now.nodes[path]]
-        activation, ends = reading.once(now, nodes)
+        activation, ends = reading.shared_activation(now, nodes)
         if once is False:
             activation, ends = None, nodes
         if not _one_layer(now, group, ends):
             continue
-        hoist = bool(once or reading.copies(now, ends) < len(ends) - 1)
+        hoist = bool(once or reading.count_copies(now, ends) < len(ends) - 1)
         embed, path = group.window is not None, _free_path(graph, group.members)
         stacked[path] = stacking.stack(group.layers, activation, embed, hoist)
         views = {view for end in ends for view in now.memory.views(end)}

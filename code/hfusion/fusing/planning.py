@@ -24,7 +24,7 @@ from torch import nn
 
 from ..errors import FusionError
 from ..finding import running
-from ..finding._aside import double
+from ..finding._aside import copy_model
 from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
 from ..stacking import rules
@@ -233,7 +233,7 @@ class FusionPlan:
         `algebra.rounding_bound`, under the conditions that it names (TF32 off, no
         underflow, no Winograd); that error travels on through the network.
         """
-        fused = double(self.model)
+        fused = copy_model(self.model)
         owned = owners(fused)
         for group in filter(lambda group: group.fused, self.groups):
             members = siblings.layers_at(fused, group.members)
@@ -261,7 +261,7 @@ def unfuse(fused: nn.Module) -> nn.Module:
             f"fused was a {type(fused).__name__} without fused layers; what fuse() "
             "returned fits"
         )
-    apart = double(fused)
+    apart = copy_model(fused)
     for layer in apart.modules():
         _members.release(layer)
         _followers.release(layer)

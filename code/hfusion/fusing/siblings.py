@@ -112,7 +112,7 @@ def _grouped(calls, families, min_siblings, embed=False):
     judged = [
         found for family in families for found in judge(calls, family, min_siblings, embed)
     ]
-    asking = calls.asking([paths for paths, reason in judged if not reason])
+    asking = calls.layout_readers([paths for paths, reason in judged if not reason])
     return [(paths, _group(calls, paths, reason, asking)) for paths, reason in judged]
 
 
