@@ -8,8 +8,8 @@ import statistics
 from functools import partial
 from pathlib import Path
 
+from hfusion import timing
 from hfusion.fusing import lowering, planning
-from hfusion.timing import measure
 from sideways import experiments, records
 from sideways.experiments import rungs
 
@@ -35,7 +35,7 @@ def counted():
     stacked = lowering.lower(planning.plan(module))
     nets = rungs.eager(module) | {"stacked only": stacked}
     shown = (rungs.WRITTEN, "stacked only", rungs.FOLDED, rungs.STACKED, rungs.HOISTED)
-    count = {name: measure.count_launches(partial(nets[name], x)).count for name in shown}
+    count = {name: timing.count_launches(partial(nets[name], x)).count for name in shown}
     rows = "; ".join(f"{name} {number}" for name, number in count.items())
     written, folded, fused = (
         count[name] for name in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED)

@@ -14,7 +14,7 @@ Or a whole network, which stays itself: same class, same weights at the same pat
 >>> type(fused).__name__, hfusion.plan(network).calls["Conv2d"]   # calls before, after
 ('GoogLeNet', (57, 39))
 
-The modules, in the order in which the book needs them: `algebra` (NumPy), `measure`
+The modules, in the order in which the book needs them: `algebra` (NumPy), `timing`
 (agree, count, time), `stacking` (the stacked layer), `models` (Inception, GoogLeNet);
 then whole networks: `calls` (who reads what: read from a graph by `reading`, with
 `aliasing`, or seen in a run by `running`), `siblings` (judged), `planning`
@@ -28,7 +28,7 @@ draw. What needs matplotlib or Triton is imported by name, so that
 `import hfusion` needs neither.
 """
 
-from . import algebra, models, stacking
+from . import algebra, models, stacking, timing
 from .errors import FusionError
 from .folding.fold import fold_batchnorm
 from .fusing.judging import faster
@@ -36,8 +36,8 @@ from .fusing.lowering import lower
 from .fusing.planning import FusionPlan, fuse, plan, unfuse
 from .fusing.siblings import Group
 from .stacking import stack
-from .timing import measure
 
 __version__ = "0.1.0"
 __all__ = ["FusionError", "FusionPlan", "Group", "algebra", "faster", "fold_batchnorm"]
-__all__ += ["fuse", "lower", "measure", "models", "plan", "stack", "stacking", "unfuse"]
+__all__ += ["fuse", "lower", "models", "plan", "stack", "stacking", "timing"]
+__all__ += ["unfuse"]

@@ -30,7 +30,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from .timing import measure
+from . import timing
 
 
 class WorkerError(RuntimeError):
@@ -251,7 +251,7 @@ def _worker(rank, world, folder, limit_s, module, name, count):
         dist.init_process_group("gloo", None, limit, world, rank, store)
         dist.barrier()  # nobody leaves before all are connected
         if count:
-            result = measure.count_launches(lambda: work(rank, world, *args)).names
+            result = timing.count_launches(lambda: work(rank, world, *args)).names
         else:
             result = work(rank, world, *args)
         torch.save(result, Path(folder, f"{rank}.pt"))

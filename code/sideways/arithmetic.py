@@ -11,8 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace as At
 
-from hfusion.kernels import compiled
-from hfusion.kernels import two as kernels
+from hfusion.kernels import compiled, two_launches
 from hfusion.timing import cost
 
 Work = dict  # of predictions.work
@@ -215,12 +214,12 @@ def two_us(
     fastest by this arithmetic: µs.
 
     widths: as of a models.Inception. positions: pixels of all images. splits, dependent: as
-    of kernels.TwoLaunches.
+    of two_launches.TwoLaunches.
     """
     times = (
         min(
             launch_us(launch, tile, widths, positions, at, splits if launch else 1)
-            for tile in kernels.TILES
+            for tile in two_launches.TILES
         )
         for launch in (0, 1)
     )
@@ -235,7 +234,7 @@ def launch_us(
     at: At,
     splits: int | str = 1,
 ) -> float:
-    """One of our launches with one row of kernels.TILES, by what it was compiled to, in µs.
+    """One of our launches with one row of TILES, by what it was compiled to, in µs.
 
     A program by itself waits for its instructions one by one, and for its numbers where
     its buffers do not reach far enough ahead. A busy multiprocessor issues instructions of
@@ -245,7 +244,7 @@ def launch_us(
     rows, columns, _, warps, _ = tile
     if splits == "natural":
         _, sizes, depths = zip(*products, strict=True)
-        splits = kernels.natural_splits(
+        splits = two_launches.natural_splits(
             depths, sizes, positions, tile, int(at.multiprocessors)
         )
     code = CODE["_second" if launch else "_first", "float16", tile]

@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 import sys
 
-from hfusion.timing import measure
+from hfusion import timing
 
 from . import records
 from .progress import Bar
@@ -87,6 +87,6 @@ def _opening(device, minutes):
     bar = "" if importlib.util.find_spec("tqdm") else "(pip install tqdm shows a bar.) "
     many = "1 minute" if minutes == 1 else f"{minutes:g} minutes"
     return (
-        f"Measuring on {measure.device_name(device)}, {many} at most. {lacks}{bar}"
+        f"Measuring on {timing.device_name(device)}, {many} at most. {lacks}{bar}"
         "The stop button ends it earlier and keeps what is measured."
     )

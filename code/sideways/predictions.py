@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from hfusion import models
-from hfusion.kernels import compiled
-from hfusion.kernels import two as kernels
+from hfusion.kernels import compiled, two_launches
 from hfusion.timing import eager
 
 from . import arithmetic, estimates
@@ -385,7 +384,7 @@ def timeline(
 ) -> list[tuple[str, str, float, float]]:
     """When host and device should work in one call: [(lane, name, begin, end), …], in µs.
 
-    Like `measure.timeline`, but from the sum and not from a clock. A kernel begins one gap
+    Like `timing.timeline`, but from the sum and not from a clock. A kernel begins one gap
     (`node`) after the host has handed it over and the kernel before it has ended. Views,
     which `eager.operators` leaves out, cost the host nothing here.
 
@@ -444,7 +443,7 @@ def made(commit: str, listed: dict[str, list[Case]] | None = None) -> dict:
     code = [
         [launch, tile, row.issued, row.multiplying, row.buffers, row.resident]
         for (launch, dtype, tile), row in arithmetic.CODE.items()
-        if dtype == "float16" and tile in kernels.TILES
+        if dtype == "float16" and tile in two_launches.TILES
     ]
     found = {
         experiment: [
@@ -506,7 +505,7 @@ def main(arguments: list[str] | None = None) -> int:
     if path.exists():
         print(f"{path} is there already: predictions are made once")
         return 2
-    content = text(made(last_change(kernels.__file__)))
+    content = text(made(last_change(str(Path(two_launches.__file__).parent))))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return 0

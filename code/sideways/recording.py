@@ -36,7 +36,7 @@ from pathlib import Path
 
 import torch
 
-from hfusion.timing import measure
+from hfusion import timing
 
 from .records import EVERY, FAILED, LATE, WRONG, Case, Machine, Record
 
@@ -136,7 +136,7 @@ def record(
 def _full_float32():
     """No TF32 in convolutions; cuDNN tries out its algorithms, as its rivals may."""
     cudnn = torch.backends.cudnn
-    before = measure.tf32(cudnn), cudnn.benchmark
+    before = timing.tf32(cudnn), cudnn.benchmark
     cudnn.allow_tf32, cudnn.benchmark = False, True
     try:
         yield
@@ -389,7 +389,7 @@ def _raced(race, arms, device, rounds, deadline):
             calls = dict.fromkeys(arms, race.calls)
         else:
             calls = _calls(arms, device, deadline)
-        samples = measure.time_arms(arms, device, rounds, WARM_UP, calls, watches, late)
+        samples = timing.benchmark(arms, device, rounds, WARM_UP, calls, watches, late)
         if min(map(len, samples.values())) < min(rounds, LEAST_ROUNDS):
             raise Unavailable(deadline.reason)
         return samples, calls
@@ -406,13 +406,13 @@ def _raced(race, arms, device, rounds, deadline):
 
 def _counted(race, arms, device):
     """(launches, page faults, {what: why not}), after the race: a profiler slows it."""
-    count = race.count or (lambda arm: measure.count_launches(arm, device).count)
+    count = race.count or (lambda arm: timing.count_launches(arm, device).count)
     launches, faults, skips = {}, {}, {}
     for name, arm in arms.items():
         opaque = device != "cuda" and name in race.opaque
         for counts, counter in (
             (launches, None if opaque else count),
-            (faults, measure.count_faults),
+            (faults, timing.count_faults),
         ):
             if counter:
                 found, why = _made(None, partial(counter, arm), f"{name}, counting")
@@ -459,7 +459,7 @@ def _reason(error):
         return "out of memory"
     if isinstance(error, Unavailable | NotImplementedError):
         return text or "unavailable"
-    if isinstance(error, measure.Disagreement):
+    if isinstance(error, timing.Disagreement):
         return WRONG + text
     return f"{FAILED}{type(error).__name__}: {text}"
 
@@ -471,14 +471,14 @@ def _checked(make, race, device, name=None):
     """
     arm = make()
     began = time.monotonic()
-    outputs, expected = measure.tensors(arm()), race.expected
-    measure.synchronise(device)
+    outputs, expected = timing.tensors(arm()), race.expected
+    timing.synchronise(device)
     call_s = time.monotonic() - began
     if len(outputs) != len(expected):
-        raise measure.Disagreement(f"{len(outputs)} outputs, not {len(expected)}")
+        raise timing.Disagreement(f"{len(outputs)} outputs, not {len(expected)}")
     share = race.shares.get(name, race.share)
     for output, wanted in zip(outputs, expected, strict=True):
-        measure.near(output, wanted, share)
+        timing.near(output, wanted, share)
     return arm, call_s
 
 
@@ -488,8 +488,8 @@ def _calls(arms, device, deadline):
     with torch.no_grad():
         for name, arm in arms.items():
             deadline.check()
-            with measure.named(name):
-                us = statistics.median(measure.wall(arm, 1, device) for _ in range(3))
+            with timing.named(name):
+                us = statistics.median(timing.wall(arm, 1, device) for _ in range(3))
             calls[name] = min(100, max(1, round(TURN_US / us)))
     return calls
 
@@ -503,7 +503,7 @@ def _missing(cases):
 
 def machine(device="cpu"):
     """The Machine that this program runs on."""
-    name, gpu = measure.device_name(device), {}
+    name, gpu = timing.device_name(device), {}
     if device == "cuda":
         asked = ("--query-gpu=driver_version", "--format=csv,noheader")
         gpu = {
@@ -516,7 +516,7 @@ def machine(device="cpu"):
         name=re.sub("[^a-z0-9]+", "-", name.lower()).strip("-"),
         kind=device,
         device=name,
-        processor=measure.processor_name(),
+        processor=timing.processor_name(),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
         torch=torch.__version__,

@@ -18,7 +18,7 @@ import re
 import statistics
 from pathlib import Path
 
-from hfusion.timing.summary import gains
+from hfusion.timing import gains
 
 from .shipped import shipped
 

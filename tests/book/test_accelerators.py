@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from hfusion import models
-from hfusion.timing import cost, measure
+from hfusion import models, timing
+from hfusion.timing import _devices, cost
 from sideways import estimates, experiments, recording, records
 from sideways.experiments import ceilings, rungs
 
@@ -70,7 +70,7 @@ def gpu(request, monkeypatch):
     monkeypatch.setattr(
         torch, "get_device_module", lambda name=None: modules.get(name) or known(name)
     )
-    monkeypatch.setattr(measure, "device_name", lambda device: f"A GPU by {device}")
+    monkeypatch.setattr(timing, "device_name", lambda device: f"A GPU by {device}")
     monkeypatch.setattr(recording, "ROUNDS", 2)
     monkeypatch.setattr(recording, "LEAST_ROUNDS", 1)
     overwrite = torch.__future__.set_overwrite_module_params_on_conversion
@@ -139,12 +139,12 @@ def test_what_needs_float64_there_is_refused_as_on_a_mac(gpu):
     with pytest.raises(TypeError, match=NO_FLOAT64):
         x.double()
     assert rungs.doubled(x).device.type == "cpu"
-    measure.near(x, rungs.doubled(x), 0)
+    timing.near(x, rungs.doubled(x), 0)
 
 
 def test_a_wrong_result_is_found_there(gpu):
-    with pytest.raises(measure.Disagreement):
-        measure.near(torch.ones(2).to(gpu.kind), torch.zeros(2).double(), 0)
+    with pytest.raises(timing.Disagreement):
+        timing.near(torch.ones(2).to(gpu.kind), torch.zeros(2).double(), 0)
 
 
 def test_numbers_that_it_has_not_are_a_reason(monkeypatch, gpu):
@@ -196,8 +196,8 @@ def test_it_has_a_name(kind, name, monkeypatch):
     monkeypatch.setattr(
         torch, "get_device_module", lambda name=None: modules.get(name) or known(name)
     )
-    monkeypatch.setattr(measure, "processor_name", lambda: "Apple M2")
-    assert measure.device_name(kind) == name
+    monkeypatch.setattr(_devices, "processor_name", lambda: "Apple M2")
+    assert timing.device_name(kind) == name
     assert recording.machine(kind).kind == kind
 
 
@@ -205,4 +205,4 @@ def test_a_mac_names_its_processor(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     answer = types.SimpleNamespace(stdout="Apple M2\n")
     monkeypatch.setattr(subprocess, "run", lambda *asked, **how: answer)
-    assert measure.processor_name() == "Apple M2"
+    assert timing.processor_name() == "Apple M2"

@@ -18,7 +18,7 @@ ALLOWED = {
     "hfusion.algebra": "numpy",
     "hfusion.models": "numpy torch",
     "hfusion.stacking": "errors torch",
-    "hfusion.timing": "numpy torch cuda",
+    "hfusion.timing": "errors numpy torch cuda",
     "hfusion.finding": "errors stacking numpy torch",
     "hfusion.fusing": "errors stacking finding timing torch",
     "hfusion.folding": "errors stacking finding torch",

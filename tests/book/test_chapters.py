@@ -113,8 +113,8 @@ def test_a_chapter_has_the_form_of_a_chapter(name):
 @each_chapter
 def test_a_chapter_shows_a_check_failing(name):
     code = "\n".join(cell.source for cell in code_cells(CHAPTERS[name]))
-    assert "measure.agree" in code
-    assert "measure.differ" in code
+    assert "timing.agree" in code
+    assert "timing.differ" in code
 
 
 @pytest.mark.parametrize("name", TIMED)

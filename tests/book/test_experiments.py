@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from stand_ins import raising
 from torch import nn
 
-from hfusion import models
-from hfusion.kernels import two as kernels
-from hfusion.timing import cost, measure
+from hfusion import models, timing
+from hfusion.kernels import programs, two_launches
+from hfusion.timing import cost
 from sideways import experiments, live, recording, records
 from sideways.experiments import (
     ceilings,
@@ -309,16 +309,16 @@ def ladder():
 def test_each_rung_has_fewer_operators_and_the_same_result(ladder):
     nets, x, exact = ladder
     assert list(nets) == RUNGS
-    counts = [measure.count_launches(lambda net=net: net(x)).count for net in nets.values()]
+    counts = [timing.count_launches(lambda net=net: net(x)).count for net in nets.values()]
     assert counts == [20, 14, 12, 10, 6]
     with torch.no_grad():
         for net in nets.values():
-            measure.near(net(x), exact, 1e-5)
+            timing.near(net(x), exact, 1e-5)
 
 
 def test_the_last_rung_leaves_no_relu_of_its_own(ladder):
     nets, x, _ = ladder
-    names = measure.count_launches(lambda: nets[rungs.ONE_CALL](x)).names
+    names = timing.count_launches(lambda: nets[rungs.ONE_CALL](x)).names
     assert "relu" not in names
 
 
@@ -326,10 +326,10 @@ def test_branches_by_hand_are_the_module(ladder):
     nets, x, exact = ladder
     with torch.no_grad():
         parts = [branch(x) for branch in rungs.branches(nets[rungs.FOLDED])]
-        measure.near(torch.cat(parts, dim=1), exact, 1e-5)
+        timing.near(torch.cat(parts, dim=1), exact, 1e-5)
         swapped = torch.cat([parts[1], parts[0], *parts[2:]], dim=1)
-    with pytest.raises(measure.Disagreement):
-        measure.near(swapped, exact, 1e-5)
+    with pytest.raises(timing.Disagreement):
+        timing.near(swapped, exact, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
@@ -342,10 +342,10 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
     with torch.no_grad():
         nets = rungs.eager(model)
         for rung in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED):
-            measure.near(nets[rung](x), exact, share)
+            timing.near(nets[rung](x), exact, share)
         wrong = model(x).roll(1, dims=1)
-    with pytest.raises(measure.Disagreement):
-        measure.near(wrong, exact, share)
+    with pytest.raises(timing.Disagreement):
+        timing.near(wrong, exact, share)
 
 
 def test_arms_in_a_graph_say_how_often_they_repeat(ladder):
@@ -365,7 +365,7 @@ def tuned(monkeypatch):
     """Which modules had their tiles chosen, and for which shapes; nothing is raced."""
     pytest.importorskip("triton")
     chosen = []
-    monkeypatch.setattr(kernels, "tune", lambda two, x: chosen.append((two, x.shape)))
+    monkeypatch.setattr(two_launches, "tune", lambda two, x: chosen.append((two, x.shape)))
     return chosen
 
 
@@ -375,17 +375,17 @@ def test_in_two_launches_a_network_computes_the_same(tuned):
     with torch.no_grad():
         call = rungs.in_two(model, x)
         for _ in range(2):
-            measure.near(call(), rungs.exact(model, x)[0], 1e-5)
+            timing.near(call(), rungs.exact(model, x)[0], 1e-5)
     assert [list(shape) for _, shape in tuned] == [[2, 16, 8, 8], [2, 64, 4, 4]]
-    assert all(isinstance(two, kernels.TwoLaunches) for two, _ in tuned)
-    assert not any(isinstance(m, kernels.TwoLaunches) for m in model.modules())
+    assert all(isinstance(two, two_launches.TwoLaunches) for two, _ in tuned)
+    assert not any(isinstance(m, two_launches.TwoLaunches) for m in model.modules())
 
 
 def test_in_two_launches_a_module_computes_the_same(tuned):
     model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        measure.near(rungs.in_two(model, x)(), rungs.exact(model, x)[0], 1e-5)
+        timing.near(rungs.in_two(model, x)(), rungs.exact(model, x)[0], 1e-5)
     assert len(tuned) == 1
 
 
@@ -395,13 +395,13 @@ def test_two_launches_that_are_not_split_are_no_arm_of_their_own(
 ):
     model = models.randomise(models.Inception((6, 5, 16, 5, 3, 5, 5))).eval()
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
-    monkeypatch.setattr(kernels, "TILES", ((16, 16, 16, 1, 1),))
-    monkeypatch.setattr(kernels, "_processors", lambda device: processors)
+    monkeypatch.setattr(two_launches, "TILES", ((16, 16, 16, 1, 1),))
+    monkeypatch.setattr(two_launches, "_processors", lambda device: processors)
     options = rungs.OURS["two launches, split"]
     with torch.no_grad():
         if split:
             call = rungs.in_two(model, x, options)
-            measure.near(call(), rungs.exact(model, x)[0], 1e-5)
+            timing.near(call(), rungs.exact(model, x)[0], 1e-5)
         else:
             with pytest.raises(Unavailable, match=r"^launch 2 is fastest with a tile that"):
                 rungs.in_two(model, x, options)
@@ -437,7 +437,7 @@ def test_what_cannot_be_in_two_launches_is_unavailable(monkeypatch):
         rungs.in_two(model, rows)
     with pytest.raises(Unavailable, match="no Inception module"):
         rungs.in_two(torch.nn.ReLU(), x)
-    monkeypatch.setattr(kernels, "triton", None)
+    monkeypatch.setattr(programs, "triton", None)
     with pytest.raises(Unavailable, match=r"Triton 3\.6 or newer is not"):
         rungs.in_two(model, x)
 
@@ -514,7 +514,7 @@ def gpu(monkeypatch):
         return replay
 
     monkeypatch.setattr(rungs, "need_cuda", need_cuda)
-    monkeypatch.setattr(measure, "graphed", graphed)
+    monkeypatch.setattr(timing, "graphed", graphed)
     monkeypatch.setitem(rungs.WAYS, "graph", graphed)
 
 
@@ -561,7 +561,7 @@ def test_the_stage_is_the_three_siblings(layout, drawn, gpu):
         strict=True,
     ):
         product = torch.einsum("kc,nchw->nkhw", weight[:, :, 0, 0], x.double())
-        measure.near(found, product + bias[:, None, None], 1e-12)
+        timing.near(found, product + bias[:, None, None], 1e-12)
     assert race.share == 1e-5
     assert check(race) == {20}
     ways = {"separate", "stacked", "copied"}
@@ -571,7 +571,7 @@ def test_the_stage_is_the_three_siblings(layout, drawn, gpu):
 def test_the_stage_stacks_once_and_copies_in_its_own_layout(drawn):
     race = stage.race("cpu", "tiny", 2, "float32", "NHWC")
     arms = {name: race.arms[name]() for name in ("separate", "stacked", "copied")}
-    launches = {name: measure.count_launches(arm).count for name, arm in arms.items()}
+    launches = {name: timing.count_launches(arm).count for name, arm in arms.items()}
     assert launches == {"separate": 3, "stacked": 1, "copied": 3}
     dense = partial(torch.Tensor.is_contiguous, memory_format=torch.channels_last)
     with torch.no_grad():
@@ -586,15 +586,15 @@ def test_embedding_is_each_window_with_an_edge_of_zeros(windows, drawn, gpu):
     shapes = [tuple(map(int, name.split("×"))) for name in windows.split(", ")]
     layers = siblings(*(nn.Conv2d(3, 3, shape) for shape in shapes))
     for found, (weight, bias) in zip(race.expected, layers, strict=True):
-        measure.near(found, F.conv2d(x.double(), weight, bias, padding="same"), 1e-12)
+        timing.near(found, F.conv2d(x.double(), weight, bias, padding="same"), 1e-12)
     assert race.share == 1e-5
     assert check(race) == {20}
     ways = {"separate", "embedded"}
     assert set(race.arms) == {
         way for one in ways for way in (one, f"graph, {one}", f"{one}, no oneDNN")
     }
-    assert measure.count_launches(race.arms["separate"]()).count == len(shapes)
-    assert measure.count_launches(race.arms["embedded"]()).count == 1
+    assert timing.count_launches(race.arms["separate"]()).count == len(shapes)
+    assert timing.count_launches(race.arms["embedded"]()).count == 1
 
 
 def test_without_onednn_means_during_the_call_alone():
@@ -631,7 +631,7 @@ def test_projections_are_products_without_a_bias(name, drawn, gpu, monkeypatch):
     assert x.shape == (4, 10)
     for seed, size in enumerate(sizes):
         weight = models.randomise(nn.Linear(10, size, bias=False), seed).weight.double()
-        measure.near(race.expected[seed], x.double() @ weight.T, 1e-12)
+        timing.near(race.expected[seed], x.double() @ weight.T, 1e-12)
     assert race.share == 1e-5
     assert check(race) == {20}
     assert set(race.arms) == {
@@ -641,7 +641,7 @@ def test_projections_are_products_without_a_bias(name, drawn, gpu, monkeypatch):
         dense = [part.is_contiguous() for part in race.arms["copied"]()()]
         assert dense == [True] * 3
         assert not any(part.is_contiguous() for part in race.arms["stacked"]()())
-    assert measure.count_launches(race.arms["stacked"]()).count == 1
+    assert timing.count_launches(race.arms["stacked"]()).count == 1
 
 
 COMPILED = {"as written", "folded", "folded, stacked, hoisted"}
@@ -658,7 +658,7 @@ def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
     model = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval().double()
     with torch.no_grad():
         (expected,), (x,) = race.expected, drawn
-        measure.near(expected, model(x.double()), 1e-12)
+        timing.near(expected, model(x.double()), 1e-12)
     assert lies(given_to_layers(race.arms["as written"]())[0], "NHWC")
     assert check(race) == {20}
     assert race.share == 2e-5
@@ -713,7 +713,7 @@ def test_the_ladder_of_a_network(drawn, gpu, uncompiled, monkeypatch):
     model = models.randomise(Little()).eval().double()
     with torch.no_grad():
         (expected,), (x,) = race.expected, drawn
-        measure.near(expected, model(x.double()), 1e-12)
+        timing.near(expected, model(x.double()), 1e-12)
     others = [name for name in race.arms if name.startswith("other")]
     for name in others:
         with pytest.raises(Unavailable, match="left out"):
@@ -728,7 +728,7 @@ def test_the_ladder_of_a_network(drawn, gpu, uncompiled, monkeypatch):
     assert race.share == pytest.approx(2e-4)
     hoisted = race.arms["one, folded, stacked, hoisted"]()
     written = race.arms["one, as written"]()
-    launches = [measure.count_launches(arm).count for arm in (written, hoisted)]
+    launches = [timing.count_launches(arm).count for arm in (written, hoisted)]
     assert launches == [22, 12]  # a pool and a mean more than a module
 
 
@@ -787,7 +787,7 @@ def test_what_each_system_leaves(drawn, monkeypatch):
     assert [x.shape for x in drawn] == [(2, 3, 224, 224)]
     assert race.share == pytest.approx(2e-4)
     with torch.no_grad():
-        measure.near(
+        timing.near(
             race.expected[0],
             models.randomise(Little()).eval().double()(drawn[0].double()),
             1e-12,
@@ -874,14 +874,14 @@ def test_a_module_lies_in_the_usual_layout_of_torch_and_has_random_values(drawn)
     assert x.is_contiguous()
     same = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval()
     with torch.no_grad():
-        measure.near(model(x), same(drawn[0]), 1e-6)
+        timing.near(model(x), same(drawn[0]), 1e-6)
 
 
 def test_a_copy_moves_as_many_bytes_as_it_says(drawn):
     race = ceilings.race("cpu", "copy", bytes=2**12)
     (x,) = drawn
     assert 2 * x.numel() * x.itemsize == 2**12
-    measure.agree(race.expected[0], x)
+    timing.agree(race.expected[0], x)
     assert list(race.arms) == ["copy"]
     assert race.share == 0
     y = agreed(race)["copy"]()
@@ -896,7 +896,7 @@ def test_a_product_is_of_two_random_squares(dtype, drawn):
     race = ceilings.race("cpu", "matmul", dtype=dtype, side=8)
     a, b = drawn[0].to(getattr(torch, dtype)).double()
     assert a.shape == b.shape == (8, 8)
-    measure.near(race.expected[0], torch.einsum("ij,jk->ik", a, b), 1e-12)
+    timing.near(race.expected[0], torch.einsum("ij,jk->ik", a, b), 1e-12)
     assert list(race.arms) == ["matmul"]
     assert race.share == SHARES[dtype]
     assert str(agreed(race)["matmul"]().dtype) == f"torch.{dtype}"
@@ -918,7 +918,7 @@ def test_a_chain_has_as_many_links_as_its_name_says(operator, links, gpu):
     assert list(race.arms) == ["1", "10", "100"]
     check(race)
     for n in ("1", "10"):
-        assert measure.count_launches(race.arms[n]()).count == links * int(n)
+        assert timing.count_launches(race.arms[n]()).count == links * int(n)
     race = ceilings.race("meta", "empty", operator=operator, way="eager")
     assert race.expected[0].device.type == "meta"
 
@@ -941,7 +941,7 @@ def test_chains_without_a_kernel_compute_nothing(monkeypatch):
     assert len(called) == 3
 
 
-@pytest.mark.parametrize(("way", "watch"), [("host", measure.host), ("graph", None)])
+@pytest.mark.parametrize(("way", "watch"), [("host", timing.host), ("graph", None)])
 def test_a_chain_on_a_gpu(way, watch, gpu):
     race = MODULES["launch_overhead"].race("cpu", "conv", way)
     lengths = ["1", "2", "5", "10", "20", "50", "100", "200", "500", "1000"]
@@ -950,7 +950,7 @@ def test_a_chain_on_a_gpu(way, watch, gpu):
     assert race.calls == 10
     arm = agreed(race)["5"]
     assert hasattr(arm, "times") == (way == "graph")
-    assert measure.count_launches(arm).count == 5
+    assert timing.count_launches(arm).count == 5
 
 
 @pytest.mark.parametrize("operator", ["abs", "conv"])
@@ -963,7 +963,7 @@ def test_a_chain_is_where_it_was_asked_for(operator):
         with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
             rungs.chains(operator, way, (1,), device)
     made = rungs.chains(operator, "host", (1,), "meta")  # its host does not wait for it
-    assert made["watches"] == {"1": measure.host}
+    assert made["watches"] == {"1": timing.host}
 
 
 # Who works when.
@@ -992,7 +992,7 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
 
     stopwatches = MODULES["stopwatches"]
     monkeypatch.setattr(rungs, "inception", on_cpu)
-    monkeypatch.setattr(measure, "synchronise", synchronise)
+    monkeypatch.setattr(timing, "synchronise", synchronise)
     monkeypatch.setattr(stopwatches, "time", SimpleNamespace(perf_counter_ns=clock))
     race = stopwatches.race(device, "tiny", 3, 2)
     assert race.events == tuple(
@@ -1009,7 +1009,7 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
 @pytest.mark.parametrize(("rung", "launches"), [(rungs.WRITTEN, 20), (rungs.HOISTED, 10)])
 def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, monkeypatch):
     seen, event = [], ("host", "conv2d", 0.0, 1.0)
-    monkeypatch.setattr(measure, "timeline", lambda *given: seen.append(given) or [event])
+    monkeypatch.setattr(timing, "timeline", lambda *given: seen.append(given) or [event])
     race = MODULES["timeline"].race("cpu", "tiny", rung)
     assert not seen  # only after the race
     assert race.timeline() == [event]
@@ -1020,7 +1020,7 @@ def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, mo
     assert list(race.arms) == [rung]
     assert race.arms[rung]() is call
     assert agreed(race)
-    assert measure.count_launches(call).count == launches
+    assert timing.count_launches(call).count == launches
     race = MODULES["timeline"].race("meta", "tiny", rung)
     race.timeline()
     assert race.expected[0].device.type == "meta"
@@ -1123,8 +1123,8 @@ def test_one_call_has_the_settings_of_its_convolution(monkeypatch):
     with torch.no_grad():
         expected = conv.double()(x.double()).relu()
         conv.float()
-        measure.near(call(x), expected, 1e-5)
-        measure.near(call(OnGPU(x)), expected, 1e-5)
+        timing.near(call(x), expected, 1e-5)
+        timing.near(call(OnGPU(x)), expected, 1e-5)
 
 
 @pytest.mark.parametrize(("refuses", "note"), [(1, "one call in 2 of 3 layers"), (3, None)])
@@ -1153,7 +1153,7 @@ def test_a_layer_that_the_library_refuses_is_two_calls(monkeypatch, refuses, not
         expected = x.double()
         for conv in convs:
             expected = copy.deepcopy(conv).double()(expected).relu()
-        measure.near(call(), expected, 1e-5)
+        timing.near(call(), expected, 1e-5)
     assert len(asked) == made + 2  # the one that refused is not asked again
 
 
@@ -1187,7 +1187,7 @@ def test_one_call_only_where_nobody_else_reads_the_convolution():
     assert found == {"first"}
     assert isinstance(net.relu, nn.Identity)
     with torch.no_grad():
-        measure.near(net(x), model(x), 1e-5)
+        timing.near(net(x), model(x), 1e-5)
 
 
 # Ceilings, from a record that is made up.
@@ -1340,7 +1340,7 @@ def test_convolutions_are_counted_in_what_a_compiler_made():
         pytest.skip(str(error))
     assert [leftover.convolutions(arm) for arm in arms] == [13, 13]
     with torch.no_grad():
-        measure.near(arms[0](), arms[1](), 1e-4)
+        timing.near(arms[0](), arms[1](), 1e-4)
 
 
 @pytest.mark.parametrize("runtime", peers.RUNTIMES.values(), ids=peers.RUNTIMES)
@@ -1353,7 +1353,7 @@ def test_convolutions_are_counted_in_what_a_runtime_made(runtime):
         pytest.skip(str(error))
     assert arm.convolutions == 13
     with torch.no_grad():
-        measure.near(arm()[0], net(x), 1e-4)
+        timing.near(arm()[0], net(x), 1e-4)
 
 
 def test_a_record_of_counts_says_what_it_counted(monkeypatch):
@@ -1423,13 +1423,13 @@ def test_with_tf32_and_without_are_told_apart(
     assert set(race.arms) == each(FIVE) | rounded
     assert race.shares == dict.fromkeys(rounded, 8e-3)
     check(race)
-    graphed = measure.graphed
+    graphed = timing.graphed
 
     def capture(fn, times):
         fn()
         return graphed(fn, times)
 
-    monkeypatch.setattr(measure, "graphed", capture)
+    monkeypatch.setattr(timing, "graphed", capture)
     for name, make in race.arms.items():
         with_tf32.clear()
         arm = make()
@@ -1517,7 +1517,7 @@ def test_two_launches_in_cold_caches_are_tuned_once(tuned):
     with torch.no_grad():
         arm = circumstances.rotated(partial(rungs.in_two, model, x), 3)
         for _ in range(3):
-            measure.near(arm(), rungs.exact(model, x)[0], 1e-5)
+            timing.near(arm(), rungs.exact(model, x)[0], 1e-5)
     assert len(tuned) == 1
     assert arm.note().startswith("3 copies in turn, tiles ")
 
@@ -1528,7 +1528,7 @@ def test_two_launches_in_cold_caches_are_tuned_once(tuned):
 @pytest.mark.parametrize("rung", ["folded, stacked, hoisted", "two launches"])
 def test_a_rung_leaves_a_timeline_of_itself(rung, drawn, gpu, uncompiled, monkeypatch):
     asked = []
-    monkeypatch.setattr(measure, "timeline", lambda arm, device: asked.append(arm) or [])
+    monkeypatch.setattr(timing, "timeline", lambda arm, device: asked.append(arm) or [])
     race = MODULES["kernel_times"].race("cpu", "tiny", rung, "float32", "NHWC")
     (arm,) = agreed(race).values()
     assert set(race.arms) == {rung}
@@ -1613,7 +1613,7 @@ def test_memory_is_kept_where_the_case_says_so(how, drawn, monkeypatch):
     assert [y.shape for y in race.expected] == [(3, width, 4, 4) for width in (5, 4, 2)]
     arms = agreed(race)
     assert all(lies(t, "NHWC") for t in given_to_layers(arms["separate"]))
-    launches = {name: measure.count_launches(arm).count for name, arm in arms.items()}
+    launches = {name: timing.count_launches(arm).count for name, arm in arms.items()}
     assert launches == {"separate": 3, "stacked": 1, "copied": 3}
     with pytest.raises(Unavailable, match=r"^PyTorch keeps a GPU's memory itself$"):
         memory.race("cuda", how, "3a", 1, "NCHW")

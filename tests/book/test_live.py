@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from hfusion.timing import measure
+from hfusion import timing
 from sideways import experiments, live, records
 from sideways.progress import Bar
 from sideways.recording import STOPPED, silent
@@ -64,7 +64,7 @@ def live_with(monkeypatch):
         monkeypatch.setattr(time, "monotonic", lambda: runs.now_s)
         monkeypatch.setattr(experiments, "run", runs)
         monkeypatch.setattr(experiments, "here", lambda: "cpu")
-        monkeypatch.setattr(measure, "device_name", lambda device: "M")
+        monkeypatch.setattr(timing, "device_name", lambda device: "M")
         monkeypatch.delenv("HFUSION_LIVE", raising=False)
         monkeypatch.delenv("HFUSION_LIVE_MINUTES", raising=False)
         return runs

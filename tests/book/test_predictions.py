@@ -428,7 +428,7 @@ def as_compiled(monkeypatch):
     }
     monkeypatch.setattr(arithmetic, "CODE", code)
     tiles = tuple(dict.fromkeys(tile for *_, tile in code))
-    monkeypatch.setattr(arithmetic.kernels, "TILES", tiles)
+    monkeypatch.setattr(arithmetic.two_launches, "TILES", tiles)
 
 
 FIELDS = ("issued", "multiplying", "buffers", "resident")

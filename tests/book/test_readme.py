@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
+from hfusion import timing
 from hfusion.fusing import _members, siblings
-from hfusion.timing import measure
 from sideways import records
 from sideways.experiments import rungs
 
@@ -292,7 +292,7 @@ def test_activations(given, monkeypatch):
     def relus(model, x):
         fused, (_,) = fused_with_groups(model, given)
         with torch.no_grad():
-            return measure.count_launches(lambda: fused(x)).names.count("relu")
+            return timing.count_launches(lambda: fused(x)).names.count("relu")
 
     def forward(self, x):
         return self.c(self.a(x)), self.d(self.b(x))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from stand_ins import Clock, X, raising
 
-from hfusion.timing import measure
+from hfusion import timing
 from sideways import recording, records
 from sideways.recording import Race, Unavailable
 
@@ -84,9 +84,9 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_result_is_skipped_before_any_timing(wrong, monkeypatch):
     timed = []
-    wall = measure.wall
+    wall = timing.wall
     monkeypatch.setattr(
-        measure, "wall", lambda arm, *more: timed.append(arm) or wall(arm, *more)
+        timing, "wall", lambda arm, *more: timed.append(arm) or wall(arm, *more)
     )
     race = twice(wrong=lambda: WRONG[wrong])
     made = recording.record(experiment(race, twice()))
@@ -155,7 +155,7 @@ def test_an_arm_is_named_by_its_own_name_whatever_it_races_itself():
     """The kernels race their tiles while an arm is made."""
 
     def tuned():
-        measure.time_arms({"add": raising(ValueError("of a tile"))})
+        timing.benchmark({"add": raising(ValueError("of a tile"))})
 
     (case,) = recording.record(experiment(twice(tuned=tuned))).cases
     assert case.skipped == {"tuned": "failed: ValueError: of a tile"}
@@ -180,7 +180,7 @@ def test_who_stops_the_program_stops_it(stop):
 
 
 def test_a_race_that_fails_for_no_arm_is_skipped_whole(monkeypatch):
-    monkeypatch.setattr(measure, "time_arms", raising(RuntimeError("the device is lost")))
+    monkeypatch.setattr(timing, "benchmark", raising(RuntimeError("the device is lost")))
     (case,) = recording.record(experiment(twice())).cases
     assert case.skipped == {"every arm": "failed: RuntimeError: the device is lost"}
     assert case.samples == {}
@@ -189,12 +189,12 @@ def test_a_race_that_fails_for_no_arm_is_skipped_whole(monkeypatch):
 def test_launches_are_counted_after_the_race(monkeypatch):
     """A profiler that has run once makes what comes after it slower."""
     order = []
-    race, count = measure.time_arms, measure.count_launches
+    race, count = timing.benchmark, timing.count_launches
     monkeypatch.setattr(
-        measure, "time_arms", lambda *given: order.append("race") or race(*given)
+        timing, "benchmark", lambda *given: order.append("race") or race(*given)
     )
     monkeypatch.setattr(
-        measure, "count_launches", lambda *given: order.append("count") or count(*given)
+        timing, "count_launches", lambda *given: order.append("count") or count(*given)
     )
     recording.record(experiment(twice(), ROUNDS=2))
     assert order == ["race", "count", "count"]
@@ -245,7 +245,7 @@ def test_a_case_that_cannot_be_built_is_skipped_whole(error, reason):
 
 
 def test_a_race_that_runs_out_of_memory_is_skipped_whole(monkeypatch):
-    monkeypatch.setattr(measure, "time_arms", raising(NO_MEMORY))
+    monkeypatch.setattr(timing, "benchmark", raising(NO_MEMORY))
     (case,) = recording.record(experiment(twice())).cases
     assert (case.samples, case.skipped) == ({}, {"every arm": "out of memory"})
 
@@ -533,7 +533,7 @@ def test_slow_arms_come_at_the_end_with_the_others_once_more():
 
 def test_a_slow_arm_that_fails_leaves_what_there_was(monkeypatch):
     first = recording.record(with_slow(slow), again=False)
-    monkeypatch.setattr(measure, "time_arms", raising(ValueError("no")))
+    monkeypatch.setattr(timing, "benchmark", raising(ValueError("no")))
     last = recording.record(with_slow(slow), known=first, again=True)
     assert last.cases[1].samples == first.cases[1].samples
     assert last.cases[1].skipped["slow"] == recording.AGAIN
@@ -547,7 +547,7 @@ def test_what_an_arm_says_of_itself_is_kept():
     def graph():
         return X + X
 
-    graph.fn = arm  # as `measure.graphed` has it
+    graph.fn = arm  # as `timing.graphed` has it
     arm.note = lambda: "tiles 1×1"
     race = twice(chosen=lambda: arm, graph=lambda: graph)
     (case,) = recording.record(experiment(race, ROUNDS=2)).cases
@@ -555,9 +555,9 @@ def test_what_an_arm_says_of_itself_is_kept():
 
 
 def test_a_timeline_is_taken_after_the_race(monkeypatch):
-    order, race = [], measure.time_arms
+    order, race = [], timing.benchmark
     monkeypatch.setattr(
-        measure, "time_arms", lambda *given: order.append("race") or race(*given)
+        timing, "benchmark", lambda *given: order.append("race") or race(*given)
     )
     event = ("device", "conv", 0.0, 1.0)
     timeline = lambda: order.append("timeline") or [event]
@@ -637,24 +637,24 @@ def test_each_arm_has_as_many_calls_as_its_turn_needs(clock):
 def test_a_race_may_say_how_many_calls_and_with_which_watch(monkeypatch):
     given = {}
 
-    def time_arms(arms, device, rounds, warm_up, calls, watches, late):
+    def benchmark(arms, device, rounds, warm_up, calls, watches, late):
         given.update(calls=calls, watches=watches)
         return {name: [1.0] for name in arms}
 
-    monkeypatch.setattr(measure, "time_arms", time_arms)
+    monkeypatch.setattr(timing, "benchmark", benchmark)
     arms = {"add": lambda: lambda: X + X, "gone": raising(Unavailable("not here"))}
-    watches = {"add": measure.host, "gone": measure.host}
+    watches = {"add": timing.host, "gone": timing.host}
     race = Race(arms, TWICE, 0, watches, calls=7)
     (case,) = recording.record(experiment(race, ROUNDS=1)).cases
-    assert given == {"calls": {"add": 7}, "watches": {"add": measure.host}}
+    assert given == {"calls": {"add": 7}, "watches": {"add": timing.host}}
     assert case.calls == {"add": 7}
 
 
 def test_an_arm_that_does_it_many_times_is_recorded_for_once(monkeypatch):
-    def time_arms(arms, *_):
+    def benchmark(arms, *_):
         return {"once": [30.0], "five times": [20.0]}
 
-    monkeypatch.setattr(measure, "time_arms", time_arms)
+    monkeypatch.setattr(timing, "benchmark", benchmark)
 
     def five():
         for _ in range(5):
@@ -698,16 +698,14 @@ def test_float32_stays_float32_and_the_settings_come_back(monkeypatch):
 
 
 def test_the_machine_is_named_after_its_device(monkeypatch):
-    monkeypatch.setattr(
-        measure, "device_name", lambda device: "Intel(R) Xeon(R), 2 threads"
-    )
+    monkeypatch.setattr(timing, "device_name", lambda device: "Intel(R) Xeon(R), 2 threads")
     assert recording.machine().name == "intel-r-xeon-r-2-threads"
     assert recording.machine().kind == "cpu"
     assert recording.machine().driver is None
 
 
 def test_a_gpu_has_versions_of_its_own(monkeypatch):
-    monkeypatch.setattr(measure, "device_name", lambda device: f"A GPU ({device})")
+    monkeypatch.setattr(timing, "device_name", lambda device: f"A GPU ({device})")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
     monkeypatch.setattr(recording, "_output", lambda *command: f"by {command[0]}")

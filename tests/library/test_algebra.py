@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hfusion import algebra
-from hfusion.timing.measure import Disagreement, agree
+from hfusion.timing import Disagreement, agree
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -12,7 +12,7 @@ from torch import fx, nn
 from hfusion import FusionError, fold_batchnorm, fuse, models, plan
 from hfusion.folding.fold import Folded, unfolded
 from hfusion.fusing.lowering import lower
-from hfusion.timing.measure import agree, differ
+from hfusion.timing import agree, differ
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

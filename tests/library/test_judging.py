@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 import hfusion
-from hfusion import FusionError, plan
+from hfusion import FusionError, plan, timing
 from hfusion.fusing import _checks, _group, _members, judging
-from hfusion.timing import summary
-from hfusion.timing.measure import Disagreement, agree, count_launches
+from hfusion.timing import Disagreement, agree, count_launches
 
 
 class Two(nn.Module):
@@ -70,14 +69,14 @@ def raced(monkeypatch, clock):
     """raced.races: what was raced; raced.gain(race's number): what the clock says of it."""
     raced = SimpleNamespace(races=[], gain=lambda number: 2.0)
 
-    def time_arms(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None,
+    def benchmark(arms, device="cpu", rounds=30, warm_up=5, calls=10, watches=None,
                   late=None):  # fmt: skip
         gain = raced.gain(len(raced.races))
         raced.races.append(SimpleNamespace(**locals()))
         clock.now += clock.takes
         return {"separate": [gain] * 3, "fused": [1.0] * 3}
 
-    monkeypatch.setattr(judging, "time_arms", time_arms)
+    monkeypatch.setattr(judging, "benchmark", benchmark)
     return raced
 
 
@@ -166,7 +165,7 @@ def test_where_half_of_the_turns_are_interrupted_a_median_says_less():
         times *= np.where(rng.random((25, 2)) < 0.5, rng.uniform(2, 10, (25, 2)), 1)
         samples = {"separate": list(1.1 * times[:, 0]), "fused": list(times[:, 1])}
         right["quartile"] += 1.02 < judging.gain_of(samples) < 1.25
-        right["median"] += 1.02 < summary.gains(samples, "separate")["fused"][1] < 1.25
+        right["median"] += 1.02 < timing.gains(samples, "separate")["fused"][1] < 1.25
     assert right["quartile"] > 850 > 700 > right["median"]
 
 
@@ -206,13 +205,13 @@ def test_what_is_above_the_margin_is_accepted(raced, gain, margin, fused):
 def test_bursts_of_all_groups_take_turns_and_are_apart_in_time(raced, clock):
     raced.gain = lambda number: [2.0, 0.5][number % 2]  # of the first group, of the second
     begun = []
-    raced_by = judging.time_arms
+    raced_by = judging.benchmark
 
     def noted(arms, *args, **kwargs):
         begun.append((clock.now, arms["fused"]()[0][0].shape[-1]))
         return raced_by(arms, *args, **kwargs)
 
-    judging.time_arms = noted
+    judging.benchmark = noted
     first, second = judged(Two(), torch.zeros(2, 3), bursts=6, apart=3).groups
     assert (first.fused, second.fused) == (True, False)
     assert [width for _, width in begun] == [4, 6] * 6
@@ -434,13 +433,13 @@ def whole(monkeypatch, gain, model=None, by_running=True, **options):
     """A plan whose groups are 1.5 times as fast each; the whole is `gain(burst)` times."""
     raced = []
 
-    def time_arms(arms, device, rounds, **_):
+    def benchmark(arms, device, rounds, **_):
         end_to_end = arms["separate"].__name__ == "<lambda>" and "n" in _names(arms)
         raced.append((end_to_end, arms))
         times = gain(sum(e for e, _ in raced) - 1) if end_to_end else 1.5
         return {"separate": [times], "fused": [1.0]}
 
-    monkeypatch.setattr(judging, "time_arms", time_arms)
+    monkeypatch.setattr(judging, "benchmark", benchmark)
     x = torch.zeros(2, 3)
     judge = hfusion.faster(x, **options)
     found = plan(model or Two(), x if by_running else None, accept=judge)
@@ -509,9 +508,9 @@ def test_a_model_in_training_is_left_alone(monkeypatch):
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     chance = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     run = lambda arms: [arm() for arm in arms.values()]
-    race = judging.time_arms
+    race = judging.benchmark
     monkeypatch.setattr(
-        judging, "time_arms", lambda arms, *_, **__: run(arms) and race(arms)
+        judging, "benchmark", lambda arms, *_, **__: run(arms) and race(arms)
     )
     found, raced = whole(monkeypatch, lambda burst: 2, model)
     assert all(group.fused for group in found.groups)
@@ -533,12 +532,12 @@ def test_inputs_that_the_model_writes_to_are_copied(monkeypatch):
 
     x = torch.zeros(2, 3)
 
-    def time_arms(arms, *_, **__):
+    def benchmark(arms, *_, **__):
         for arm in arms.values():
             arm()
         return {"separate": [2], "fused": [1]}
 
-    monkeypatch.setattr(judging, "time_arms", time_arms)
+    monkeypatch.setattr(judging, "benchmark", benchmark)
     assert plan(Writes(), x, accept=hfusion.faster(x)).groups[0].fused
     agree(x, torch.zeros(2, 3))
 

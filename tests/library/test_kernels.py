@@ -1,4 +1,4 @@
-"""kernels.py in Triton's interpreter: two launches, and every number in its place.
+"""hfusion.kernels in Triton's interpreter: two launches, and every number in its place.
 
 conftest.py switches the interpreter on where there is no CUDA device.
 """
@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hfusion import models
+from hfusion import models, timing
 from hfusion.errors import FusionError
-from hfusion.kernels import two as kernels
-from hfusion.timing import cost, measure
+from hfusion.kernels import programs, two_launches
+from hfusion.timing import cost
 
 triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
 tl = triton.language
@@ -55,14 +55,14 @@ def check(widths, shape, dtype=torch.float32, tiles=(TILE, TILE), splits=1, **mo
         image(shape[0], widths[0], *shape[1:], dtype),
     )
     with torch.no_grad():
-        two = kernels.two_launches(module, splits)
+        two = two_launches.convert(module, splits)
         two.tiles = tiles
         y = two(x)
         assert not two.arrived.any()
         expected = module.double()(x.double())
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
-    measure.near(y, expected, SHARE[dtype])
+    timing.near(y, expected, SHARE[dtype])
     return y, expected
 
 
@@ -94,7 +94,7 @@ def test_the_nine_modules(row):
     check((c_in, *widths), (1, 3, 4), tiles=((16, 64, 64, 4, 2), (16, 32, 128, 4, 2)))
 
 
-@pytest.mark.parametrize("tile", kernels.TILES)
+@pytest.mark.parametrize("tile", two_launches.TILES)
 def test_every_tile_of_the_table(tile):
     widths, shape = (20, 9, 18, 7, 5, 17, 11), (2, 5, 7)
     check(widths, shape, tiles=(tile, TILE))
@@ -125,7 +125,7 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_module(value):
     module, x = module_of((6, 5, 4, 5, 3, 5, 5)), image(2, 6, 5, 5)
     x[0, 2, 1, 1] = value
     with torch.no_grad():
-        y = kernels.two_launches(module)(x).cpu()
+        y = two_launches.convert(module)(x).cpu()
         expected = module.cpu()(x.cpu())  # cuDNN's algorithms may spread what is infinite
     for same in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(same(y), same(expected))
@@ -146,8 +146,8 @@ def test_one_width_that_is_no_multiple_of_eight(place):
 @triton.jit
 def window_of(at, shifts, side, height, wide, positions):
     rows, taps = tl.arange(0, 128), tl.arange(0, 2**13)
-    tl.store(at + rows, kernels._window(rows, side, height, wide, positions))
-    tl.store(shifts + taps, kernels._shifted(taps, side, wide))
+    tl.store(at + rows, programs._window(rows, side, height, wide, positions))
+    tl.store(shifts + taps, programs._shifted(taps, side, wide))
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="only the interpreter can be asked")
@@ -171,7 +171,7 @@ def test_the_bytes_asked_for_are_those_that_the_programs_ask_for(
 
     watch("create_masked_load", 1)
     watch("create_masked_store", 2)
-    two = kernels.two_launches(module_of(widths))
+    two = two_launches.convert(module_of(widths))
     tile = (32, 16, 32, 4, 2)
     two.tiles = tile, tile
     n, *sides = shape
@@ -220,7 +220,7 @@ def test_in_parts_of_every_dtype(kind, splits):
     check((17, 9, 19, 18, 5, 33, 6), (2, 3, 5), PLACES[kind], splits=splits)
 
 
-@pytest.mark.parametrize("tile", kernels.TILES)
+@pytest.mark.parametrize("tile", two_launches.TILES)
 def test_every_tile_in_parts(tile):
     check((20, 9, 18, 7, 25, 17, 11), (2, 5, 7), tiles=(TILE, tile), splits=3)
 
@@ -228,13 +228,13 @@ def test_every_tile_in_parts(tile):
 def test_one_call_leaves_nothing_to_the_next():
     """Calls in a row, with more and fewer tiles and parts in between."""
     module = module_of((17, 9, 19, 18, 5, 33, 6))
-    two = kernels.two_launches(module, splits=3)
+    two = two_launches.convert(module, splits=3)
     two.tiles = TILE, TILE
     small, large = image(1, 17, 3, 4), image(3, 17, 6, 5, seed=1)
     first = two(small), two(large)
     assert torch.equal(two(small), first[0])
     two.splits = 5
-    measure.near(two(large), module.double()(large.double()), 2e-6)
+    timing.near(two(large), module.double()(large.double()), 2e-6)
     two.splits = 3
     assert torch.equal(two(large), first[1])
     assert torch.equal(two(small), first[0])
@@ -243,7 +243,7 @@ def test_one_call_leaves_nothing_to_the_next():
 
 @triton.jit
 def one_part(x, w, bias, y, part, parts, arrived, SPLITS: tl.constexpr):
-    kernels._conv(
+    programs._conv(
         x, w, bias, y, tl.program_id(1), 1, 48, 32, 32, 32, 1, 32, 32, 16, 16, 16,
         False, 1, part, parts, arrived, SPLITS,
     )  # fmt: skip
@@ -284,7 +284,7 @@ def test_nothing_is_written_before_the_last_part(order):
 PROCESSORS = 132  # of an H200
 
 
-@pytest.mark.parametrize("tile", kernels.TILES)
+@pytest.mark.parametrize("tile", two_launches.TILES)
 @pytest.mark.parametrize("row", models.TABLE)
 def test_natural_splits_fill_a_gpu_and_no_more(row, tile):
     c_in, size, _, c3, k3, c5, k5, kp = models.TABLE[row]
@@ -292,9 +292,9 @@ def test_natural_splits_fill_a_gpu_and_no_more(row, tile):
     steps = -(-max(depths) // tile[2])
     for pixels in (1, size**2, 8 * size**2, 32 * size**2):
         tiles = -(-pixels // tile[0]) * sum(-(-width // tile[1]) for width in widths)
-        splits = kernels.natural_splits(depths, widths, pixels, tile, PROCESSORS)
+        splits = two_launches.natural_splits(depths, widths, pixels, tile, PROCESSORS)
         assert splits == 1 or splits * tiles <= 2 * PROCESSORS
-        assert 1 <= splits <= kernels.MOST_SPLITS
+        assert 1 <= splits <= two_launches.MOST_SPLITS
         share = -(-steps // splits)
         assert share >= min(2, steps)
         assert (splits - 1) * share < steps  # the last part has a step
@@ -311,8 +311,8 @@ def launches_of(monkeypatch, two, x):
         def __getitem__(self, grid):
             return lambda *args, **given: launched.append((grid, given))
 
-    monkeypatch.setattr(kernels, "_first", Noted())
-    monkeypatch.setattr(kernels, "_second", Noted())
+    monkeypatch.setattr(programs, "_first", Noted())
+    monkeypatch.setattr(programs, "_second", Noted())
     two(x)
     return launched
 
@@ -320,9 +320,9 @@ def launches_of(monkeypatch, two, x):
 def test_natural_splits_are_those_of_the_device(monkeypatch):
     """5a, as natural_splits works it out by hand."""
     module, x = models.Inception.from_table("5a").eval().to(DEVICE), image(1, 832, 7, 7)
-    two = kernels.two_launches(module, "natural")
-    assert kernels._processors(x.device) == 1 or DEVICE == "cuda"
-    monkeypatch.setattr(kernels, "_processors", lambda device: PROCESSORS)
+    two = two_launches.convert(module, "natural")
+    assert two_launches._processors(x.device) == 1 or DEVICE == "cuda"
+    monkeypatch.setattr(two_launches, "_processors", lambda device: PROCESSORS)
     _, (grid, given) = launches_of(monkeypatch, two, x)
     assert (grid, given["SPLITS"]) == ((2, 18, 6), 6)
     assert given["parts"].shape == (36, 6, 32, 32)
@@ -331,7 +331,7 @@ def test_natural_splits_are_those_of_the_device(monkeypatch):
 
 
 def test_where_nothing_is_split_nothing_is_set_aside(monkeypatch):
-    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
     _, (grid, given) = launches_of(monkeypatch, two, image(1, 6, 4, 5))
     assert grid[2] == given["SPLITS"] == 1
     assert given["parts"] is given["arrived"] is None
@@ -340,8 +340,8 @@ def test_where_nothing_is_split_nothing_is_set_aside(monkeypatch):
 @pytest.mark.parametrize(("counters", "splits"), [(6, 3), (5, 1)])
 def test_more_tiles_than_counters_are_not_split(monkeypatch, counters, splits):
     """20 pixels are 2 tiles of 16, and 5, 5, 5 columns 3."""
-    monkeypatch.setattr(kernels, "COUNTERS", counters)
-    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)), splits=3)
+    monkeypatch.setattr(two_launches, "COUNTERS", counters)
+    two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)), splits=3)
     two.tiles = TILE, (16, 16, 16, 1, 1)
     _, (grid, _) = launches_of(monkeypatch, two, image(1, 6, 4, 5))
     assert grid == (2, 3, splits)
@@ -351,8 +351,8 @@ def test_more_tiles_than_counters_are_not_split(monkeypatch, counters, splits):
 def test_splits_that_do_not_fit_are_refused(splits):
     module = module_of((6, 5, 4, 5, 3, 5, 5))
     with pytest.raises(FusionError, match="splits: expected an int from 1 to 16 or 'natur"):
-        kernels.two_launches(module, splits)
-    two = kernels.two_launches(module, 2)
+        two_launches.convert(module, splits)
+    two = two_launches.convert(module, 2)
     with pytest.raises(FusionError, match="splits: expected an int"):
         two.splits = splits
     assert two.splits == 2
@@ -364,7 +364,7 @@ def test_splits_that_do_not_fit_are_refused(splits):
 @pytest.mark.parametrize("dependent", [False, True])
 def test_only_launch_2_is_dependent_and_only_if_asked(monkeypatch, dependent):
     module = module_of((6, 5, 4, 5, 3, 5, 5))
-    two = kernels.two_launches(module, dependent=dependent)
+    two = two_launches.convert(module, dependent=dependent)
     monkeypatch.setattr(two, "_refuse_unfit", lambda x: None)
     launched = launches_of(monkeypatch, two, image(1, 6, 4, 5))
     assert [given["DEPENDENT"] for _, given in launched] == [dependent] * 2
@@ -374,8 +374,8 @@ def test_only_launch_2_is_dependent_and_only_if_asked(monkeypatch, dependent):
 @pytest.mark.parametrize("device", [(8, 9), (9, 0), (10, 0)])
 def test_a_device_that_cannot_start_early_is_refused(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device)
-    assert kernels._starts_early(torch.device("cuda")) is (device >= (9, 0))
-    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)), dependent=True)
+    assert two_launches._starts_early(torch.device("cuda")) is (device >= (9, 0))
+    two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)), dependent=True)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(FusionError, match="dependent: expected x on a CUDA device of comp"):
         two(image(1, 6, 4, 5))
@@ -393,7 +393,7 @@ def unfilled():
 @triton.jit
 def conv_far(x, w, bias, y, first, stride, c_in, BM: tl.constexpr, BK: tl.constexpr):
     if tl.program_id(0) == first // BM:
-        kernels._conv(
+        programs._conv(
             x, w, bias, y, 0, 1, c_in, 16, 16, stride, 1, first + 3, first + 3,
             BM, 16, BK, False, 1,
         )  # fmt: skip
@@ -401,7 +401,7 @@ def conv_far(x, w, bias, y, first, stride, c_in, BM: tl.constexpr, BK: tl.conste
 
 @triton.jit
 def pool_far(x, y, channels):
-    kernels._pool(x, y, 0, channels, 1, 3, 3, 16, 16)
+    programs._pool(x, y, 0, channels, 1, 3, 3, 16, 16)
 
 
 def halves(*shape):
@@ -444,8 +444,8 @@ def test_the_check_sees_a_branch_in_the_wrong_place():
     for a, b in itertools.combinations(range(0, 20, 5), 2):
         swapped = y.clone()
         swapped[:, a : a + 5], swapped[:, b : b + 5] = y[:, b : b + 5], y[:, a : a + 5]
-        with pytest.raises(measure.Disagreement):
-            measure.near(swapped, expected, SHARE[torch.float32])
+        with pytest.raises(timing.Disagreement):
+            timing.near(swapped, expected, SHARE[torch.float32])
 
 
 # Two launches, counted.
@@ -463,15 +463,15 @@ class Spy:
 
 def test_two_launches_and_no_other_operator(monkeypatch):
     launched = []
-    two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(2, 6, 5, 5)
+    two, x = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5))), image(2, 6, 5, 5)
     for name in ("_first", "_second"):
-        monkeypatch.setattr(kernels, name, Spy(launched))
+        monkeypatch.setattr(programs, name, Spy(launched))
     two.tiles = (16, 16, 16, 1, 1), (32, 16, 16, 1, 1)
     two(x)
     # 50 pixels are 4 or 2 tiles; 5, 4, 3 channels and 6 pooled are 4; 5, 5, 5 are 3.
     assert launched == [(4, 4), (2, 3, 1)]
     torch.use_deterministic_algorithms(False)  # whose poison is an operator
-    assert measure.count_launches(lambda: two(x)).count == 0
+    assert timing.count_launches(lambda: two(x)).count == 0
 
 
 # The choice of tiles.
@@ -479,7 +479,7 @@ def test_two_launches_and_no_other_operator(monkeypatch):
 
 def test_the_fastest_tile_of_each_launch_is_kept(monkeypatch):
     """No race: the time of an arm is made up from its tiles."""
-    best = kernels.TILES[3], kernels.TILES[1]
+    best = two_launches.TILES[3], two_launches.TILES[1]
 
     def made_up(arms, device, rounds):
         return {
@@ -487,31 +487,31 @@ def test_the_fastest_tile_of_each_launch_is_kept(monkeypatch):
             for tile, arm in arms.items()
         }
 
-    monkeypatch.setattr(measure, "time_arms", made_up)
-    two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
+    monkeypatch.setattr(timing, "benchmark", made_up)
+    two, x = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
     if DEVICE == "cuda":
-        monkeypatch.setattr(measure, "graphed", lambda call, times: call)
-    tables = kernels.tune(two, x)
+        monkeypatch.setattr(timing, "graphed", lambda call, times: call)
+    tables = two_launches.tune(two, x)
     assert two.tiles == best
-    assert [list(table) for table in tables] == [list(kernels.TILES)] * 3
-    assert tables[0] == {tile: 1.0 + (tile != best[0]) for tile in kernels.TILES}
-    assert tables[1] == {tile: float(tile != best[1]) for tile in kernels.TILES}
-    assert tables[2] == {tile: float(tile != best[0]) for tile in kernels.TILES}
+    assert [list(table) for table in tables] == [list(two_launches.TILES)] * 3
+    assert tables[0] == {tile: 1.0 + (tile != best[0]) for tile in two_launches.TILES}
+    assert tables[1] == {tile: float(tile != best[1]) for tile in two_launches.TILES}
+    assert tables[2] == {tile: float(tile != best[0]) for tile in two_launches.TILES}
 
 
 def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
-    forward = kernels.TwoLaunches.forward
+    forward = two_launches.TwoLaunches.forward
 
     def small(self, x):
         if any(tile[0] == 128 for tile in self.tiles):
-            raise kernels.OutOfResources(2**18, 2**17, "shared memory")
+            raise two_launches.OutOfResources(2**18, 2**17, "shared memory")
         return forward(self, x)
 
-    monkeypatch.setattr(kernels.TwoLaunches, "forward", small)
-    monkeypatch.setattr(measure, "time_arms", lambda arms, *_: dict.fromkeys(arms, (1.0,)))
-    two, x = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
-    fit = [tile for tile in kernels.TILES if tile[0] != 128]
-    tables = kernels.tune(two, x)
+    monkeypatch.setattr(two_launches.TwoLaunches, "forward", small)
+    monkeypatch.setattr(timing, "benchmark", lambda arms, *_: dict.fromkeys(arms, (1.0,)))
+    two, x = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
+    fit = [tile for tile in two_launches.TILES if tile[0] != 128]
+    tables = two_launches.tune(two, x)
     assert [list(table) for table in tables] == [fit] * 3
 
 
@@ -520,27 +520,27 @@ def test_a_tile_that_does_not_even_become_a_graph_is_left_out(monkeypatch):
 
     def graphed(call, times):
         if call.func.tiles[1][0] == 128:
-            raise kernels.OutOfResources(2**18, 2**17, "shared memory")
+            raise two_launches.OutOfResources(2**18, 2**17, "shared memory")
         return lambda: times
 
-    monkeypatch.setattr(measure, "graphed", graphed)
-    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
-    arms = kernels._choices(two, types.SimpleNamespace(is_cuda=True), 1)
-    assert list(arms) == [tile for tile in kernels.TILES if tile[0] != 128]
+    monkeypatch.setattr(timing, "graphed", graphed)
+    two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
+    arms = two_launches._choices(two, types.SimpleNamespace(is_cuda=True), 1)
+    assert list(arms) == [tile for tile in two_launches.TILES if tile[0] != 128]
 
 
 def test_each_tile_is_raced_with_the_splits_that_suit_it(monkeypatch):
     """Of a device that is only said to be one: graphs are made, and never launched."""
-    monkeypatch.setattr(measure, "graphed", lambda call, times: call)
-    monkeypatch.setattr(kernels.TwoLaunches, "forward", lambda self, x: x)
-    monkeypatch.setattr(kernels, "_processors", lambda device: PROCESSORS)
-    two = kernels.two_launches(models.Inception.from_table("5a").eval(), "natural")
+    monkeypatch.setattr(timing, "graphed", lambda call, times: call)
+    monkeypatch.setattr(two_launches.TwoLaunches, "forward", lambda self, x: x)
+    monkeypatch.setattr(two_launches, "_processors", lambda device: PROCESSORS)
+    two = two_launches.convert(models.Inception.from_table("5a").eval(), "natural")
     x = types.SimpleNamespace(is_cuda=True, device="cuda", numel=lambda: 832 * 49)
-    arms = kernels._choices(two, x, 1)
+    arms = two_launches._choices(two, x, 1)
     splits = {tile: arm.func.splits_for(x) for tile, arm in arms.items()}
     depths, widths = (9 * 160, 25 * 32, 832), (320, 128, 128)
-    for tile in kernels.TILES:
-        natural = kernels.natural_splits(depths, widths, 49, tile, PROCESSORS)
+    for tile in two_launches.TILES:
+        natural = two_launches.natural_splits(depths, widths, 49, tile, PROCESSORS)
         assert splits[tile] == natural
     assert len(set(splits.values())) > 2
 
@@ -555,19 +555,19 @@ CONSTANTS = {"BM", "BN", "BK", "WIDEN", "UNIT", "SPLITS", "DEPENDENT"}
 
 def test_nothing_is_compiled_anew_for_another_size(monkeypatch):
     """What a kernel is given and is neither memory nor constant is a size."""
-    given = {*kernels._first.arg_names, *kernels._second.arg_names}
+    given = {*programs._first.arg_names, *programs._second.arg_names}
     monkeypatch.setattr(
-        kernels, "triton", types.SimpleNamespace(jit=lambda f, **more: (f, more))
+        programs, "triton", types.SimpleNamespace(jit=lambda f, **more: (f, more))
     )
-    function, options = kernels._jit(image)
+    function, options = programs._jit(image)
     assert function is image
     assert set(options) == {"do_not_specialize"}
     assert set(options["do_not_specialize"]) == given - MEMORY - CONSTANTS
 
 
 def test_without_triton_a_kernel_is_the_function_it_was(monkeypatch):
-    monkeypatch.setattr(kernels, "triton", None)
-    assert kernels._jit(image) is image
+    monkeypatch.setattr(programs, "triton", None)
+    assert programs._jit(image) is image
 
 
 # What does not fit.
@@ -576,11 +576,11 @@ def test_without_triton_a_kernel_is_the_function_it_was(monkeypatch):
 def test_the_module_is_left_as_it_was():
     module = module_of((6, 5, 4, 5, 3, 5, 5))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    two = kernels.two_launches(module)
+    two = two_launches.convert(module)
     for buffer in two.buffers():
         buffer.zero_()
     for name, value in module.state_dict().items():
-        measure.agree(value, before[name])
+        timing.agree(value, before[name])
 
 
 MODULES = {
@@ -593,7 +593,7 @@ MODULES = {
 @pytest.mark.parametrize("message", MODULES)
 def test_a_module_that_does_not_fit_is_refused(message):
     with pytest.raises(FusionError, match=message):
-        kernels.two_launches(MODULES[message]())
+        two_launches.convert(MODULES[message]())
 
 
 INPUTS = {
@@ -609,7 +609,7 @@ INPUTS = {
 
 @pytest.mark.parametrize("message", INPUTS)
 def test_an_input_that_does_not_fit_is_refused(message):
-    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
     with pytest.raises(FusionError, match=message):
         two(INPUTS[message]())
 
@@ -617,15 +617,15 @@ def test_an_input_that_does_not_fit_is_refused(message):
 @pytest.mark.skipif(DEVICE == "cuda", reason="there is a device")
 def test_without_a_device_and_an_interpreter_it_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    two = kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+    two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
     with pytest.raises(FusionError, match="x is on cpu; a CUDA device fits, or TRITON_INT"):
         two(image(1, 6, 4, 5))
 
 
 def test_without_triton_it_says_so(monkeypatch):
-    monkeypatch.setattr(kernels, "triton", None)
+    monkeypatch.setattr(programs, "triton", None)
     with pytest.raises(FusionError, match=r"Triton 3\.6 or newer is not"):
-        kernels.two_launches(module_of((6, 5, 4, 5, 3, 5, 5)))
+        two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
 
 
 # On a GPU.
@@ -633,9 +633,9 @@ def test_without_triton_it_says_so(monkeypatch):
 
 ORDERS = """
 import re
-from hfusion import compiled, kernels
-for kernel in (kernels._first, kernels._second):
-    done = compiled._by_triton(kernel, "float16", kernels.TILES[0], 2, True)
+from hfusion.kernels import compiled, programs, two_launches
+for kernel in (programs._first, programs._second):
+    done = compiled._by_triton(kernel, "float16", two_launches.TILES[0], 2, True)
     names = r"griddepcontrol[.a-z_]+|cp.async.cg|st.global|bar.sync|atom[.a-z_0-9]+"
     print(*re.findall(names, done.asm["ptx"]))
 """

@@ -14,7 +14,7 @@ from torch import fx, nn
 import hfusion
 from hfusion import FusionError, models, stacking
 from hfusion.fusing.lowering import lower
-from hfusion.timing.measure import agree, count_launches
+from hfusion.timing import agree, count_launches
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 

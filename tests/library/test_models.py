@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hfusion import algebra, models
-from hfusion.timing.measure import Disagreement, agree
+from hfusion.timing import Disagreement, agree
 
 PROPERTY = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 

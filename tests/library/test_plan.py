@@ -40,7 +40,7 @@ import hfusion
 from hfusion import FusionError, fuse, models, plan, unfuse
 from hfusion.finding import reading
 from hfusion.fusing import _followers, _group, planning
-from hfusion.timing.measure import Disagreement
+from hfusion.timing import Disagreement
 
 pytestmark = pytest.mark.usefixtures("in_float64", "as_on_a_gpu")
 

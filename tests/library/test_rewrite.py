@@ -42,7 +42,7 @@ from torch.nn.utils import parametrizations, prune
 from hfusion import FusionError, fuse, models, plan, stacking, unfuse
 from hfusion.finding import _names, aliasing, reading
 from hfusion.fusing import _checks, _members, siblings
-from hfusion.timing.measure import Disagreement
+from hfusion.timing import Disagreement
 
 pytestmark = pytest.mark.usefixtures("in_float64")
 

@@ -18,8 +18,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfusion import sharding
-from hfusion.timing import measure
+from hfusion import sharding, timing
 
 HERE = Path(__file__).parent
 # A machine that is busy takes long to start a process; a hang takes forever.
@@ -42,7 +41,7 @@ def test_the_rows_of_all_are_those_of_the_whole(shares, world, c_in):
     for block, start in zip(whole.split(sizes), offsets(shares), strict=True):
         share = len(block) // world
         together = torch.cat([part[start : start + share] for part in parts])
-        measure.agree(together, block)
+        timing.agree(together, block)
 
 
 def offsets(shares):
@@ -56,7 +55,7 @@ def test_the_columns_of_all_add_up_to_the_product(share, world, c_out):
     total = sum(
         sharding.columns(weight, rank, world) @ parts[rank] for rank in range(world)
     )
-    measure.agree(total, weight @ x, 1e-12)
+    timing.agree(total, weight @ x, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def mlp():
 def test_two_processes_compute_what_one_does(mlp, work):
     arguments, expected = mlp
     for result in sharding.run(work, *arguments, limit_s=LIMIT_S):
-        measure.agree(result, expected, 1e-12)
+        timing.agree(result, expected, 1e-12)
 
 
 def test_cut_in_the_middle_a_stacked_layer_is_wrong(mlp):
@@ -104,7 +103,7 @@ def test_cut_in_the_middle_a_stacked_layer_is_wrong(mlp):
     for result in sharding.run(
         sharding.gated_mlp_by_dtensor, *arguments, True, limit_s=LIMIT_S
     ):
-        measure.differ(result, expected, 1e-3)
+        timing.differ(result, expected, 1e-3)
 
 
 def test_a_projection_has_nothing_to_send():
@@ -114,7 +113,7 @@ def test_a_projection_has_nothing_to_send():
         weight.split(sizes), ((0, 4), (4, 1), (5, 1)), strict=True
     ):
         together = torch.cat([part[:, start : start + share] for part in parts], 1)
-        measure.agree(together, x @ block.T, 1e-12)
+        timing.agree(together, x @ block.T, 1e-12)
     counted = sharding.run(
         sharding.projection, x, weight, sizes, count=True, limit_s=LIMIT_S
     )
@@ -158,7 +157,7 @@ def test_in_this_process_the_summands_of_all_add_up(mlp, world, monkeypatch):
     reduced = []
     monkeypatch.setattr(dist, "all_reduce", reduced.append)
     parts = [sharding.gated_mlp(rank, world, *arguments) for rank in range(world)]
-    measure.agree(sum(parts), expected, 1e-12)
+    timing.agree(sum(parts), expected, 1e-12)
     assert list(map(id, reduced)) == list(map(id, parts))
 
 
@@ -186,7 +185,7 @@ def test_in_this_process_what_is_gathered_is_the_whole(mlp, world, monkeypatch):
             results.append(sharding.gated_mlp_by_rows(rank, world, *arguments))
     assert len(sent) == 2 * world
     for result in results:
-        measure.agree(result, expected, 1e-12)
+        timing.agree(result, expected, 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +354,7 @@ def test_one_or_three_processes():
         )
         assert len(results) == world
         for result in results:
-            measure.agree(result, expected, 1e-12)
+            timing.agree(result, expected, 1e-12)
 
 
 def test_the_first_to_fail_is_named(tmp_path):

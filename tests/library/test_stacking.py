@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from hfusion import FusionError, algebra, models, stacking
-from hfusion.timing import measure
-from hfusion.timing.measure import Disagreement, agree
+from hfusion import FusionError, algebra, models, stacking, timing
+from hfusion.timing import Disagreement, agree
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -231,7 +230,7 @@ def test_outputs_are_views_of_one_tensor(case):
 def test_one_convolution_whatever_the_branches(names, operators):
     separate = siblings()
     stacked, x = stacking.stack({name: separate[name] for name in names}), image()
-    assert list(measure.count_launches(lambda: stacked(x)).names) == operators
+    assert list(timing.count_launches(lambda: stacked(x)).names) == operators
 
 
 PIXELS = {nn.Conv1d: (4,), nn.Conv2d: (4, 5), nn.Conv3d: (4, 5, 6), nn.Linear: ()}
@@ -1042,7 +1041,7 @@ def with_activation(kind, activation, **options):
 
 
 def relus(call):
-    return measure.count_launches(call).names.count("relu")
+    return timing.count_launches(call).names.count("relu")
 
 
 @pytest.mark.parametrize("name", FORMS)

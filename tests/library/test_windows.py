@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hfusion
-from hfusion import models, stacking
+from hfusion import models, stacking, timing
 from hfusion.stacking import windows
-from hfusion.timing import cost, measure
+from hfusion.timing import cost
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -69,16 +69,16 @@ def test_siblings_in_one_window_compute_what_they_did(drawn):
     members, x = drawn
     stacked = stacking.stack(members, embed=True)
     for branch, conv in zip(stacked(x), members, strict=True):
-        measure.agree(branch, reference(conv, x), 1e-11)
+        timing.agree(branch, reference(conv, x), 1e-11)
     for again, conv in zip(stacking.unstack(stacked).values(), members, strict=True):
         assert repr(again) == repr(conv)
         assert again.weight.is_contiguous() == conv.weight.is_contiguous()
         for a, b in zip(again.parameters(), conv.parameters(), strict=True):
-            measure.agree(a, b)
+            timing.agree(a, b)
     state, expected = stacked.state_dict(), nn.ModuleList(members).state_dict()
     assert set(state) == set(expected)
     for key, tensor in expected.items():
-        measure.agree(state[key], tensor)
+        timing.agree(state[key], tensor)
 
 
 def pair(**options):
@@ -89,7 +89,7 @@ def pair(**options):
 
 
 def test_without_being_asked_nothing_is_embedded():
-    message = measure.refusal(stacking.stack, pair())
+    message = timing.refusal(stacking.stack, pair())
     assert message.startswith("kernel_size differs: layers[0] (1, 1), layers[1] (3, 3)")
 
 
@@ -150,7 +150,7 @@ def test_words_for_padding_are_understood_and_given_back():
     members = [models.randomise(conv) for conv in members]
     stacked, x = stacking.stack(members, embed=True), torch.randn(1, 3, 6, 6)
     for branch, conv in zip(stacked(x), members, strict=True):
-        measure.agree(branch, conv(x), 1e-5)
+        timing.agree(branch, conv(x), 1e-5)
     again = stacking.unstack(stacked).values()
     assert [conv.padding for conv in again] == ["valid", "same"]
 
@@ -167,7 +167,7 @@ def test_the_zeros_stay_zero_in_training():
             sum(part.square().sum() for part in parts).backward()
             optimizer.step()
     for key, tensor in separate.state_dict().items():
-        measure.agree(stacked.state_dict()[key], tensor, 1e-4)
+        timing.agree(stacked.state_dict()[key], tensor, 1e-4)
     around = stacked.layer.weight[:4].clone()
     around[:, :, 1, 1] = 0
     assert not around.any()
@@ -182,7 +182,7 @@ def test_without_the_mask_they_would_not(monkeypatch):
 
 def test_without_gradients_nothing_is_launched_but_the_convolution():
     stacked, x = stacking.stack(pair(), embed=True), torch.randn(4, 3, 6, 6)
-    assert measure.count_launches(lambda: stacked(x)).names == ("convolution",)
+    assert timing.count_launches(lambda: stacked(x)).names == ("convolution",)
 
 
 def test_a_state_is_loaded_into_the_windows():
@@ -190,7 +190,7 @@ def test_a_state_is_loaded_into_the_windows():
     stacked, x = stacking.stack(members, embed=True), torch.randn(4, 3, 6, 6)
     stacked.load_state_dict(nn.ModuleList(others).state_dict())
     for branch, conv in zip(stacked(x), others, strict=True):
-        measure.agree(branch, conv(x), 1e-5)
+        timing.agree(branch, conv(x), 1e-5)
     wrong = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)]).state_dict()
     with pytest.raises(
         RuntimeError, match=r"0.weight: expected a tensor \[4, 3, 1, 1\], got"
@@ -206,8 +206,8 @@ def test_a_state_fills_what_was_never_set():
     x = torch.randn(1, 3, 6, 6)
     with torch.no_grad():
         for a, b in zip(empty(x), stacked(x), strict=True):
-            measure.agree(a, b)
-    measure.agree(empty.margin_mask.int(), stacked.margin_mask.int())
+            timing.agree(a, b)
+    timing.agree(empty.margin_mask.int(), stacked.margin_mask.int())
 
 
 def test_channels_last_is_kept():
@@ -263,14 +263,14 @@ def test_a_plan_embeds_only_when_asked(naive, x):
     assert "embedded in 5×5: 1,488 -> 3,600 multiply-adds a pixel" in str(planned)
     assert planned.calls == {"Conv2d": (4, 1)}
     fused = planned.apply()
-    measure.agree(fused(x), naive(x), 1e-10)
+    timing.agree(fused(x), naive(x), 1e-10)
     state, expected = fused.state_dict(), naive.state_dict()
     assert list(state) == list(expected)
     again = hfusion.unfuse(fused)
     for key, tensor in expected.items():
-        measure.agree(state[key], tensor)
-        measure.agree(again.state_dict()[key], tensor)
-    measure.agree(again(x), naive(x))
+        timing.agree(state[key], tensor)
+        timing.agree(again.state_dict()[key], tensor)
+    timing.agree(again(x), naive(x))
 
 
 def test_where_an_embedding_is_refused_those_of_one_size_are_fused(naive):

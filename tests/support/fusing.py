@@ -17,7 +17,7 @@ from torch.utils import _pytree
 
 from hfusion import models, plan
 from hfusion.fusing import _members
-from hfusion.timing.measure import agree, count_launches
+from hfusion.timing import agree, count_launches
 
 
 def conv(c_out=4, kernel=1, c_in=3, kind=nn.Conv2d, **options):

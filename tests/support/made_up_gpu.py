@@ -12,7 +12,7 @@ import torch
 from stand_ins import Clock, raising
 
 from hfusion import __main__ as command
-from hfusion.timing import measure
+from hfusion import timing
 from sideways import apart, experiments, recording, records, runs
 from sideways.experiments import ceilings, launch_overhead, rivals, rungs
 
@@ -111,9 +111,9 @@ def made_up(monkeypatch):
     monkeypatch.setattr(recording.signal, "signal", clock.handle)
     monkeypatch.setattr(recording, "machine", lambda device: MACHINE)
     monkeypatch.setattr(recording, "_need", lambda *_: None)
-    monkeypatch.setattr(measure, "synchronise", lambda device: None)
-    counted = measure.Launches("kernels", ("kernel",) * 20)
-    monkeypatch.setattr(measure, "count_launches", lambda *_: counted)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    counted = timing.Launches("kernels", ("kernel",) * 20)
+    monkeypatch.setattr(timing, "count_launches", lambda *_: counted)
     monkeypatch.setattr(experiments, "again", lambda name, _: name in experiments.AGAIN)
     for name in experiments.SHARES:
         module = importlib.import_module(f"sideways.experiments.{name}")

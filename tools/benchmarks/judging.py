@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
-from hfusion import models
-from hfusion.timing import measure
-from hfusion.timing.summary import quartiles
+from hfusion import models, timing
+from hfusion.timing import quartiles
 
 
 class Block(nn.Module):
@@ -77,7 +76,7 @@ def raced(model, others, x, bursts=8, rounds=15):
     arms = {name: lambda m=m: m(x) for name, m in ({"model": model} | others).items()}
     found = {name: [] for name in others}
     for _ in range(bursts):
-        samples = measure.time_arms(arms, rounds=rounds, warm_up=1, calls=1)
+        samples = timing.benchmark(arms, rounds=rounds, warm_up=1, calls=1)
         low = {name: quartiles(times)[0] for name, times in samples.items()}
         for name in others:
             found[name].append(low["model"] / low[name])
@@ -86,7 +85,7 @@ def raced(model, others, x, bursts=8, rounds=15):
 
 
 def main(wanted=""):
-    print(f"{measure.device_name()}, PyTorch {torch.__version__}")
+    print(f"{timing.device_name()}, PyTorch {torch.__version__}")
     print(
         f"{'':26} {'accepted':>8} {'judged in':>9}  {'all fused':17} {'judged':17} the same"
     )

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import hfusion
+from hfusion import timing
 from hfusion.fusing import _group
 from hfusion.models import GoogLeNet
-from hfusion.timing import measure as timing
 
 
 class Block(nn.Module):
@@ -115,7 +115,7 @@ def checks(features, rows, bursts=7, rounds=7, calls=50):
             "packed": lambda x=x, layers=side_by_side: [layer(x) for layer in layers],
             "product": product,
         }
-        samples = timing.time_arms(arms, rounds=rounds, calls=calls)
+        samples = timing.benchmark(arms, rounds=rounds, calls=calls)
         pairs = zip(samples["packed"], samples["product"], strict=True)
         samples["checks"] = [whole - alone for whole, alone in pairs]
         for name, times in samples.items():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from ..timing.measure import agree, unit
+from ..timing import agree, unit
 from . import _followers, _group
 from .siblings import Group
 

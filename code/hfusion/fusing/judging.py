@@ -28,8 +28,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import FusionError
 from ..finding import running
 from ..finding._aside import undisturbed
-from ..timing.measure import graphed, time_arms, wall
-from ..timing.summary import quartiles
+from ..timing import benchmark, graphed, quartiles, wall
 from ._variants import arms, inputs_like, together
 from .siblings import Group
 
@@ -193,7 +192,7 @@ class Judge:
             for found, make, device in zip(gains, makers, devices, strict=True):
                 with torch.no_grad():
                     arms = _as_graphs(make(), device) if self.graph else make()
-                    samples = time_arms(
+                    samples = benchmark(
                         arms, device, self.rounds, warm_up=1, calls=self.calls,
                         watches=dict.fromkeys(arms, _watch), late=_late(),
                     )  # fmt: skip

@@ -37,7 +37,7 @@ VARIANTS = {launch: {} for launch in LAUNCHES} | {
     "_second, in 4 parts": {"SPLITS": 4},
     "both, cooperative": {"COOPERATIVE": True},  # of cooperative.py, which nothing launches
 }
-FEW = 4  # so many rows of kernels.TILES are for few pixels
+FEW = 4  # so many rows of two_launches.TILES are for few pixels
 MULTIPLIES = ("HGMMA", "HMMA", "FFMA")  # of a group of four warps, of a warp, of a thread
 # To shared memory and from there, barriers, and waiting for what is under way.
 MOVES = {"LDGSTS", "LDG", "LDS", "LDSM", "STS", "BAR", "DEPBAR", "LDGDEPBAR", "WARPSYNC"}
@@ -63,7 +63,7 @@ class Compiled:
 
     kernel: str  # of VARIANTS
     dtype: str
-    tile: tuple  # a row of kernels.TILES
+    tile: tuple  # a row of two_launches.TILES
     registers: int
     shared_bytes: int
     stack_bytes: int
@@ -273,7 +273,7 @@ def compile_all(
 
 def sources(*paths: str | Path) -> str:
     """A hash of the functions that Triton compiles, whatever else is in their files."""
-    paths = paths or [FOLDER / "two.py", FOLDER / "cooperative.py"]
+    paths = paths or [FOLDER / "programs.py", FOLDER / "cooperative.py"]
     texts = [Path(path).read_text(encoding="utf-8") for path in paths]
     functions = [
         ast.get_source_segment(text, node)
@@ -285,25 +285,21 @@ def sources(*paths: str | Path) -> str:
 
 
 def _rows():
-    from . import two as kernels
+    from .two_launches import TILES
 
     rows = [
-        (launch, dtype, tile)
-        for launch in LAUNCHES
-        for dtype in DTYPES
-        for tile in kernels.TILES
+        (launch, dtype, tile) for launch in LAUNCHES for dtype in DTYPES for tile in TILES
     ]
     more = [name for name in VARIANTS if name not in LAUNCHES]
-    return rows + [(name, "float16", tile) for name in more for tile in kernels.TILES[:FEW]]
+    return rows + [(name, "float16", tile) for name in more for tile in TILES[:FEW]]
 
 
 def _compiled(variant, dtype, tile):
     """One row, as the file has it."""
-    from . import cooperative
-    from . import two as kernels
+    from . import cooperative, programs
 
     name = variant.partition(",")[0]
-    kernel = getattr(kernels, name, None) or getattr(cooperative, name)
+    kernel = getattr(programs, name, None) or getattr(cooperative, name)
     done = _by_triton(kernel, dtype, tile, **VARIANTS[variant])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")

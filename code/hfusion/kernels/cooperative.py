@@ -6,7 +6,7 @@ ensures or refuses. It is here so that `compiled` can say what it would need. No
 launches it, and it has computed nothing.
 """
 
-from .two import _first, _jit, _second, constexpr, tl
+from .programs import _first, _jit, _second, constexpr, tl
 
 
 @_jit

@@ -1,1 +1,32 @@
-"""Agree, then count, then race; and what it must cost."""
+"""Agree, count, time, in this order.
+
+Compare two ways of computing something with a reference first (`agree`), count what they
+launch (`count_launches`), and only then time them (`benchmark`), taking turns, so that a
+machine which slows down slows them all. Nothing here saves or prints.
+
+`_agreement` says whether results are equal, `_launches` what a call launches, `_graphs`
+replays it as a CUDA graph, `_benchmark` times, `_summary` makes quartiles of the samples,
+`_devices` knows a device's name and how it rounds. Two modules to import by name: `cost`,
+what a program must cost, and `eager`, what PyTorch launches on CUDA.
+"""
+
+from ..errors import Disagreement
+from ._agreement import Agreement, agree, differ, near, refusal, tensors
+from ._benchmark import benchmark, host, named, wall
+from ._devices import device_name, processor_name, synchronise, tf32, unit
+from ._graphs import UNPLAYED, graphed
+from ._launches import (
+    Launches,
+    computes,
+    count_bytes,
+    count_faults,
+    count_launches,
+    timeline,
+)
+from ._summary import gains, quartiles
+
+__all__ = ["UNPLAYED", "Agreement", "Disagreement", "Launches", "agree", "benchmark"]
+__all__ += ["computes", "count_bytes", "count_faults", "count_launches", "device_name"]
+__all__ += ["differ", "gains", "graphed", "host", "named", "near", "processor_name"]
+__all__ += ["quartiles", "refusal", "synchronise", "tensors", "tf32", "timeline", "unit"]
+__all__ += ["wall"]

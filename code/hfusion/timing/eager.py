@@ -15,7 +15,7 @@ from torch import nn
 from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .measure import Launches, computes
+from ._launches import Launches, computes
 
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -204,7 +204,7 @@ def _image(module, images):
 
 
 def launches(module, dtype, layout, batch, image=None):
-    """What eager CUDA PyTorch launches for one call in eval mode: a `measure.Launches`.
+    """What eager CUDA PyTorch launches for one call in eval mode: a `timing.Launches`.
 
     See `cost.kernels`, which gives the number. Print it for a table:
 

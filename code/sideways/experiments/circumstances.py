@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from hfusion.timing import measure
+from hfusion import timing
 
 from ..recording import Unavailable
 
@@ -20,7 +20,7 @@ FILLS = 2  # so many times what the cache holds is read before anything is read 
 def tf32_on():
     """Convolutions may round what they multiply to TF32, whose digits are float16's."""
     cudnn = torch.backends.cudnn
-    before = measure.tf32(cudnn)
+    before = timing.tf32(cudnn)
     cudnn.allow_tf32 = True
     try:
         yield

@@ -4,7 +4,7 @@ The profiler's events of module 3a, one image, of what `timeline` leaves out: fl
 call for convolution, bias and ReLU, and two launches. On CUDA devices only.
 """
 
-from hfusion.timing import measure
+from hfusion import timing
 
 from ..recording import Race
 from . import rungs
@@ -30,5 +30,5 @@ def race(device, module, rung, dtype, layout):
         {rung: make},
         rungs.exact(model, x),
         2 * rungs.SHARE[dtype],
-        timeline=lambda: measure.timeline(make(), device),
+        timeline=lambda: timing.timeline(make(), device),
     )

@@ -13,11 +13,10 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from hfusion import models, stacking
+from hfusion import models, stacking, timing
 from hfusion.folding.fold import fold_batchnorm
 from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
-from hfusion.timing import measure
 from hfusion.timing.eager import FORMATS
 
 from ..recording import Unavailable
@@ -39,7 +38,7 @@ STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
 ONE_CALL = "folded, stacked, one call"
 STREAMS, PARALLEL = "streams", "graph, streams"
 TWO = "two launches"
-# In two launches, and what `kernels.two_launches` is told besides the module.
+# In two launches, and what `two_launches.convert` is told besides the module.
 OURS = {
     TWO: {},
     "two launches, split": {"splits": "natural"},
@@ -75,13 +74,13 @@ def with_graphs(device, ways):
     """Arms of functions: each as it is, and TIMES times in a CUDA graph."""
     eager = {name: lambda way=way: way for name, way in ways.items()}
     return eager | {
-        f"graph, {name}": partial(on_cuda, device, measure.graphed, way, TIMES)
+        f"graph, {name}": partial(on_cuda, device, timing.graphed, way, TIMES)
         for name, way in ways.items()
     }
 
 
 # How a chain is run: as it is, handed over and not waited for, or as a CUDA graph.
-WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": measure.graphed}
+WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": timing.graphed}
 
 
 def chains(operator, way, lengths, device):
@@ -109,7 +108,7 @@ def chains(operator, way, lengths, device):
         "arms": {n: partial(WAYS[way], link) for n, link in links.items()},
         "expected": (doubled(x),),
         "share": 0,
-        "watches": dict.fromkeys(links, measure.host) if way == "host" else {},
+        "watches": dict.fromkeys(links, timing.host) if way == "host" else {},
     }
 
 
@@ -244,7 +243,7 @@ def arms(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
 
 def in_graph(make, times):
     """What `make` makes, so often in a row in one CUDA graph."""
-    return measure.graphed(make(), times)
+    return timing.graphed(make(), times)
 
 
 def slow(names):
@@ -274,9 +273,9 @@ class Tuned(nn.Module):
 
     def forward(self, x):
         if not self.chosen:
-            from hfusion.kernels import two as kernels
+            from hfusion.kernels import two_launches
 
-            kernels.tune(self.two, x)
+            two_launches.tune(self.two, x)
             if self.two.splits != 1 and self.two.splits_for(x) == 1:
                 raise Unavailable("launch 2 is fastest with a tile that is not split")
             self.chosen = True
@@ -286,9 +285,9 @@ class Tuned(nn.Module):
 def in_two(model, x, options=OURS[TWO]):
     """A model with each of its Inception modules in two launches, on x.
 
-    options: of `kernels.two_launches`.
+    options: of `two_launches.convert`.
     """
-    from hfusion.kernels import two as kernels
+    from hfusion.kernels import two_launches
 
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise Unavailable("the kernels want channels_last")
@@ -299,7 +298,7 @@ def in_two(model, x, options=OURS[TWO]):
     call = partial(whole, x)
     with what_it_lacks():
         for name in found:
-            two = kernels.two_launches(whole.get_submodule(name), **options)
+            two = two_launches.convert(whole.get_submodule(name), **options)
             whole.set_submodule(name, Tuned(two))
         call()
     tuned = [m for m in whole.modules() if isinstance(m, Tuned)]

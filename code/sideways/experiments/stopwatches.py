@@ -6,7 +6,7 @@ timed: when it returned, and when its work was done.
 
 import time
 
-from hfusion.timing import measure
+from hfusion import timing
 
 from ..recording import Race
 from . import rungs
@@ -23,11 +23,11 @@ def race(device, module, batch, calls):
     model, x = rungs.inception(module, batch, "float32", device)
     events, began = [], time.perf_counter_ns()
     for _ in range(calls):
-        measure.synchronise(device)
+        timing.synchronise(device)
         start = time.perf_counter_ns()
         model(x)
         returned = time.perf_counter_ns()
-        measure.synchronise(device)
+        timing.synchronise(device)
         ends = {"host": returned, "device": time.perf_counter_ns()}
         for lane in ends if device != "cpu" else ["host"]:
             times = [round((t - began) / 1000, 1) for t in (start, ends[lane])]

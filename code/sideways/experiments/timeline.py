@@ -5,7 +5,7 @@ The profiler's events of module 3a, as written and fused, one image in float32.
 
 from functools import partial
 
-from hfusion.timing import measure
+from hfusion import timing
 
 from ..recording import Race
 from . import rungs
@@ -24,5 +24,5 @@ def race(device, module, rung):
         {rung: lambda: call},
         rungs.exact(model, x),
         rungs.SHARE["float32"],
-        timeline=partial(measure.timeline, call, device),
+        timeline=partial(timing.timeline, call, device),
     )

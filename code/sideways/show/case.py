@@ -12,9 +12,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from html import escape
 
 from hfusion import models
-from hfusion.timing import cost
+from hfusion.timing import cost, quartiles
 from hfusion.timing.eager import DTYPES
-from hfusion.timing.summary import quartiles
 
 from .. import estimates
 from ..experiments.ceilings import limits
