@@ -357,7 +357,6 @@ def test_what_was_folded_is_logged(caplog):
     )  # fmt: skip
     with caplog.at_level(logging.INFO, "hfusion"):
         fold_batchnorm(model)
-        fold_batchnorm(nn.ReLU())
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.message == (
@@ -365,6 +364,13 @@ def test_what_was_folded_is_logged(caplog):
         "early: it follows x, not a convolution\n"
         "late: it follows bn (`BatchNorm2d`), not a convolution"
     )
+
+
+def test_a_model_without_batch_norms_is_warned_about(caplog):
+    fold_batchnorm(nn.ReLU())
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("hfusion", logging.WARNING)
+    assert record.message == "folded 0 of 0 batch norms"
 
 
 # Norms and convolutions of others.
@@ -709,9 +715,7 @@ def test_a_convolution_in_training_mode(training):
 def test_a_batch_norm_in_training_mode_is_refused(name):
     model = net(chain, conv=nn.Conv2d(4, 6, 1), bn=nn.BatchNorm2d(6), other=NORMS[0](3))
     getattr(model, name).train()
-    with pytest.raises(
-        FusionError, match=rf"^{name} was in training mode; call model.eval"
-    ):
+    with pytest.raises(FusionError, match=rf"^{name}: expected eval mode, got training"):
         fold_batchnorm(model)
 
 
@@ -723,7 +727,7 @@ def test_folding_with_statistics_of_the_batch_would_be_wrong():
 
 @pytest.mark.parametrize("model", [None, "model", nn.Module], ids=str)
 def test_only_a_module_can_be_folded(model):
-    with pytest.raises(FusionError, match=r"^model: expected an nn.Module, got a \w+$"):
+    with pytest.raises(FusionError, match=r"^model: expected an nn.Module, got \w+$"):
         fold_batchnorm(model)
 
 

@@ -1,7 +1,7 @@
 """Notes, in a run, which readers of strided parts need them contiguous."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +63,7 @@ class Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts: dict[int, _Part] = {}
+        self.parts: dict[Hashable, _Part] = {}
         self.asking: dict[str, str] = {}
         self._views: list[_View] = []
 

@@ -70,10 +70,11 @@ class Calls:
         self.model, self.seen = model, seen
         self.kinds: Counter[str] = Counter()
         for path, calls in seen.items():
-            self.kinds[rules.kind_of(self.layer(path)).__name__] += len(calls)
+            if kind := rules.kind_of(self.layer(path)):
+                self.kinds[kind.__name__] += len(calls)
 
     @functools.cached_property
-    def owners(self) -> dict[int, set[tuple[int, str]]]:
+    def owners(self) -> dict[Hashable, set[tuple[int, str]]]:
         """See the function `owners`; computed only for a plan."""
         return owners(self.model)
 
@@ -151,9 +152,9 @@ class Calls:
         }
 
 
-def owners(model: nn.Module) -> dict[int, set[tuple[int, str]]]:
+def owners(model: nn.Module) -> dict[Hashable, set[tuple[int, str]]]:
     """The tensors in each piece of memory: {memory: {(id, its module's path)}}."""
-    found: dict[int, set[tuple[int, str]]] = defaultdict(set)
+    found: dict[Hashable, set[tuple[int, str]]] = defaultdict(set)
     for path, module in model.named_modules():
         for tensor in _own_tensors(module):
             found[_memory.storage(tensor)].add((id(tensor), path))

@@ -1,4 +1,4 @@
-"""What holds a folded model to what was proven of it. torch; pickled with the model."""
+"""Refuses uses of a folded model that were not followed. Pickled with the model."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,10 +18,8 @@ REFUSAL = (
 class EvalOnly:
     """The train() of a module in which a batch norm was folded: it refuses training mode.
 
-    nn.Module's own train() would reach the folded norm after it has switched others.
+    nn.Module's own train() would switch other modules before it reaches the folded norm.
     """
-
-    keeps = True  # so that it is no train() of somebody's own
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -33,21 +31,21 @@ class EvalOnly:
 
 
 class Checked:
-    """A forward_pre_hook: the model is called as it was when its forward was followed.
+    """A forward_pre_hook: refuses a call whose arguments forward was not followed with.
 
-    switches: the arguments of forward whose value may decide which way it goes, as
-    {name: (their place, or None for a keyword, the value that they had)}.
+    switches: the arguments of forward that may decide which way it goes, as
+    {name: (position, or None for a keyword, the value that it had)}.
     """
 
-    keeps = True  # so that it is no hook of somebody's own
+    keeps = True  # a trace ignores it: it is no hook of the user's
 
-    def __init__(self, switches: Mapping[str, tuple]):
+    def __init__(self, switches: Mapping[str, tuple[int | None, bool | None]]):
         self.switches = dict(switches)
 
     def __call__(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         for name, (place, default) in self.switches.items():
-            given = place is not None and place < len(args)
-            value = args[place] if given else kwargs.get(name, default)
+            by_place = place is not None and place < len(args)
+            value = args[place or 0] if by_place else kwargs.get(name, default)
             if value is not default:
                 raise FusionError(
                     f"{name}: expected {default}, with which batch norms of this model "
@@ -56,19 +54,19 @@ class Checked:
                 )
 
 
-def _shown(value):
+def _shown(value: object) -> str:
     plain = value is None or isinstance(value, (bool, int, float, str))
     return repr(value) if plain else f"a {type(value).__name__}"
 
 
-def switches(model: nn.Module) -> dict[str, tuple]:
+def switches(model: nn.Module) -> dict[str, tuple[int | None, bool | None]]:
     """The arguments of a model's forward that are None or a bool unless given.
 
     >>> def forward(self, x, mask=None, *, twice=False): ...
     >>> switches(type("Net", (nn.Module,), {"forward": forward})())
     {'mask': (1, None), 'twice': (None, False)}
     """
-    found = {}
+    found: dict[str, tuple[int | None, bool | None]] = {}
     for place, (name, one) in enumerate(
         inspect.signature(model.forward).parameters.items()
     ):
@@ -78,8 +76,12 @@ def switches(model: nn.Module) -> dict[str, tuple]:
     return found
 
 
-def hold(model: nn.Module, paths: list[str], switches: Mapping[str, tuple]) -> None:
-    """Guard a model in which the norms at these paths were folded, those for eval mode."""
+def hold(
+    model: nn.Module,
+    paths: list[str],
+    switches: Mapping[str, tuple[int | None, bool | None]],
+) -> None:
+    """Guard a model. paths: of the norms whose folding holds in eval mode only."""
     steps = [path.split(".") for path in paths]
     above = {".".join(parts[:end]) for parts in steps for end in range(len(parts))}
     for path in sorted(above):
