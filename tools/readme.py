@@ -11,34 +11,46 @@ from pathlib import Path
 from hfusion import timing
 from hfusion.fusing import lowering, planning
 from sideways import experiments, records
-from sideways.experiments import rungs
+from sideways.experiments import variants
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 INDEX = ROOT / "index.md"
 
-# A column of the table: the arm with fused siblings, and the one without. The norms of both
-# are folded; the two runtimes fold them by themselves.
+# A column of the table: the variant with fused siblings, and the one without. The norms of
+# both are folded; the two runtimes fold them by themselves.
 WAYS = {
-    "eager": (rungs.HOISTED, rungs.FOLDED),
-    "CUDA graph": (f"graph, {rungs.HOISTED}", f"graph, {rungs.FOLDED}"),
-    "torch.compile": (f"compile, {rungs.HOISTED}", f"compile, {rungs.FOLDED}"),
-    "max-autotune": (f"max-autotune, {rungs.HOISTED}", f"max-autotune, {rungs.FOLDED}"),
-    "ONNX Runtime": (f"ONNX Runtime, {rungs.HOISTED}", f"ONNX Runtime, {rungs.WRITTEN}"),
-    "OpenVINO": (f"OpenVINO, {rungs.HOISTED}", f"OpenVINO, {rungs.WRITTEN}"),
+    "eager": (variants.HOISTED, variants.FOLDED),
+    "CUDA graph": (f"graph, {variants.HOISTED}", f"graph, {variants.FOLDED}"),
+    "torch.compile": (f"compile, {variants.HOISTED}", f"compile, {variants.FOLDED}"),
+    "max-autotune": (
+        f"max-autotune, {variants.HOISTED}",
+        f"max-autotune, {variants.FOLDED}",
+    ),
+    "ONNX Runtime": (
+        f"ONNX Runtime, {variants.HOISTED}",
+        f"ONNX Runtime, {variants.WRITTEN}",
+    ),
+    "OpenVINO": (f"OpenVINO, {variants.HOISTED}", f"OpenVINO, {variants.WRITTEN}"),
 }
 
 
 def counted():
     """The README's figure in words, and what it shows."""
-    module, x = rungs.inception("3a", 1, "float32", "cpu")
+    module, x = variants.inception("3a", 1, "float32", "cpu")
     stacked = lowering.lower(planning.plan(module))
-    nets = rungs.eager(module) | {"stacked only": stacked}
-    shown = (rungs.WRITTEN, "stacked only", rungs.FOLDED, rungs.STACKED, rungs.HOISTED)
+    nets = variants.eager(module) | {"stacked only": stacked}
+    shown = (
+        variants.WRITTEN,
+        "stacked only",
+        variants.FOLDED,
+        variants.STACKED,
+        variants.HOISTED,
+    )
     count = {name: timing.count_launches(partial(nets[name], x)).count for name in shown}
     rows = "; ".join(f"{name} {number}" for name, number in count.items())
     written, folded, fused = (
-        count[name] for name in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED)
+        count[name] for name in (variants.WRITTEN, variants.FOLDED, variants.HOISTED)
     )
     return (
         f"![Operators of an Inception module, step by step: {rows}.]"
@@ -62,8 +74,8 @@ def measured(folder):
 
 def _of_a_machine(record):
     """A table with a row for each case and a column for each way, or "" for want of one."""
-    raced = {_titled(case): _gains(case) for case in record.cases}
-    rows = {title: gains for title, gains in raced.items() if gains}
+    measured = {_titled(case): _gains(case) for case in record.cases}
+    rows = {title: gains for title, gains in measured.items() if gains}
     if not rows:
         return ""
     ways = [way for way in WAYS if any(way in gains for gains in rows.values())]
@@ -78,7 +90,7 @@ def _of_a_machine(record):
         f"{len(every)} gains {faster} are\nclearly above 1, {slower} clearly below, and "
         f"{len(every) - faster - slower} are neither."
     )
-    if absent := [title for title in raced if title not in rows]:
+    if absent := [title for title in measured if title not in rows]:
         said += f"\nNot raced there: {'; '.join(absent)}."
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{said}"
 
@@ -92,7 +104,7 @@ def _titled(case):
 
 
 def _gains(case):
-    """{way: quartiles of its gain}, of the ways that were raced both with and without."""
+    """{way: quartiles of its gain}, of the ways measured both with and without."""
     return {
         way: case.gain(fused, base)
         for way, (fused, base) in WAYS.items()
@@ -111,13 +123,15 @@ def headline(folder):
     stage = experiments.first(experiments.several(["stage"], folder), "stage")
     network = records.load_all(folder, "network").get(stage.machine.name)
     usual = {"batch": 1, "dtype": "float32", "layout": "NCHW"}
-    siblings = stage.raced("separate", "stacked", **usual)
+    siblings = stage.measured("separate", "stacked", **usual)
     gain = statistics.median(case.gain("stacked", "separate")[1] for case in siblings)
-    (whole,) = network.raced(rungs.FOLDED, rungs.HOISTED, network="GoogLeNet", **usual)
+    (whole,) = network.measured(
+        variants.FOLDED, variants.HOISTED, network="GoogLeNet", **usual
+    )
     return (
         f"Stacked, the three siblings of a GoogLeNet module run {gain:.2f} times as fast\n"
         f"as separately (the median of {len(siblings)} modules); the whole of GoogLeNet "
-        f"runs {whole.gain(rungs.HOISTED, rungs.FOLDED)[1]:.2f}\ntimes as fast "
+        f"runs {whole.gain(variants.HOISTED, variants.FOLDED)[1]:.2f}\ntimes as fast "
         f"({stage.label}; one image, float32)."
     )
 

@@ -2,7 +2,7 @@
 
 A kernel that reads where it may not leaves its process without a device, and what waits
 for a device for ever hears no alarm. The process then ends or is ended, and a new one goes
-on after the case that was known last, without the arm that was at it.
+on after the case that was known last, without the variant that was at it.
 """
 
 import multiprocessing
@@ -10,20 +10,22 @@ import os
 import signal
 import time
 
-from . import experiments, recording
+from . import experiments, recorder
 from .records import FAILED, LATE
 
 STILL_S = 60  # a process of which nothing is heard for so long hangs …
-PREPARES_S = 240  # … but where a CPU computes in float64 what arms must give, for so long
+PREPARES_S = (
+    240  # … but where a CPU computes in float64 what variants must give, for so long
+)
 LATE_S = 20  # so much later than its limit it may end
 STARTS = 12  # of one experiment, at most
-SHARE = 20  # handing a record over takes at most one in so many seconds
+HANDOVER = 20  # handing a record over takes at most one in so many seconds
 # A server that has imported what is needed, and no device, forks what is fast to begin.
 METHOD = "forkserver" if hasattr(os, "fork") else "spawn"
 
 
 def run(
-    name, device, limit_s, progress=iter, keep=None, say=recording.silent,
+    name, device, limit_s, progress=iter, keep=None, say=recorder.silent,
     known=None, again=False, log=os.devnull, measure=experiments.run,
 ):  # fmt: skip
     """The Record of an experiment; the arguments are those of `experiments.run`.
@@ -45,7 +47,7 @@ def run(
         why = _attempt(told, (measure, given, log), ends)
         if why is None or told.case is None or ends < time.monotonic():
             break
-        lost.append((told.case, told.arm, why))
+        lost.append((told.case, told.variant, why))
     if so_far[-1] is None:
         raise RuntimeError(why)
     return so_far[-1]
@@ -56,20 +58,20 @@ class _Told:
 
     def __init__(self, progress, say, keep):
         self.progress, self.say, self.keep = progress, say, keep
-        self.case, self.arm, self.cases = None, "", iter(())
+        self.case, self.variant, self.cases = None, "", iter(())
 
     def plan(self, cases):
         self.cases = iter(self.progress(cases))
 
     def begin(self):
-        self.case, self.arm = next(self.cases, None), ""
+        self.case, self.variant = next(self.cases, None), ""
 
     def now(self, words, every_s):
-        self.arm = self.arm if words is None else words
+        self.variant = self.variant if words is None else words
         self.say(words, every_s)
 
-    def lost(self, arm, reason):
-        self.arm = arm if arm != recording.EVERY else self.arm
+    def lost(self, variant, reason):
+        self.variant = variant if variant != recorder.EVERY else self.variant
         raise _Ended(reason)
 
     def broken(self, reason):
@@ -93,7 +95,7 @@ def _attempt(told, work, ends):
     try:
         while True:
             left_s = ends + LATE_S - time.monotonic()
-            still_s = _still_s(told.arm, device)
+            still_s = _still_s(told.variant, device)
             if not here.poll(max(0, min(still_s, left_s))):
                 late = left_s <= still_s
                 return f"{LATE} in time" if late else f"{FAILED}it hangs"
@@ -111,9 +113,9 @@ def _attempt(told, work, ends):
         _end(process)
 
 
-def _still_s(arm, device):
-    """For how many seconds nothing need be heard of a process that is at this arm."""
-    return STILL_S if arm or device == "cuda" else PREPARES_S
+def _still_s(variant, device):
+    """For how many seconds nothing need be heard of a process that is at this variant."""
+    return STILL_S if variant or device == "cuda" else PREPARES_S
 
 
 def _end(process):
@@ -145,7 +147,7 @@ def _work(pipe, measure, given, log):
         began = time.monotonic()
         if began >= next_s[0]:
             tell("keep", record)
-            next_s[0] = began + (1 + SHARE) * (time.monotonic() - began)
+            next_s[0] = began + (1 + HANDOVER) * (time.monotonic() - began)
 
     def say(words=None, every_s=0):
         tell("now", words, every_s)
@@ -155,8 +157,8 @@ def _work(pipe, measure, given, log):
             name, device, limit_s, progress, keep, say, known, again, lost
         ))  # fmt: skip
         tell("done")
-    except recording.Lost as error:
-        tell("lost", error.arm, error.reason)
+    except recorder.Lost as error:
+        tell("lost", error.variant, error.reason)
     except Exception as error:
         tell("broken", f"{type(error).__name__}: {error}")
     finally:

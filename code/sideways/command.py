@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hfusion.named import near
 
-from . import apart, experiments, recording, records, runs
+from . import apart, experiments, recorder, records, runs
 from .progress import Bar
 
 MINUTES = 8  # for all experiments
@@ -82,7 +82,7 @@ def record(options, fail):
             Path(place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return fail(2, f"{option}: expected a folder, got {place!r}: {error.strerror}")
-    run = runs.Run(options.folder, recording.machine(device), names, options.pack)
+    run = runs.Run(options.folder, recorder.machine(device), names, options.pack)
     try:
         with _stopped_by_a_signal():
             run.begin()
@@ -156,12 +156,12 @@ def _stopped_by_a_signal():
 
 
 def _measure(run, names, device, limit_s):
-    """Run the experiments, each in a process of its own, and at last their slow arms; what
-    one leaves of its time goes to those that follow."""
+    """Run the experiments, each in its own process, then their slow variants. Time that
+    one leaves goes to those that follow."""
     slow = [n for n in names if n in experiments.AGAIN and experiments.again(n, device)]
     shares = {(name, False): experiments.SHARES[name] for name in names}
     shares |= {(name, True): experiments.AGAIN[name] for name in slow}
-    for (name, again), limit_s_here in recording.shared(shares, limit_s):
+    for (name, again), limit_s_here in recorder.shared(shares, limit_s):
         known = run.known(name) if again else None
         if again and known is None:
             continue

@@ -16,7 +16,7 @@ from hfusion.timing import cost
 from .experiments.ceilings import limits
 from .records import Case, Record
 
-GRAPH = "graph, "  # how the names of arms begin that ran as a CUDA graph
+GRAPH = "graph, "  # how the names of variants begin that ran as a CUDA graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def siblings(module: str, **others: int | str) -> Siblings:
 
 
 def base(way: str) -> str:
-    """The arm of `stage` that a way is compared with.
+    """The variant of `stage` that a way is compared with.
 
     >>> base("stacked"), base("graph, copied")
     ('separate', 'graph, separate')
@@ -120,8 +120,8 @@ def base(way: str) -> str:
 class Estimate:
     """One estimated gain over separate, and the recorded one.
 
-    case: of the record. way: as its arm is called, "stacked" or "graph, copied". said: the
-    estimated gain. was: the quartiles of the recorded one.
+    case: of the record. way: as its variant is called, "stacked" or "graph, copied". said:
+    the estimated gain. was: the quartiles of the recorded one.
     """
 
     case: Case | None
@@ -136,13 +136,13 @@ class Estimate:
 
 
 def made(stage: Record, ceilings: Record, rule: Rule | None = None) -> list[Estimate]:
-    """An Estimate of each raced way of each case, in the record's order.
+    """An Estimate of each measured way of each case, in the record's order.
 
     stage, ceilings: records of these experiments on one machine. rule: a Rule; without
     one, that of RULES for the machine's kind. Raises records.NotRecorded where the
     ceilings of a dtype were not recorded.
 
-    >>> from hfusion import records
+    >>> from sideways import records
     >>> made(records.nothing("stage"), records.nothing("ceilings"))
     []
     """

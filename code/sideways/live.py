@@ -12,7 +12,7 @@ from hfusion import timing
 
 from . import records
 from .progress import Bar
-from .recording import shared, unfinished
+from .recorder import shared, unfinished
 
 KNOWN = {}  # {(experiment, device): what this session has measured}
 LACKS = "It has no CUDA graphs, and kernels cannot be counted there: operators are. "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .records import NotRecorded, Record
 
-# What an arm's name ends in, after its mode: (the way, what it is compared with).
+# What a variant's name ends in, after its mode: (the way, what it is compared with).
 ENDINGS = {
     "folded, stacked, hoisted": ("stacked, hoisted", "folded"),
     "folded, stacked": ("stacked", "folded"),
@@ -58,7 +58,7 @@ def brought(*records: Record) -> list[Outcome]:
     """The Outcomes of records of `stage`, `module_ladder` and `network`, in their order.
 
     Stacked siblings are compared with separate ones, and a module or a network with
-    itself, folded, in the same mode. What was not raced is left out. Raises NotRecorded
+    itself, folded, in the same mode. What was not measured is left out. Raises NotRecorded
     if nothing was: a table of nothing would look like a result.
     """
     found = defaultdict(dict)
@@ -69,22 +69,22 @@ def brought(*records: Record) -> list[Outcome]:
             name = p.get("module", what)
             if record.experiment == "stage":
                 what = SIBLINGS
-            for arm in case.samples:
-                mode, way, base = _compared(arm)
+            for variant in case.samples:
+                mode, way, base = _compared(variant)
                 if base in case.samples:
                     key = (what, mode, way, p["layout"], p["dtype"], p["batch"])
-                    found[key][name] = case.gain(arm, base)
+                    found[key][name] = case.gain(variant, base)
     if not found:
         names = ", ".join(record.experiment for record in records)
-        raise NotRecorded(f"no case of {names} was raced in two ways")
+        raise NotRecorded(f"no case of {names} was measured in two ways")
     return [Outcome(*key, gains) for key, gains in found.items()]
 
 
-def _compared(arm):
-    """(mode, way, the arm that it is compared with), or three times None."""
+def _compared(variant):
+    """(mode, way, the variant that it is compared with), or three times None."""
     for ending, (way, base) in ENDINGS.items():
-        prefix = arm.removesuffix(ending)
-        if prefix != arm and (not prefix or prefix.endswith(", ")):
+        prefix = variant.removesuffix(ending)
+        if prefix != variant and (not prefix or prefix.endswith(", ")):
             mode = prefix.removesuffix(", ") or "eager"
             base = "as written" if mode in FOLD_THEMSELVES else base
             return mode, way, prefix + base

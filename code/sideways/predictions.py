@@ -1,6 +1,6 @@
 """What an H200 should show, worked out before any CUDA device had been measured.
 
-Four experiments, each case with the time of its arms, with gains, and with kernels. The
+Four experiments, each case with the time of its variants, with gains, and with kernels. The
 kernels are counted by `eager`, ours are as `compiled` knows them, the rest is `arithmetic`.
 
     python -m sideways.predictions FILE    writes them all; replaces no file
@@ -23,7 +23,7 @@ from hfusion.timing import eager
 
 from . import arithmetic, estimates
 from .arithmetic import At, Work, device_us, host_us
-from .experiments import launch_overhead, network, rungs, stage
+from .experiments import launch_overhead, network, stage, variants
 
 Case = dict  # {parameter: value}, as in a record
 DEVICE = "NVIDIA H200"  # what the SXM part calls itself
@@ -36,11 +36,11 @@ INDEX = 8  # bytes of a pooling's index, of which it writes one for each number
 # kernel after it. Those of the four last units are one kernel, the concatenation
 # (lowering.py, pointwise_cat); the two reductions have one each; and there is the pooling.
 # float32 in NCHW is turned to NHWC: the input, and two weights that are no 1×1 (graph.py).
-COMPILED = {rungs.WRITTEN: (6, 4), rungs.FOLDED: (6, 4), rungs.HOISTED: (4, 4)}
+COMPILED = {variants.WRITTEN: (6, 4), variants.FOLDED: (6, 4), variants.HOISTED: (4, 4)}
 TURNED = 3
 # max-autotune: bias and ReLU go into the products that it generates, where these are the
 # fastest. The pooling and the concatenation are left, and one for what does not fit.
-TUNED = {rungs.FOLDED: 3, rungs.HOISTED: 3}
+TUNED = {variants.FOLDED: 3, variants.HOISTED: 3}
 
 
 # A program as numbers, in dicts that go into the file.
@@ -96,7 +96,7 @@ def _works(nets, parameters, image, splits=0):
     for name, net in nets.items():
         operators = eager.operators(net, dtype, layout, batch, image)
         found[name] = work(operators, _item_bytes(dtype), turned)
-        if name in (rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL):
+        if name in (variants.STACKED, variants.HOISTED, variants.ONE_CALL):
             found[name]["others"] += splits
     return found
 
@@ -128,29 +128,29 @@ def _without(whole, parts):
     return rest
 
 
-# Each experiment: the programs of a case, and the times of its arms.
+# Each experiment: the programs of a case, and the times of its variants.
 
 
 def ladder(parameters: Case) -> dict[str, Work]:
     """A case of `module_ladder` as programs: {rung: work}."""
     model = models.randomise(models.Inception.from_table(parameters["module"])).eval()
     c_in, size, *_ = models.TABLE[parameters["module"]]
-    return _works(rungs.eager(model), parameters, (c_in, size, size), splits=1)
+    return _works(variants.eager(model), parameters, (c_in, size, size), splits=1)
 
 
 def ladder_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, float]:
-    """{arm: µs} of a case of `module_ladder`."""
+    """{variant: µs} of a case of `module_ladder`."""
     dtype, batch = parameters["dtype"], parameters["batch"]
-    times = _rungs(works, dtype, at)
-    folded = works[rungs.FOLDED]
+    times = _variants(works, dtype, at)
+    folded = works[variants.FOLDED]
     on_streams = host_us(folded, at) + at.streams
     times["streams"] = max(on_streams, device_us(folded, dtype, at))
     widths, positions = _sizes(parameters["module"], batch)
     times |= _compiled(works, widths[0] * positions, dtype, at)
     if dtype == "float16":
         # With many images no sum is cut: there are tiles enough.
-        ours = [name for name, given in rungs.OURS.items() if "splits" not in given]
-        times |= _two([(widths, positions)], at, rungs.OURS if batch == 1 else ours)
+        ours = [name for name, given in variants.OURS.items() if "splits" not in given]
+        times |= _two([(widths, positions)], at, variants.OURS if batch == 1 else ours)
     return times
 
 
@@ -160,7 +160,7 @@ def _sizes(module, batch):
     return (c_in, *widths), batch * size * size
 
 
-def _rungs(works, dtype, at, between=0):
+def _variants(works, dtype, at, between=0):
     """Each rung, eager and as a graph. between: what follows each replay, in µs."""
     times = {}
     for rung, program in works.items():
@@ -171,7 +171,7 @@ def _rungs(works, dtype, at, between=0):
 
 
 def _compiled(works, pooled, dtype, at):
-    """torch.compile's arms: the rung's products, and what Inductor makes of the rest.
+    """torch.compile's variants: the rung's products, and what Inductor makes of the rest.
 
     pooled: how many numbers the pooling reads. For max-autotune a product is as fast as
     the faster of cuDNN's and Triton's, which begins as ours do.
@@ -193,15 +193,15 @@ def _compiled(works, pooled, dtype, at):
     return times
 
 
-def _two(modules, at, ours=(rungs.TWO,), host=0, device=0, between=0):
+def _two(modules, at, ours=(variants.TWO,), host=0, device=0, between=0):
     """Modules in two launches each, and what else there is for host and device, in µs.
 
-    ours: which of rungs.OURS.
+    ours: which of variants.OURS.
     """
     times = {}
     host += len(modules) * (at.two + 2 * at.triton)
     for name in ours:
-        each = (arithmetic.two_us(*each, at, **rungs.OURS[name]) for each in modules)
+        each = (arithmetic.two_us(*each, at, **variants.OURS[name]) for each in modules)
         on_device = device + sum(each)
         times[name] = max(host, on_device)
         times[f"graph, {name}"] = on_device + between
@@ -222,8 +222,8 @@ def siblings(parameters: Case) -> dict[str, Work]:
 
 
 def siblings_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, float]:
-    """{arm: µs} of a case of `stage`."""
-    return _rungs(works, parameters["dtype"], at)
+    """{variant: µs} of a case of `stage`."""
+    return _variants(works, parameters["dtype"], at)
 
 
 def chains(parameters: Case) -> dict[str, int]:
@@ -243,28 +243,30 @@ def whole(parameters: Case) -> dict[str, Work]:
     """A case of `network` as programs: {rung: work}, and what is outside of the modules."""
     model = models.randomise(models.GoogLeNet()).eval()
     model.head = nn.Identity().eval()  # a mean and a small product, added here
-    works = _works(rungs.eager(model), parameters, (3, 224, 224), len(models.TABLE))
+    works = _works(variants.eager(model), parameters, (3, 224, 224), len(models.TABLE))
     works = {
         rung: _more(program, kernels=2, others=2, small=2)
         for rung, program in works.items()
     }
     modules = [
-        _works({"": rungs.eager(module)[rungs.FOLDED]}, parameters, (c_in, size, size))[""]
+        _works(
+            {"": variants.eager(module)[variants.FOLDED]}, parameters, (c_in, size, size)
+        )[""]
         for row, module in model.inception.items()
         for c_in, size, *_ in [models.TABLE[row]]
     ]
-    return works | {"outside": _without(works[rungs.FOLDED], modules)}
+    return works | {"outside": _without(works[variants.FOLDED], modules)}
 
 
 def whole_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, float]:
-    """{arm: µs} of a case of `network`; torch.compile's arms are not predicted."""
+    """{variant: µs} of a case of `network`; torch.compile's variants are not predicted."""
     dtype, batch = parameters["dtype"], parameters["batch"]
     steps = {rung: program for rung, program in works.items() if rung != "outside"}
-    times = _rungs(steps, dtype, at, at.between)
+    times = _variants(steps, dtype, at, at.between)
     if dtype == "float16":
         rest = host_us(works["outside"], at), device_us(works["outside"], dtype, at)
         modules = [_sizes(row, batch) for row in models.TABLE]
-        times |= _two(modules, at, (rungs.TWO,), *rest, at.between)
+        times |= _two(modules, at, (variants.TWO,), *rest, at.between)
     return times
 
 
@@ -274,17 +276,17 @@ EXPERIMENTS = {
     "launch_overhead": (chains, chains_us),
     "network": (whole, whole_us),
 }
-STEPS = (rungs.FOLDED, rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL)
-LAST = f"graph, {rungs.TWO}"
-# Of which arms a gain is predicted, and over which.
+STEPS = (variants.FOLDED, variants.STACKED, variants.HOISTED, variants.ONE_CALL)
+LAST = f"graph, {variants.TWO}"
+# Of which variants a gain is predicted, and over which.
 GAINS = [
-    *((rung, rungs.WRITTEN) for rung in STEPS),
-    *((f"graph, {rung}", f"graph, {rungs.WRITTEN}") for rung in STEPS),
-    (rungs.HOISTED, rungs.FOLDED),
-    (f"graph, {rungs.HOISTED}", f"graph, {rungs.FOLDED}"),
-    *((LAST, f"graph, {rung}") for rung in (rungs.WRITTEN, rungs.ONE_CALL)),
+    *((rung, variants.WRITTEN) for rung in STEPS),
+    *((f"graph, {rung}", f"graph, {variants.WRITTEN}") for rung in STEPS),
+    (variants.HOISTED, variants.FOLDED),
+    (f"graph, {variants.HOISTED}", f"graph, {variants.FOLDED}"),
+    *((LAST, f"graph, {rung}") for rung in (variants.WRITTEN, variants.ONE_CALL)),
     *((LAST, f"graph, max-autotune, {rung}") for rung in TUNED),
-    *((f"graph, {name}", LAST) for name in rungs.OURS if name != rungs.TWO),
+    *((f"graph, {name}", LAST) for name in variants.OURS if name != variants.TWO),
     *(
         (f"{g}{way}", f"{g}separate")
         for g in ("", "graph, ")
@@ -301,7 +303,7 @@ def cases() -> dict[str, list[Case]]:
     """
     ladders = [
         {"module": module, "batch": batch, "dtype": dtype, "layout": layout}
-        for dtype, layout in rungs.USUAL.items()
+        for dtype, layout in variants.USUAL.items()
         for module, batch in (*((row, 1) for row in models.TABLE), ("3a", 32))
     ]
     return {
@@ -318,8 +320,8 @@ def predicted(
     works: dict,
     inputs: dict[str, arithmetic.Input] | None = None,
 ) -> dict[str, dict[str, list[float]]]:
-    """What is predicted of a case: {"us": {arm: (low, middle, high)}, "gains": {"arm /
-    base": …}, "kernels": {arm: …}}.
+    """What is predicted of a case: {"us": {variant: (low, middle, high)}, "gains":
+    {"variant / base": …}, "kernels": {variant: …}}.
 
     works: its programs. inputs: in place of arithmetic.INPUTS.
     """
@@ -328,30 +330,32 @@ def predicted(
     def evaluate(at):
         us = times(parameters, works, at)
         gains = {
-            ("gains", f"{arm} / {base}"): us[base] / us[arm]
-            for arm, base in GAINS
-            if {arm, base} <= set(us)
+            ("gains", f"{variant} / {base}"): us[base] / us[variant]
+            for variant, base in GAINS
+            if {variant, base} <= set(us)
         }
-        return {("us", arm): time for arm, time in us.items()} | gains
+        return {("us", variant): time for variant, time in us.items()} | gains
 
     found = {"us": {}, "gains": {}, "kernels": {}}
     for (kind, name), numbers in arithmetic.ranges(evaluate, inputs).items():
         found[kind][name] = [float(f"{number:.3g}") for number in numbers]
     known = counts(works, experiment, parameters)
-    found["kernels"] = {arm: known[arm] for arm in found["us"] if arm in known}
+    found["kernels"] = {
+        variant: known[variant] for variant in found["us"] if variant in known
+    }
     return found
 
 
 def counts(works: dict, experiment: str, parameters: Case) -> dict[str, list[int]]:
-    """{arm: (least, expected, most)}: how many kernels. cuDNN may need one more for each
-    convolution; Inductor one less, or one more for each.
+    """{variant: (least, expected, most)}: how many kernels. cuDNN may need one more for
+    each convolution; Inductor one less, or one more for each.
     """
     if experiment == "launch_overhead":
         return {name: [n, n, n] for name, n in works.items()}
     found = {}
 
-    def note(arm, least, expected, most):
-        found[arm] = found[f"graph, {arm}"] = [least, expected, most]
+    def note(variant, least, expected, most):
+        found[variant] = found[f"graph, {variant}"] = [least, expected, most]
 
     for rung, program in works.items():
         n = program["kernels"]
@@ -362,7 +366,7 @@ def counts(works: dict, experiment: str, parameters: Case) -> dict[str, list[int
             n = table[rung] if way == "max-autotune" else n
             n += convolutions + TURNED * (parameters["dtype"] == "float32")
             note(f"{way}, {rung}", n - 1, n, n + convolutions)
-    for name in rungs.OURS if experiment == "module_ladder" else ():
+    for name in variants.OURS if experiment == "module_ladder" else ():
         note(name, 2, 2, 2)
     return found
 

@@ -36,10 +36,10 @@ class RecordError(ValueError):
 
 
 class NotRecorded(RecordError, LookupError):
-    """What was asked for is in no record: an experiment, a case, or an arm of a case."""
+    """What was asked for is in no record: an experiment, a case, or a variant of a case."""
 
 
-class _Arms(dict):
+class _Variants(dict):
     """{competitor: …} of a case; looking up one that did not run raises NotRecorded."""
 
     skipped = {}  # noqa: RUF012 (each case sets its own)
@@ -83,9 +83,9 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One race: its competitors had the same inputs and gave the same outputs."""
+    """One benchmark: its competitors had the same inputs and gave the same outputs."""
 
-    parameters: dict  # what was raced: {"module": "3a", "batch": 1, …}
+    parameters: dict  # what was measured: {"module": "3a", "batch": 1, …}
     samples: dict  # {competitor: (one sample a round)}
     unit: str = UNIT
     calls: int | dict = 1  # of which a sample is the mean; {competitor: how many}
@@ -97,9 +97,9 @@ class Case:
 
     def __post_init__(self):
         for name in ("samples", "launches", "faults"):
-            arms = _Arms(getattr(self, name))
-            arms.skipped = self.skipped
-            object.__setattr__(self, name, arms)
+            variants = _Variants(getattr(self, name))
+            variants.skipped = self.skipped
+            object.__setattr__(self, name, variants)
 
     def median(self, name):
         """The median of a competitor's samples, in µs. Raises NotRecorded."""
@@ -144,21 +144,23 @@ class Record:
             raise self._lacks(f"has no case {_said(parameters)}")
         return found
 
-    def raced(self, *arms, **parameters):
-        """The cases with these parameters in which all of these arms have samples, in
-        order; without arms, those in which any has.
+    def measured(self, *variants, **parameters):
+        """The cases with these parameters in which all of these variants have samples, in
+        order; without variants, those in which any has.
 
         Raises NotRecorded if there is none, and says why the first was skipped.
         """
         cases = self.select(**parameters)
-        found = [c for c in cases if c.samples and set(arms) <= set(c.samples)]
+        found = [c for c in cases if c.samples and set(variants) <= set(c.samples)]
         if not found:
             skipped = cases[0].skipped
             (reason, *_) = [
-                skipped[arm] for arm in (EVERY, *arms, *skipped) if arm in skipped
+                skipped[variant]
+                for variant in (EVERY, *variants, *skipped)
+                if variant in skipped
             ] or ["no reason given"]
-            what = " with " + ", ".join(map(repr, arms)) if arms else ""
-            raise self._lacks(f"has no raced case {_said(parameters)}{what} ({reason})")
+            what = " with " + ", ".join(map(repr, variants)) if variants else ""
+            raise self._lacks(f"has no measured case {_said(parameters)}{what} ({reason})")
         return found
 
     def _lacks(self, what):

@@ -39,7 +39,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# What a page reads at least: (experiment, parameters of a case, arms that it must have).
+# What a page reads at least: (experiment, parameters of a case, variants it must have).
 WRITTEN, HOISTED, TWO = "as written", "folded, stacked, hoisted", "graph, two launches"
 FULL, HALF = {"dtype": "float32"}, {"dtype": "float16"}
 STEPS = [
@@ -126,12 +126,12 @@ class Run:
             self.next_s = ended + 20 * (ended - began)
 
     def keep(self, record):
-        """Write a complete record. One that only says why nothing was raced replaces none,
-        and is none where there was no time."""
-        raced = any(case.samples for case in record.cases)
+        """Write a complete record. One that only says why nothing was measured replaces
+        none, and is none where there was no time."""
+        measured = any(case.samples for case in record.cases)
         reasons = [why for case in record.cases for why in case.skipped.values()]
         late = any(why.startswith(LATE) for why in reasons)
-        if raced or not (late or (self.place / f"{record.experiment}.json").exists()):
+        if measured or not (late or (self.place / f"{record.experiment}.json").exists()):
             others = [r for r in self.complete if r.experiment != record.experiment]
             self.complete = [*others, self._write(record)]
         else:
@@ -221,12 +221,12 @@ class Run:
 
     def report(self):
         """What was measured, what was not and why, and who reads it: text."""
-        lines = [f"{'measured':18} {'cases':>12} {'arms':>5}"]
+        lines = [f"{'measured':18} {'cases':>12} {'variants':>9}"]
         for record in self.complete:
-            raced = sum(bool(case.samples) for case in record.cases)
-            arms = {name for case in record.cases for name in case.samples}
-            cases = f"{raced} of {len(record.cases)}"
-            lines.append(f"  {record.experiment:16} {cases:>12} {len(arms):>5}")
+            measured = sum(bool(case.samples) for case in record.cases)
+            variants = {name for case in record.cases for name in case.samples}
+            cases = f"{measured} of {len(record.cases)}"
+            lines.append(f"  {record.experiment:16} {cases:>12} {len(variants):>9}")
         lines += ["", "skipped"]
         lines += [f"  {name}: {_short(reason)}" for name, reason in self.broken.items()]
         lines += [line for record in self.complete for line in _skipped(record)]
@@ -381,18 +381,18 @@ def _exchange(new, old):
 
 def _skipped(record):
     """The reasons of one record, each with what it was the reason for."""
-    cases, arms = Counter(), {}
+    cases, variants = Counter(), {}
     for case in record.cases:
         for name, reason in case.skipped.items():
             if name == EVERY:
                 cases[reason] += 1
             else:
-                arms.setdefault(reason, {})[name] = None
+                variants.setdefault(reason, {})[name] = None
     for reason, count in cases.items():
         of = len(record.cases)
         yield f"  {record.experiment}: {_short(reason)}: {count} of {of} cases"
-    for reason, names in arms.items():
-        more = f" and {len(names) - 2} more arms" if len(names) > 2 else ""
+    for reason, names in variants.items():
+        more = f" and {len(names) - 2} more variants" if len(names) > 2 else ""
         named = "; ".join(list(names)[:2])
         yield f"  {record.experiment}: {_short(reason)}: {named}{more}"
 
@@ -407,9 +407,9 @@ def readers(place):
     known = {path.stem: load(path) for path in place.glob("*.json")}
     for page, needs in READERS.items():
         lacks = {}  # ordered
-        for name, parameters, arms in needs:
+        for name, parameters, variants in needs:
             try:
-                (known.get(name) or nothing(name)).raced(*arms, **parameters)
+                (known.get(name) or nothing(name)).measured(*variants, **parameters)
             except NotRecorded:
                 lacks[name] = None
         lacking = f"lacks {', '.join(lacks)}" if lacks else "has what it needs"

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from hfusion import models, timing
 from hfusion.timing import _devices, cost
-from sideways import estimates, experiments, recording, records
-from sideways.experiments import ceilings, rungs
+from sideways import estimates, experiments, recorder, records
+from sideways.experiments import ceilings, variants
 
 NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype"
 GPUS = ("mps", "xpu")
@@ -71,8 +71,8 @@ def gpu(request, monkeypatch):
         torch, "get_device_module", lambda name=None: modules.get(name) or known(name)
     )
     monkeypatch.setattr(timing, "device_name", lambda device: f"A GPU by {device}")
-    monkeypatch.setattr(recording, "ROUNDS", 2)
-    monkeypatch.setattr(recording, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(recorder, "ROUNDS", 2)
+    monkeypatch.setattr(recorder, "LEAST_ROUNDS", 1)
     overwrite = torch.__future__.set_overwrite_module_params_on_conversion
     overwrite(True)  # else parameters stay plain tensors
     with Made(kind):
@@ -88,7 +88,7 @@ CASES = {
         {"what": "empty", "operator": "conv", "way": "eager"},
         {"what": "empty", "operator": "conv", "way": "graph"},
     ],
-    "launch_overhead": [{"operator": "abs", "way": way} for way in rungs.WAYS],
+    "launch_overhead": [{"operator": "abs", "way": way} for way in variants.WAYS],
     "stage": [{"module": "small", "batch": 2, "dtype": "float32", "layout": "NHWC"}],
     "embedding": [
         {"windows": "1×1, 3×3", "channels": 4, "side": 7, "batch": 1, "dtype": "float32"}
@@ -97,14 +97,14 @@ CASES = {
     "module_ladder": [
         {"module": "small", "batch": 1, "dtype": "float32", "layout": "NCHW"}
     ],
-    "timeline": [{"module": "small", "rung": rungs.WRITTEN}],
+    "timeline": [{"module": "small", "rung": variants.WRITTEN}],
     "stopwatches": [{"module": "small", "batch": 1, "calls": 3}],
     "memory": [{"memory": "as it comes", "module": "small", "batch": 1, "layout": "NCHW"}],
 }
 
 
 def no_compiler(*_):
-    raise recording.Unavailable("no compiler")
+    raise recorder.Unavailable("no compiler")
 
 
 def measured(name, kind, monkeypatch):
@@ -113,13 +113,13 @@ def measured(name, kind, monkeypatch):
     monkeypatch.setitem(models.TABLE, "small", SMALL)
     monkeypatch.setattr(module, "cases", lambda device: CASES[name])
     monkeypatch.setattr(module, "ROUNDS", 2, raising=False)
-    monkeypatch.setattr(rungs, "compiled", no_compiler)
+    monkeypatch.setattr(variants, "compiled", no_compiler)
     return experiments.run(name, kind)
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - {"memory"}))
 def test_an_experiment_is_measured_there(name, gpu, monkeypatch, tmp_path):
-    """What is raced agreed with float64 before; the rest says why it was not."""
+    """What is measured agreed with float64 before; the rest says why it was not."""
     made = measured(name, gpu.kind, monkeypatch)
     reasons = {why for case in made.cases for why in case.skipped.values()}
     assert not [why for why in reasons if why.startswith((records.FAILED, records.WRONG))]
@@ -138,8 +138,8 @@ def test_what_needs_float64_there_is_refused_as_on_a_mac(gpu):
     assert x.device.type == gpu.kind
     with pytest.raises(TypeError, match=NO_FLOAT64):
         x.double()
-    assert rungs.doubled(x).device.type == "cpu"
-    timing.near(x, rungs.doubled(x), 0)
+    assert variants.doubled(x).device.type == "cpu"
+    timing.near(x, variants.doubled(x), 0)
 
 
 def test_a_wrong_result_is_found_there(gpu):
@@ -181,12 +181,12 @@ def test_its_ceilings_have_no_kernel_in_a_graph(gpu, monkeypatch):
     ],
 )
 def test_its_words_for_no_memory_are_known(text):
-    assert recording._reason(RuntimeError(text)) == "out of memory"
+    assert recorder._reason(RuntimeError(text)) == "out of memory"
 
 
 def test_what_is_not_implemented_there_is_no_failure():
     error = NotImplementedError("The operator 'aten::x' is not implemented for MPS")
-    assert recording._reason(error) == str(error)
+    assert recorder._reason(error) == str(error)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("xpu", "Intel Arc"), ("mps", "Apple M2 GPU")])
@@ -198,7 +198,7 @@ def test_it_has_a_name(kind, name, monkeypatch):
     )
     monkeypatch.setattr(_devices, "processor_name", lambda: "Apple M2")
     assert timing.device_name(kind) == name
-    assert recording.machine(kind).kind == kind
+    assert recorder.machine(kind).kind == kind
 
 
 def test_a_mac_names_its_processor(monkeypatch):

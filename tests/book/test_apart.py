@@ -1,4 +1,4 @@
-"""apart.py: what hangs, crashes or loses its device costs its own arm, and no other.
+"""apart.py: what hangs, crashes or loses its device costs its own variant, and no other.
 
 Real processes; what is measured in them is made up.
 """
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sideways import apart, recording
+from sideways import apart, recorder
 
 X = torch.arange(1.0, 5.0)
 GOOD = {"add": lambda: lambda: X + X, "multiply": lambda: lambda: 2 * X}
@@ -33,7 +33,7 @@ def crashes():
 
 
 def loses_the_device():
-    recording._answers = lambda: False
+    recorder._answers = lambda: False
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
@@ -48,11 +48,11 @@ def only_raises():
 BAD = {fn.__name__: fn for fn in (
     hangs_deaf, crashes, loses_the_device, leaves, only_raises,
 )}  # fmt: skip
-WHERE = ("made", "called", "raced", "prepared", "counted")
+WHERE = ("made", "called", "measured", "prepared", "counted")
 
 
 class Experiment:
-    """Three cases; in the second one arm, or the whole case, does what it must not."""
+    """Three cases; in the second one variant, or the whole case, does what it must not."""
 
     __name__, QUESTION, ROUNDS = "sideways.experiments.made_up", "Which?", 2
 
@@ -62,36 +62,36 @@ class Experiment:
     def cases(self, device):
         return [{"number": number} for number in range(3)]
 
-    def race(self, device, number):
+    def benchmark(self, device, number):
         if number != 1 or not self.bad:
-            return recording.Race(GOOD, ((2 * X).double(),), 1e-6)
+            return recorder.Benchmark(GOOD, ((2 * X).double(),), 1e-6)
         if self.where == "prepared":
             self.bad()
         calls = []
 
-        def arm():
+        def variant():
             calls.append(1)
-            if self.where == "called" or (self.where == "raced" and len(calls) > 8):
+            if self.where == "called" or (self.where == "measured" and len(calls) > 8):
                 self.bad()
             return X + X
 
         def make():
-            return self.bad() if self.where == "made" else arm
+            return self.bad() if self.where == "made" else variant
 
-        def count(arm):
+        def count(variant):
             if self.where == "counted":
                 self.bad()
             return 1
 
-        arms = {"add": GOOD["add"], "bad": make, "multiply": GOOD["multiply"]}
-        return recording.Race(arms, ((2 * X).double(),), 1e-6, count=count)
+        variants = {"add": GOOD["add"], "bad": make, "multiply": GOOD["multiply"]}
+        return recorder.Benchmark(variants, ((2 * X).double(),), 1e-6, count=count)
 
 
 def measure(name, device, limit_s, progress, keep, say, known, again, lost):
     """In the place of `experiments.run`, in the other process; name: what goes wrong."""
     bad, _, where = name.partition(" ")
     given = limit_s, progress, keep, say, known, again, lost
-    return recording.record(Experiment(bad, where), device, *given)
+    return recorder.run(Experiment(bad, where), device, *given)
 
 
 def ran(name, limit_s=120, **more):
@@ -106,8 +106,8 @@ REASONS = {
     "encountered",
     "only_raises": "failed: ValueError: no",
 }
-# Who is skipped: the arm, if it is known who was at it; else the case.
-BLAMED = {"made": "bad", "called": "bad", "raced": "every arm", "prepared": "every arm"}
+# Who is skipped: the variant, if it is known who was at it; else the case.
+BLAMED = {"made": "bad", "called": "bad", "measured": "every arm", "prepared": "every arm"}
 
 
 def test_what_goes_well_is_as_if_it_were_not_apart():
@@ -158,7 +158,7 @@ def test_what_prepares_a_case_may_be_silent_for_longer(monkeypatch):
 
 
 def test_on_cuda_float64_is_no_reason_to_be_silent():
-    assert apart._still_s("", "cuda") == apart._still_s("an arm", "cpu") == apart.STILL_S
+    assert apart._still_s("", "cuda") == apart._still_s("a variant", "cpu") == apart.STILL_S
     assert apart._still_s("", "cpu") == apart._still_s("", "mps") == apart.PREPARES_S
     assert apart.STILL_S < apart.PREPARES_S
 
@@ -168,7 +168,7 @@ def costs_its_own(bad, where):
     first, second, third = made.cases
     assert set(first.samples) == set(third.samples) == {"add", "multiply"}
     who = BLAMED[where]
-    if bad in ("only_raises", "loses_the_device") and where == "raced":
+    if bad in ("only_raises", "loses_the_device") and where == "measured":
         who = "bad"  # it was caught, and it is known who it was
     assert second.skipped == {who: REASONS[bad]}
     assert set(second.samples) == ({"add", "multiply"} if who == "bad" else set())
@@ -194,7 +194,7 @@ def test_at_its_limit_it_is_ended_with_what_there_is(monkeypatch):
         keep=lambda record: clock.append(clock.pop() + 150),
     )
     assert made.cases[0].samples
-    assert made.cases[2].skipped == {"every arm": recording.STOPPED}
+    assert made.cases[2].skipped == {"every arm": recorder.STOPPED}
 
 
 def test_it_is_ended_when_this_process_is_interrupted(monkeypatch):

@@ -33,12 +33,12 @@ ALLOWED = {
     "sideways.progress": "tqdm",
     "sideways.outcomes": "records",
     "sideways.runs": "records",
-    "sideways.recording": "records timing torch triton",
-    "sideways.live": "records recording progress timing",
+    "sideways.recorder": "records timing torch triton",
+    "sideways.live": "records recorder progress timing",
     # Whatever it measures, and on what.
-    "sideways.experiments": "records recording live shipped hfusion torch *",
-    "sideways.apart": "experiments recording records",
-    "sideways.command": "apart experiments progress recording records runs named",
+    "sideways.experiments": "records recorder live shipped hfusion torch *",
+    "sideways.apart": "experiments recorder records",
+    "sideways.command": "apart experiments progress recorder records runs named",
     "sideways.estimates": "experiments records models timing torch",
     "sideways.arithmetic": "kernels timing",
     "sideways.predictions": "arithmetic estimates experiments kernels timing models torch",
@@ -134,7 +134,7 @@ def test_a_circle_would_be_seen():
         graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
-@pytest.mark.parametrize("module", ["show", "experiments.rungs"])
+@pytest.mark.parametrize("module", ["show", "experiments.variants"])
 def test_triton_is_not_imported_before_a_kernel_is_wanted(module):
     """Else a page could not ask for Triton's interpreter after importing what it shows."""
     code = f"import sys, sideways.{module}; sys.exit('triton' in sys.modules)"

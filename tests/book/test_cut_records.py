@@ -1,9 +1,9 @@
 """Each page that reads records runs on whatever record is there, and says what is missing.
 
 Of each page the cells that read records are run, and those that these need: on records
-that end after some case, that lack one arm, or that are not there: those of the book, and
-those that a made-up GPU would give. HFUSION_ALL_CUTS=1 cuts after every case and takes away
-every arm (minutes).
+that end after some case, that lack one variant, or that are not there: those of the
+book, and those that a made-up GPU would give. HFUSION_ALL_CUTS=1 cuts after every case and
+takes away every variant (minutes).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""experiments: each gives cases and races in which all arms agree."""
+"""experiments: each gives cases and benchmarks in which all variants agree."""
 
 import contextlib
 import copy
@@ -26,7 +26,7 @@ from torch import nn
 from hfusion import models, timing
 from hfusion.kernels import programs, two_launches
 from hfusion.timing import cost
-from sideways import experiments, live, recording, records
+from sideways import experiments, live, recorder, records
 from sideways.experiments import (
     ceilings,
     circumstances,
@@ -35,16 +35,16 @@ from sideways.experiments import (
     memory,
     network,
     peers,
-    rungs,
     stage,
+    variants,
 )
-from sideways.recording import Unavailable, silent
+from sideways.recorder import Unavailable, silent
 
 MODULES = {
     name: importlib.import_module(f"sideways.experiments.{name}")
     for name in experiments.SHARES
 }
-HELPERS = {"__init__", "circumstances", "peers", "rungs"}
+HELPERS = {"__init__", "circumstances", "peers", "variants"}
 
 
 def test_every_experiment_has_a_share_of_the_time():
@@ -95,11 +95,11 @@ def test_cases_are_parameters_of_the_race(name, device):
     cases = MODULES[name].cases(device)
     assert len({str(case) for case in cases}) == len(cases) > 0
     for case in cases:
-        inspect.signature(MODULES[name].race).bind(device, **case)
+        inspect.signature(MODULES[name].benchmark).bind(device, **case)
         assert all(isinstance(value, str | int) for value in case.values())
 
 
-# What is raced on each kind of machine, written down once more.
+# What is measured on each kind of machine, written down once more.
 
 
 def grid(**values):
@@ -236,7 +236,7 @@ SMALL = {
     "ceilings": {"what": "copy", "bytes": 2**16},
     "stopwatches": {"module": "5b", "batch": 1, "calls": 3},
     "launch_overhead": {"operator": "abs", "way": "eager"},
-    "timeline": {"module": "5b", "rung": rungs.HOISTED},
+    "timeline": {"module": "5b", "rung": variants.HOISTED},
     "stage": {"module": "5b", "batch": 2, "dtype": "float32", "layout": "NHWC"},
     "embedding": {"windows": "1×7, 7×1", "channels": 4, "side": 7, "batch": 1,
                   "dtype": "float32"},
@@ -254,7 +254,7 @@ def test_a_small_case_makes_a_record(name, tmp_path, monkeypatch):
     module = MODULES[name]
     monkeypatch.setattr(module, "cases", lambda device: [SMALL[name]])
     monkeypatch.setattr(module, "ROUNDS", 2, raising=False)
-    monkeypatch.setattr(rungs, "compiled", unavailable)
+    monkeypatch.setattr(variants, "compiled", unavailable)
     monkeypatch.setattr(peers, "inductor", unavailable)
     made = experiments.run(name, "cpu")
     assert made.cases[0].samples
@@ -271,7 +271,7 @@ def unavailable(*args, **options):
 @pytest.mark.parametrize("name", MODULES)
 def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
     given = []
-    monkeypatch.setattr(experiments, "record", lambda *args: given.append(args) or "made")
+    monkeypatch.setattr(recorder, "run", lambda *args: given.append(args) or "made")
     assert experiments.run(name, "cpu", 60, list) == experiments.run(name, "cuda") == "made"
     limited, unlimited = given
     assert limited == (MODULES[name], "cpu", 60, list, None, silent, None, None, ())
@@ -289,21 +289,27 @@ def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
 
 
 def test_the_whole_network_agrees_on_every_rung():
-    race = MODULES["network"].race("cpu", "GoogLeNet", 1, "float32", "NCHW")
+    benchmark = MODULES["network"].benchmark("cpu", "GoogLeNet", 1, "float32", "NCHW")
     with torch.no_grad():
-        for name in race.arms:
+        for name in benchmark.variants:
             if name in RUNGS:
-                recording._checked(race.arms[name], race, "cpu")
+                recorder._checked(benchmark.variants[name], benchmark, "cpu")
 
 
-RUNGS = [rungs.WRITTEN, rungs.FOLDED, rungs.STACKED, rungs.HOISTED, rungs.ONE_CALL]
+RUNGS = [
+    variants.WRITTEN,
+    variants.FOLDED,
+    variants.STACKED,
+    variants.HOISTED,
+    variants.ONE_CALL,
+]
 
 
 @pytest.fixture(scope="module")
 def ladder():
     model = models.randomise(models.Inception.from_table("3a")).eval()
     x = torch.randn(2, 192, 28, 28, generator=torch.Generator().manual_seed(0))
-    return rungs.eager(model), x, rungs.exact(model, x)[0]
+    return variants.eager(model), x, variants.exact(model, x)[0]
 
 
 def test_each_rung_has_fewer_operators_and_the_same_result(ladder):
@@ -318,14 +324,14 @@ def test_each_rung_has_fewer_operators_and_the_same_result(ladder):
 
 def test_the_last_rung_leaves_no_relu_of_its_own(ladder):
     nets, x, _ = ladder
-    names = timing.count_launches(lambda: nets[rungs.ONE_CALL](x)).names
+    names = timing.count_launches(lambda: nets[variants.ONE_CALL](x)).names
     assert "relu" not in names
 
 
 def test_branches_by_hand_are_the_module(ladder):
     nets, x, exact = ladder
     with torch.no_grad():
-        parts = [branch(x) for branch in rungs.branches(nets[rungs.FOLDED])]
+        parts = [branch(x) for branch in variants.branches(nets[variants.FOLDED])]
         timing.near(torch.cat(parts, dim=1), exact, 1e-5)
         swapped = torch.cat([parts[1], parts[0], *parts[2:]], dim=1)
     with pytest.raises(timing.Disagreement):
@@ -337,11 +343,11 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
     dtype = getattr(torch, kind)
     model = models.randomise(models.Inception.from_table("5b")).eval().to(dtype)
     x = torch.randn(1, 832, 7, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
-    (exact,) = rungs.exact(model, x)
-    share = 2 * rungs.SHARE[kind]
+    (exact,) = variants.exact(model, x)
+    share = 2 * variants.TOLERANCE[kind]
     with torch.no_grad():
-        nets = rungs.eager(model)
-        for rung in (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED):
+        nets = variants.eager(model)
+        for rung in (variants.WRITTEN, variants.FOLDED, variants.HOISTED):
             timing.near(nets[rung](x), exact, share)
         wrong = model(x).roll(1, dims=1)
     with pytest.raises(timing.Disagreement):
@@ -350,11 +356,11 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
 
 def test_arms_in_a_graph_say_how_often_they_repeat(ladder):
     nets, x, _ = ladder
-    names = rungs.arms(nets, x, "cpu", times=rungs.TIMES)
+    names = variants.every(nets, x, "cpu", times=variants.TIMES)
     in_graphs = {name for name in names if name.startswith("graph")}
-    assert rungs.repeats(names) == dict.fromkeys(in_graphs, rungs.TIMES)
-    assert {f"graph, {rung}" for rung in (*nets, rungs.TWO)} < in_graphs
-    assert f"graph, max-autotune, {rungs.FOLDED}" in in_graphs
+    assert variants.repeats(names) == dict.fromkeys(in_graphs, variants.TIMES)
+    assert {f"graph, {rung}" for rung in (*nets, variants.TWO)} < in_graphs
+    assert f"graph, max-autotune, {variants.FOLDED}" in in_graphs
 
 
 # In two launches; the choice of tiles is tested in test_kernels.py.
@@ -362,7 +368,7 @@ def test_arms_in_a_graph_say_how_often_they_repeat(ladder):
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """Which modules had their tiles chosen, and for which shapes; nothing is raced."""
+    """Which modules had their tiles chosen, and for which shapes; nothing is measured."""
     pytest.importorskip("triton")
     chosen = []
     monkeypatch.setattr(two_launches, "tune", lambda two, x: chosen.append((two, x.shape)))
@@ -373,9 +379,9 @@ def test_in_two_launches_a_network_computes_the_same(tuned):
     model = models.Digits.trained()
     x = torch.randn(2, 1, 8, 8).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        call = rungs.in_two(model, x)
+        call = variants.in_two(model, x)
         for _ in range(2):
-            timing.near(call(), rungs.exact(model, x)[0], 1e-5)
+            timing.near(call(), variants.exact(model, x)[0], 1e-5)
     assert [list(shape) for _, shape in tuned] == [[2, 16, 8, 8], [2, 64, 4, 4]]
     assert all(isinstance(two, two_launches.TwoLaunches) for two, _ in tuned)
     assert not any(isinstance(m, two_launches.TwoLaunches) for m in model.modules())
@@ -385,7 +391,7 @@ def test_in_two_launches_a_module_computes_the_same(tuned):
     model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        timing.near(rungs.in_two(model, x)(), rungs.exact(model, x)[0], 1e-5)
+        timing.near(variants.in_two(model, x)(), variants.exact(model, x)[0], 1e-5)
     assert len(tuned) == 1
 
 
@@ -397,55 +403,59 @@ def test_two_launches_that_are_not_split_are_no_arm_of_their_own(
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
     monkeypatch.setattr(two_launches, "TILES", ((16, 16, 16, 1, 1),))
     monkeypatch.setattr(two_launches, "_processors", lambda device: processors)
-    options = rungs.OURS["two launches, split"]
+    options = variants.OURS["two launches, split"]
     with torch.no_grad():
         if split:
-            call = rungs.in_two(model, x, options)
-            timing.near(call(), rungs.exact(model, x)[0], 1e-5)
+            call = variants.in_two(model, x, options)
+            timing.near(call(), variants.exact(model, x)[0], 1e-5)
         else:
             with pytest.raises(Unavailable, match=r"^launch 2 is fastest with a tile that"):
-                rungs.in_two(model, x, options)
+                variants.in_two(model, x, options)
     ((two, _),) = tuned
     assert two.splits_for(x) == (5 if split else 1)
 
 
 def test_the_variants_of_two_launches_are_told_apart(monkeypatch):
     told = []
-    monkeypatch.setattr(rungs, "on_cuda", lambda device, make, *args: told.append(args[2]))
+    monkeypatch.setattr(
+        variants, "on_cuda", lambda device, make, *args: told.append(args[2])
+    )
     x = torch.zeros(1)
     nets = dict.fromkeys(RUNGS, torch.nn.Identity())
-    arms = rungs.arms(nets, x, "cuda", [], 1, rungs.OURS)
-    for name in rungs.OURS:
-        arms[name]()
-        assert f"graph, {name}" in arms
-    assert told == list(rungs.OURS.values())
+    timed = variants.every(nets, x, "cuda", [], 1, variants.OURS)
+    for name in variants.OURS:
+        timed[name]()
+        assert f"graph, {name}" in timed
+    assert told == list(variants.OURS.values())
     assert (told[0], told[-1]) == ({}, {"splits": "natural", "dependent": True})
-    assert not set(rungs.OURS) - {rungs.TWO} & set(rungs.arms(nets, x, "cuda", []))
+    assert not set(variants.OURS) - {variants.TWO} & set(
+        variants.every(nets, x, "cuda", [])
+    )
 
 
 def test_a_launch_that_cannot_be_dependent_is_unavailable(tuned):
     model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
     with pytest.raises(Unavailable, match="dependent: expected x on a CUDA device of com"):
-        rungs.in_two(model, x, rungs.OURS["two launches, dependent"])
+        variants.in_two(model, x, variants.OURS["two launches, dependent"])
 
 
 def test_what_cannot_be_in_two_launches_is_unavailable(monkeypatch):
     model, x = models.Digits.trained(), torch.randn(2, 1, 8, 8)
     rows = x.new_empty(2, 3, 8, 8)
     with pytest.raises(Unavailable, match="want channels_last"):
-        rungs.in_two(model, rows)
+        variants.in_two(model, rows)
     with pytest.raises(Unavailable, match="no Inception module"):
-        rungs.in_two(torch.nn.ReLU(), x)
+        variants.in_two(torch.nn.ReLU(), x)
     monkeypatch.setattr(programs, "triton", None)
     with pytest.raises(Unavailable, match=r"Triton 3\.6 or newer is not"):
-        rungs.in_two(model, x)
+        variants.in_two(model, x)
 
 
 @pytest.mark.parametrize("way", ["host", "graph"])
 def test_what_only_a_gpu_can_is_unavailable_elsewhere(way):
     with pytest.raises(Unavailable, match="needs a CUDA device"):
-        rungs.chains("abs", way, (1,), "cpu")
+        variants.chains("abs", way, (1,), "cpu")
 
 
 def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
@@ -453,11 +463,11 @@ def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
         raise RuntimeError("cuDNN says no\nand\na long trace")
 
     with pytest.raises(Unavailable, match=r"^cuDNN says no$"):
-        rungs.tried(refuses)
+        variants.tried(refuses)
     with pytest.raises(torch.OutOfMemoryError):
-        rungs.tried(raising(torch.OutOfMemoryError("full")))
+        variants.tried(raising(torch.OutOfMemoryError("full")))
     with pytest.raises(TypeError):  # a mistake of ours is no lack of the machine's
-        rungs.tried(raising(TypeError("oops")))
+        variants.tried(raising(TypeError("oops")))
 
 
 def test_a_compiler_that_is_missing_makes_an_arm_unavailable(monkeypatch):
@@ -466,21 +476,21 @@ def test_a_compiler_that_is_missing_makes_an_arm_unavailable(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_later)
     with pytest.raises(Unavailable, match=r"^RuntimeError: no C\+\+ compiler$"):
-        rungs.compiled(torch.nn.ReLU(), torch.ones(1), "default")
+        variants.compiled(torch.nn.ReLU(), torch.ones(1), "default")
 
 
 def test_the_stage_copies_what_its_consumers_would():
-    race = stage.race("cpu", "5b", 2, "float32", "NCHW")
-    arms = {name: race.arms[name]() for name in ("separate", "stacked", "copied")}
+    benchmark = stage.benchmark("cpu", "5b", 2, "float32", "NCHW")
+    timed = {name: benchmark.variants[name]() for name in ("separate", "stacked", "copied")}
     with torch.no_grad():
-        first, *others = arms["copied"]()
+        first, *others = timed["copied"]()
         assert not first.is_contiguous()
         assert all(part.is_contiguous() for part in others)
-        assert not any(part.is_contiguous() for part in arms["stacked"]())
+        assert not any(part.is_contiguous() for part in timed["stacked"]())
 
 
-# Races of a module with few channels: against a reference, as a GPU would have them, and
-# on another device than the CPU ("meta", which has shapes and no numbers).
+# Benchmarks of a module with few channels: against a reference, as a GPU would have them,
+# and on another device than the CPU ("meta", which has shapes and no numbers).
 
 TINY = (6, 4, 5, 4, 3, 2, 3, 4)  # a row of models.TABLE: channels in, size, widths
 SHARES = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -513,34 +523,36 @@ def gpu(monkeypatch):
         replay.times = replay.graph = times
         return replay
 
-    monkeypatch.setattr(rungs, "need_cuda", need_cuda)
+    monkeypatch.setattr(variants, "need_cuda", need_cuda)
     monkeypatch.setattr(timing, "graphed", graphed)
-    monkeypatch.setitem(rungs.WAYS, "graph", graphed)
+    monkeypatch.setitem(variants.WAYS, "graph", graphed)
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Nothing is compiled, by torch or by Triton."""
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
-    monkeypatch.setattr(rungs, "compiled", lambda net, x, mode: partial(net, x))
-    monkeypatch.setattr(rungs, "in_two", lambda model, x, options: partial(model, x))
+    monkeypatch.setattr(variants, "compiled", lambda net, x, mode: partial(net, x))
+    monkeypatch.setattr(variants, "in_two", lambda model, x, options: partial(model, x))
 
 
-def agreed(race, device="cpu"):
-    """The arms of a race, each of which computes what it must."""
+def agreed(benchmark, device="cpu"):
+    """The variants of a benchmark, each of which computes what it must."""
     with torch.no_grad():
         return {
-            name: recording._checked(make, race, device)[0]
-            for name, make in race.arms.items()
+            name: recorder._checked(make, benchmark, device)[0]
+            for name, make in benchmark.variants.items()
         }
 
 
-def check(race):
-    """All arms agree; returns how often they are in a graph, those that are in one."""
-    arms = agreed(race)
-    times = {name: arm.times for name, arm in arms.items() if hasattr(arm, "times")}
-    assert race.repeats == {name: n for name, n in times.items() if n > 1}
-    assert set(times) == {name for name in arms if name.startswith("graph")}
+def check(benchmark):
+    """All variants agree; returns how often they are in a graph, those that are in one."""
+    timed = agreed(benchmark)
+    times = {
+        name: variant.times for name, variant in timed.items() if hasattr(variant, "times")
+    }
+    assert benchmark.repeats == {name: n for name, n in times.items() if n > 1}
+    assert set(times) == {name for name in timed if name.startswith("graph")}
     return set(times.values())
 
 
@@ -552,49 +564,51 @@ def siblings(*layers):
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_the_stage_is_the_three_siblings(layout, drawn, gpu):
-    race = stage.race("cpu", "tiny", 2, "float32", layout)
+    benchmark = stage.benchmark("cpu", "tiny", 2, "float32", layout)
     (x,) = drawn
     assert x.shape == (2, 6, 4, 4)
     for found, (weight, bias) in zip(
-        race.expected,
+        benchmark.expected,
         siblings(*(nn.Conv2d(6, width, 1) for width in (5, 4, 2))),
         strict=True,
     ):
         product = torch.einsum("kc,nchw->nkhw", weight[:, :, 0, 0], x.double())
         timing.near(found, product + bias[:, None, None], 1e-12)
-    assert race.share == 1e-5
-    assert check(race) == {20}
+    assert benchmark.tolerance == 1e-5
+    assert check(benchmark) == {20}
     ways = {"separate", "stacked", "copied"}
-    assert set(race.arms) == ways | {f"graph, {way}" for way in ways}
+    assert set(benchmark.variants) == ways | {f"graph, {way}" for way in ways}
 
 
 def test_the_stage_stacks_once_and_copies_in_its_own_layout(drawn):
-    race = stage.race("cpu", "tiny", 2, "float32", "NHWC")
-    arms = {name: race.arms[name]() for name in ("separate", "stacked", "copied")}
-    launches = {name: timing.count_launches(arm).count for name, arm in arms.items()}
+    benchmark = stage.benchmark("cpu", "tiny", 2, "float32", "NHWC")
+    timed = {name: benchmark.variants[name]() for name in ("separate", "stacked", "copied")}
+    launches = {
+        name: timing.count_launches(variant).count for name, variant in timed.items()
+    }
     assert launches == {"separate": 3, "stacked": 1, "copied": 3}
     dense = partial(torch.Tensor.is_contiguous, memory_format=torch.channels_last)
     with torch.no_grad():
-        assert [dense(part) for part in arms["copied"]()] == [False, True, True]
+        assert [dense(part) for part in timed["copied"]()] == [False, True, True]
 
 
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_embedding_is_each_window_with_an_edge_of_zeros(windows, drawn, gpu):
-    race = embedding.race("cpu", windows, 3, 9, 2, "float32")
+    benchmark = embedding.benchmark("cpu", windows, 3, 9, 2, "float32")
     (x,) = drawn
     assert x.shape == (2, 3, 9, 9)
     shapes = [tuple(map(int, name.split("×"))) for name in windows.split(", ")]
     layers = siblings(*(nn.Conv2d(3, 3, shape) for shape in shapes))
-    for found, (weight, bias) in zip(race.expected, layers, strict=True):
+    for found, (weight, bias) in zip(benchmark.expected, layers, strict=True):
         timing.near(found, F.conv2d(x.double(), weight, bias, padding="same"), 1e-12)
-    assert race.share == 1e-5
-    assert check(race) == {20}
+    assert benchmark.tolerance == 1e-5
+    assert check(benchmark) == {20}
     ways = {"separate", "embedded"}
-    assert set(race.arms) == {
+    assert set(benchmark.variants) == {
         way for one in ways for way in (one, f"graph, {one}", f"{one}, no oneDNN")
     }
-    assert timing.count_launches(race.arms["separate"]()).count == len(shapes)
-    assert timing.count_launches(race.arms["embedded"]()).count == 1
+    assert timing.count_launches(benchmark.variants["separate"]()).count == len(shapes)
+    assert timing.count_launches(benchmark.variants["embedded"]()).count == 1
 
 
 def test_without_onednn_means_during_the_call_alone():
@@ -626,22 +640,22 @@ def test_the_cost_of_embedding_is_that_of_its_products():
 def test_projections_are_products_without_a_bias(name, drawn, gpu, monkeypatch):
     features, sizes = 10, {"q, k, v": (6, 6, 6)}.get(name, (7, 2, 3))
     monkeypatch.setitem(MODULES["projections"].PROJECTIONS, name, (features, sizes))
-    race = MODULES["projections"].race("cpu", name, 4, "float32")
+    benchmark = MODULES["projections"].benchmark("cpu", name, 4, "float32")
     (x,) = drawn
     assert x.shape == (4, 10)
     for seed, size in enumerate(sizes):
         weight = models.randomise(nn.Linear(10, size, bias=False), seed).weight.double()
-        timing.near(race.expected[seed], x.double() @ weight.T, 1e-12)
-    assert race.share == 1e-5
-    assert check(race) == {20}
-    assert set(race.arms) == {
+        timing.near(benchmark.expected[seed], x.double() @ weight.T, 1e-12)
+    assert benchmark.tolerance == 1e-5
+    assert check(benchmark) == {20}
+    assert set(benchmark.variants) == {
         way for one in ("separate", "stacked", "copied") for way in (one, f"graph, {one}")
     }
     with torch.no_grad():
-        dense = [part.is_contiguous() for part in race.arms["copied"]()()]
+        dense = [part.is_contiguous() for part in benchmark.variants["copied"]()()]
         assert dense == [True] * 3
-        assert not any(part.is_contiguous() for part in race.arms["stacked"]()())
-    assert timing.count_launches(race.arms["stacked"]()).count == 1
+        assert not any(part.is_contiguous() for part in benchmark.variants["stacked"]()())
+    assert timing.count_launches(benchmark.variants["stacked"]()).count == 1
 
 
 COMPILED = {"as written", "folded", "folded, stacked, hoisted"}
@@ -653,21 +667,21 @@ AUTOTUNED = {
 
 
 def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
-    monkeypatch.setattr(rungs, "on_streams", lambda folded, x: partial(folded, x))
-    race = MODULES["module_ladder"].race("cpu", "tiny", 2, "float32", "NHWC")
+    monkeypatch.setattr(variants, "on_streams", lambda folded, x: partial(folded, x))
+    benchmark = MODULES["module_ladder"].benchmark("cpu", "tiny", 2, "float32", "NHWC")
     model = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval().double()
     with torch.no_grad():
-        (expected,), (x,) = race.expected, drawn
+        (expected,), (x,) = benchmark.expected, drawn
         timing.near(expected, model(x.double()), 1e-12)
-    assert lies(given_to_layers(race.arms["as written"]())[0], "NHWC")
-    assert check(race) == {20}
-    assert race.share == 2e-5
-    ways = {*RUNGS, *rungs.OURS}
+    assert lies(given_to_layers(benchmark.variants["as written"]())[0], "NHWC")
+    assert check(benchmark) == {20}
+    assert benchmark.tolerance == 2e-5
+    ways = {*RUNGS, *variants.OURS}
     compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
     graphs = {f"graph, {way}" for way in ways}
     graphs |= {"graph, streams"}
-    assert set(race.arms) == ways | graphs | compiled | {"streams"}
-    assert set(race.opaque) == compiled | graphs | set(rungs.OURS)
+    assert set(benchmark.variants) == ways | graphs | compiled | {"streams"}
+    assert set(benchmark.opaque) == compiled | graphs | set(variants.OURS)
 
 
 @pytest.mark.parametrize(
@@ -682,13 +696,13 @@ def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
 def test_a_ladder_is_autotuned_where_the_book_compares_it(
     device, dtype, layout, thorough, drawn, uncompiled
 ):
-    race = MODULES["module_ladder"].race(device, "tiny", 2, dtype, layout)
-    assert AUTOTUNED & set(race.arms) == (AUTOTUNED if thorough else set())
-    assert {f"compile, {rung}" for rung in COMPILED} < set(race.arms)
-    assert race.expected[0].device.type == device
-    assert race.share == 2 * SHARES[dtype]
+    benchmark = MODULES["module_ladder"].benchmark(device, "tiny", 2, dtype, layout)
+    assert AUTOTUNED & set(benchmark.variants) == (AUTOTUNED if thorough else set())
+    assert {f"compile, {rung}" for rung in COMPILED} < set(benchmark.variants)
+    assert benchmark.expected[0].device.type == device
+    assert benchmark.tolerance == 2 * SHARES[dtype]
     with pytest.raises(Unavailable):
-        race.arms["streams"]()
+        benchmark.variants["streams"]()
 
 
 class Little(nn.Module):
@@ -709,26 +723,26 @@ RUNTIMES = {"one": lambda net, x: partial(net, x), "other": unavailable}
 def test_the_ladder_of_a_network(drawn, gpu, uncompiled, monkeypatch):
     monkeypatch.setitem(network.NETWORKS, "GoogLeNet", Little)
     monkeypatch.setattr(peers, "RUNTIMES", RUNTIMES)
-    race = network.race("cpu", "GoogLeNet", 1, "float32", "NHWC")
+    benchmark = network.benchmark("cpu", "GoogLeNet", 1, "float32", "NHWC")
     model = models.randomise(Little()).eval().double()
     with torch.no_grad():
-        (expected,), (x,) = race.expected, drawn
+        (expected,), (x,) = benchmark.expected, drawn
         timing.near(expected, model(x.double()), 1e-12)
-    others = [name for name in race.arms if name.startswith("other")]
+    others = [name for name in benchmark.variants if name.startswith("other")]
     for name in others:
         with pytest.raises(Unavailable, match="left out"):
-            race.arms.pop(name)()
-    assert check(race) == {1}
-    ways, ends = {*RUNGS, rungs.TWO}, ("as written", "folded, stacked, hoisted")
+            benchmark.variants.pop(name)()
+    assert check(benchmark) == {1}
+    ways, ends = {*RUNGS, variants.TWO}, ("as written", "folded, stacked, hoisted")
     compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
     graphs, runtime = {f"graph, {way}" for way in ways}, {f"one, {end}" for end in ends}
-    assert set(race.arms) == ways | graphs | compiled | runtime
+    assert set(benchmark.variants) == ways | graphs | compiled | runtime
     assert others == [f"other, {end}" for end in ends]
-    assert set(race.opaque) == compiled | graphs | runtime | {rungs.TWO, *others}
-    assert race.share == pytest.approx(2e-4)
-    hoisted = race.arms["one, folded, stacked, hoisted"]()
-    written = race.arms["one, as written"]()
-    launches = [timing.count_launches(arm).count for arm in (written, hoisted)]
+    assert set(benchmark.opaque) == compiled | graphs | runtime | {variants.TWO, *others}
+    assert benchmark.tolerance == pytest.approx(2e-4)
+    hoisted = benchmark.variants["one, folded, stacked, hoisted"]()
+    written = benchmark.variants["one, as written"]()
+    launches = [timing.count_launches(variant).count for variant in (written, hoisted)]
     assert launches == [22, 12]  # a pool and a mean more than a module
 
 
@@ -747,14 +761,14 @@ def test_a_network_is_autotuned_for_one_image(
 ):
     monkeypatch.setitem(network.NETWORKS, "GoogLeNet", Little)
     monkeypatch.setattr(peers, "RUNTIMES", RUNTIMES)
-    race = network.race(device, "GoogLeNet", batch, dtype, "NCHW")
+    benchmark = network.benchmark(device, "GoogLeNet", batch, dtype, "NCHW")
     assert [x.shape for x in drawn] == [(batch, 3, 224, 224)]
-    assert AUTOTUNED & set(race.arms) == (AUTOTUNED if thorough else set())
-    assert {f"compile, {rung}" for rung in COMPILED} < set(race.arms)
-    assert race.expected[0].device.type == device
+    assert AUTOTUNED & set(benchmark.variants) == (AUTOTUNED if thorough else set())
+    assert {f"compile, {rung}" for rung in COMPILED} < set(benchmark.variants)
+    assert benchmark.expected[0].device.type == device
     if device == "meta":
         with pytest.raises(Unavailable, match=r"^compared on CPUs only$"):
-            race.arms["one, as written"]()
+            benchmark.variants["one, as written"]()
 
 
 def test_the_networks_are_googlenet_and_that_of_torchvision(monkeypatch):
@@ -783,17 +797,17 @@ def test_what_each_system_leaves(drawn, monkeypatch):
     monkeypatch.setattr(models, "GoogLeNet", Little)
     monkeypatch.setattr(peers, "inductor", inductor)
     monkeypatch.setattr(peers, "RUNTIMES", {"one": leftover.eager})
-    race = leftover.race("cpu", "GoogLeNet", 2)
+    benchmark = leftover.benchmark("cpu", "GoogLeNet", 2)
     assert [x.shape for x in drawn] == [(2, 3, 224, 224)]
-    assert race.share == pytest.approx(2e-4)
+    assert benchmark.tolerance == pytest.approx(2e-4)
     with torch.no_grad():
         timing.near(
-            race.expected[0],
+            benchmark.expected[0],
             models.randomise(Little()).eval().double()(drawn[0].double()),
             1e-12,
         )
-    arms = agreed(race)
-    assert {name: race.count(arm) for name, arm in arms.items()} == {
+    timed = agreed(benchmark)
+    assert {name: benchmark.count(variant) for name, variant in timed.items()} == {
         "as written": 6,
         "torch.compile": 6,
         "torch.compile, freezing": 6,
@@ -807,11 +821,11 @@ def test_what_each_system_leaves(drawn, monkeypatch):
 def test_other_runtimes_are_no_rivals_on_a_gpu(drawn, monkeypatch):
     monkeypatch.setattr(models, "GoogLeNet", Little)
     monkeypatch.setattr(peers, "RUNTIMES", RUNTIMES)
-    race = leftover.race("meta", "GoogLeNet", 1)
-    assert race.expected[0].device.type == "meta"
-    assert race.arms["as written"]()().device.type == "meta"
+    benchmark = leftover.benchmark("meta", "GoogLeNet", 1)
+    assert benchmark.expected[0].device.type == "meta"
+    assert benchmark.variants["as written"]()().device.type == "meta"
     with pytest.raises(Unavailable, match=r"^compared on CPUs only$"):
-        race.arms["one"]()
+        benchmark.variants["one"]()
 
 
 def given_to_layers(call):
@@ -827,7 +841,7 @@ def given_to_layers(call):
 
 def lies(t, layout):
     """Whether images or filters have the strides of a layout, whatever their sizes."""
-    form = rungs.FORMATS[layout] if t.ndim == 4 else torch.contiguous_format
+    form = variants.FORMATS[layout] if t.ndim == 4 else torch.contiguous_format
     return t.stride() == torch.empty(t.shape, memory_format=form, device="meta").stride()
 
 
@@ -846,31 +860,33 @@ def test_everything_is_in_the_place_and_of_the_kind_that_was_asked_for(name, cas
     layout = (
         {"float16": "NHWC", "float32": "NCHW"}[dtype] if name == "embedding" else case[-1]
     )
-    race = MODULES[name].race("meta", *case)
-    assert race.share == SHARES[dtype]
-    assert {(t.device.type, t.dtype) for t in race.expected} == {("meta", torch.float64)}
-    seen = given_to_layers(race.arms["separate"]())
+    benchmark = MODULES[name].benchmark("meta", *case)
+    assert benchmark.tolerance == SHARES[dtype]
+    assert {(t.device.type, t.dtype) for t in benchmark.expected} == {
+        ("meta", torch.float64)
+    }
+    seen = given_to_layers(benchmark.variants["separate"]())
     assert {(t.device.type, str(t.dtype)) for t in seen} == {("meta", f"torch.{dtype}")}
     assert all(lies(t, layout) for t in seen)
     with torch.no_grad():
-        outputs = race.arms["separate"]()()
-    assert [y.shape for y in outputs] == [y.shape for y in race.expected]
+        outputs = benchmark.variants["separate"]()()
+    assert [y.shape for y in outputs] == [y.shape for y in benchmark.expected]
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_a_module_of_the_table_and_its_images(layout, drawn):
-    model, x = rungs.inception("tiny", 3, "bfloat16", "meta", layout)
+    model, x = variants.inception("tiny", 3, "bfloat16", "meta", layout)
     assert x.shape == (3, 6, 4, 4)
     assert not model.training
-    assert x.is_contiguous(memory_format=rungs.FORMATS[layout])
+    assert x.is_contiguous(memory_format=variants.FORMATS[layout])
     weight = model.b3.conv.weight
-    assert weight.is_contiguous(memory_format=rungs.FORMATS[layout])
+    assert weight.is_contiguous(memory_format=variants.FORMATS[layout])
     for t in (x, weight):
         assert (t.device.type, t.dtype) == ("meta", torch.bfloat16)
 
 
 def test_a_module_lies_in_the_usual_layout_of_torch_and_has_random_values(drawn):
-    model, x = rungs.inception("tiny", 2, "float32", "cpu")
+    model, x = variants.inception("tiny", 2, "float32", "cpu")
     assert x.is_contiguous()
     same = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval()
     with torch.no_grad():
@@ -878,30 +894,32 @@ def test_a_module_lies_in_the_usual_layout_of_torch_and_has_random_values(drawn)
 
 
 def test_a_copy_moves_as_many_bytes_as_it_says(drawn):
-    race = ceilings.race("cpu", "copy", bytes=2**12)
+    benchmark = ceilings.benchmark("cpu", "copy", bytes=2**12)
     (x,) = drawn
     assert 2 * x.numel() * x.itemsize == 2**12
-    timing.agree(race.expected[0], x)
-    assert list(race.arms) == ["copy"]
-    assert race.share == 0
-    y = agreed(race)["copy"]()
+    timing.agree(benchmark.expected[0], x)
+    assert list(benchmark.variants) == ["copy"]
+    assert benchmark.tolerance == 0
+    y = agreed(benchmark)["copy"]()
     assert y.data_ptr() != x.data_ptr()
-    race = ceilings.race("meta", "copy", bytes=2**12)
-    assert {race.expected[0].device, race.arms["copy"]()().device} == {drawn[1].device}
+    benchmark = ceilings.benchmark("meta", "copy", bytes=2**12)
+    assert {benchmark.expected[0].device, benchmark.variants["copy"]()().device} == {
+        drawn[1].device
+    }
     assert drawn[1].device.type == "meta"
 
 
 @pytest.mark.parametrize("dtype", SHARES)
 def test_a_product_is_of_two_random_squares(dtype, drawn):
-    race = ceilings.race("cpu", "matmul", dtype=dtype, side=8)
+    benchmark = ceilings.benchmark("cpu", "matmul", dtype=dtype, side=8)
     a, b = drawn[0].to(getattr(torch, dtype)).double()
     assert a.shape == b.shape == (8, 8)
-    timing.near(race.expected[0], torch.einsum("ij,jk->ik", a, b), 1e-12)
-    assert list(race.arms) == ["matmul"]
-    assert race.share == SHARES[dtype]
-    assert str(agreed(race)["matmul"]().dtype) == f"torch.{dtype}"
-    race = ceilings.race("meta", "matmul", dtype=dtype, side=8)
-    assert race.arms["matmul"]()().device.type == "meta"
+    timing.near(benchmark.expected[0], torch.einsum("ij,jk->ik", a, b), 1e-12)
+    assert list(benchmark.variants) == ["matmul"]
+    assert benchmark.tolerance == SHARES[dtype]
+    assert str(agreed(benchmark)["matmul"]().dtype) == f"torch.{dtype}"
+    benchmark = ceilings.benchmark("meta", "matmul", dtype=dtype, side=8)
+    assert benchmark.variants["matmul"]()().device.type == "meta"
 
 
 # Chains of what does next to nothing.
@@ -911,20 +929,20 @@ def test_a_product_is_of_two_random_squares(dtype, drawn):
     ("operator", "links"), [("abs", 1), ("conv", 1), ("module", 0), ("abs of none", 1)]
 )
 def test_a_chain_has_as_many_links_as_its_name_says(operator, links, gpu):
-    race = ceilings.race("cpu", "empty", operator=operator, way="eager")
-    assert race.expected[0].shape == (1, 1, 1, 1)
-    assert race.expected[0].item() == 1
-    assert (race.calls, race.share, race.watches) == (10, 0, {})
-    assert list(race.arms) == ["1", "10", "100"]
-    check(race)
+    benchmark = ceilings.benchmark("cpu", "empty", operator=operator, way="eager")
+    assert benchmark.expected[0].shape == (1, 1, 1, 1)
+    assert benchmark.expected[0].item() == 1
+    assert (benchmark.calls, benchmark.tolerance, benchmark.watches) == (10, 0, {})
+    assert list(benchmark.variants) == ["1", "10", "100"]
+    check(benchmark)
     for n in ("1", "10"):
-        assert timing.count_launches(race.arms[n]()).count == links * int(n)
-    race = ceilings.race("meta", "empty", operator=operator, way="eager")
-    assert race.expected[0].device.type == "meta"
+        assert timing.count_launches(benchmark.variants[n]()).count == links * int(n)
+    benchmark = ceilings.benchmark("meta", "empty", operator=operator, way="eager")
+    assert benchmark.expected[0].device.type == "meta"
 
 
 def test_a_chain_of_absolute_values_asks_for_no_memory():
-    call = rungs.chains("abs", "eager", (2,), "cpu")["arms"]["2"]()
+    call = variants.chains("abs", "eager", (2,), "cpu")["variants"]["2"]()
     assert call() is call()
 
 
@@ -935,34 +953,34 @@ def test_chains_without_a_kernel_compute_nothing(monkeypatch):
         torch, "abs", lambda x, out: sizes.append((x.numel(), out.numel())) or absolute(x)
     )
     monkeypatch.setattr(nn.Identity, "forward", lambda self, x: called.append(x) or x)
-    for operator in rungs.NO_KERNEL:
-        rungs.chains(operator, "eager", (3,), "cpu")["arms"]["3"]()()
+    for operator in variants.NO_KERNEL:
+        variants.chains(operator, "eager", (3,), "cpu")["variants"]["3"]()()
     assert sizes == [(0, 0)] * 3
     assert len(called) == 3
 
 
 @pytest.mark.parametrize(("way", "watch"), [("host", timing.host), ("graph", None)])
 def test_a_chain_on_a_gpu(way, watch, gpu):
-    race = MODULES["launch_overhead"].race("cpu", "conv", way)
+    benchmark = MODULES["launch_overhead"].benchmark("cpu", "conv", way)
     lengths = ["1", "2", "5", "10", "20", "50", "100", "200", "500", "1000"]
-    assert list(race.arms) == lengths
-    assert race.watches == (dict.fromkeys(lengths, watch) if watch else {})
-    assert race.calls == 10
-    arm = agreed(race)["5"]
-    assert hasattr(arm, "times") == (way == "graph")
-    assert timing.count_launches(arm).count == 5
+    assert list(benchmark.variants) == lengths
+    assert benchmark.watches == (dict.fromkeys(lengths, watch) if watch else {})
+    assert benchmark.calls == 10
+    variant = agreed(benchmark)["5"]
+    assert hasattr(variant, "times") == (way == "graph")
+    assert timing.count_launches(variant).count == 5
 
 
 @pytest.mark.parametrize("operator", ["abs", "conv"])
 def test_a_chain_is_where_it_was_asked_for(operator):
-    made = rungs.chains(operator, "eager", (1,), "meta")
-    call = made["arms"]["1"]()
+    made = variants.chains(operator, "eager", (1,), "meta")
+    call = made["variants"]["1"]()
     found = [*made["expected"], call(), *given_to_layers(call)]
     assert {t.device.type for t in found} == {"meta"}
     for way, device in (("graph", "mps"), ("graph", "cpu"), ("host", "cpu")):
         with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
-            rungs.chains(operator, way, (1,), device)
-    made = rungs.chains(operator, "host", (1,), "meta")  # its host does not wait for it
+            variants.chains(operator, way, (1,), device)
+    made = variants.chains(operator, "host", (1,), "meta")  # its host does not wait for it
     assert made["watches"] == {"1": timing.host}
 
 
@@ -986,65 +1004,69 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
         assert place == device
         now[0] += 10_000
 
-    def on_cpu(row, batch, dtype, place, make=rungs.inception):
+    def on_cpu(row, batch, dtype, place, make=variants.inception):
         assert place == device
         return make(row, batch, dtype, "cpu")
 
     stopwatches = MODULES["stopwatches"]
-    monkeypatch.setattr(rungs, "inception", on_cpu)
+    monkeypatch.setattr(variants, "inception", on_cpu)
     monkeypatch.setattr(timing, "synchronise", synchronise)
     monkeypatch.setattr(stopwatches, "time", SimpleNamespace(perf_counter_ns=clock))
-    race = stopwatches.race(device, "tiny", 3, 2)
-    assert race.events == tuple(
+    benchmark = stopwatches.benchmark(device, "tiny", 3, 2)
+    assert benchmark.events == tuple(
         (lane, "call", pytest.approx(start), pytest.approx(start + end, abs=0.11))
         for start in (11.0, 34.2)
         for lane, end in ends.items()
     )
     assert drawn[0].shape == (3, 6, 4, 4)
-    assert list(race.arms) == ["as written"]
-    assert race.share == 1e-5
-    assert agreed(race, device)
+    assert list(benchmark.variants) == ["as written"]
+    assert benchmark.tolerance == 1e-5
+    assert agreed(benchmark, device)
 
 
-@pytest.mark.parametrize(("rung", "launches"), [(rungs.WRITTEN, 20), (rungs.HOISTED, 10)])
+@pytest.mark.parametrize(
+    ("rung", "launches"), [(variants.WRITTEN, 20), (variants.HOISTED, 10)]
+)
 def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, monkeypatch):
     seen, event = [], ("host", "conv2d", 0.0, 1.0)
     monkeypatch.setattr(timing, "timeline", lambda *given: seen.append(given) or [event])
-    race = MODULES["timeline"].race("cpu", "tiny", rung)
-    assert not seen  # only after the race
-    assert race.timeline() == [event]
-    assert race.share == 1e-5
+    benchmark = MODULES["timeline"].benchmark("cpu", "tiny", rung)
+    assert not seen  # only after the benchmark
+    assert benchmark.timeline() == [event]
+    assert benchmark.tolerance == 1e-5
     assert [x.shape for x in drawn] == [(1, 6, 4, 4)]
     ((call, device),) = seen
     assert device == "cpu"
-    assert list(race.arms) == [rung]
-    assert race.arms[rung]() is call
-    assert agreed(race)
+    assert list(benchmark.variants) == [rung]
+    assert benchmark.variants[rung]() is call
+    assert agreed(benchmark)
     assert timing.count_launches(call).count == launches
-    race = MODULES["timeline"].race("meta", "tiny", rung)
-    race.timeline()
-    assert race.expected[0].device.type == "meta"
+    benchmark = MODULES["timeline"].benchmark("meta", "tiny", rung)
+    benchmark.timeline()
+    assert benchmark.expected[0].device.type == "meta"
     assert seen[1][1] == "meta"
 
 
 # Rungs and rivals one by one.
 
 
-def test_the_arms_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
+def test_the_variants_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
     two = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     monkeypatch.setattr(
-        rungs, "compiled", lambda net, x, mode: partial(net, f"{x}, {mode}")
+        variants, "compiled", lambda net, x, mode: partial(net, f"{x}, {mode}")
     )
     monkeypatch.setattr(
-        rungs,
+        variants,
         "in_two",
         lambda net, x, options: two.append(net(x)) or partial(net, f"{x}, in two"),
     )
     nets = {rung: (lambda x, rung=rung: (rung, x)) for rung in RUNGS}
-    monkeypatch.setattr(rungs, "in_one_call", lambda net, x: partial(net, x))
-    made = {name: make() for name, make in rungs.arms(nets, "x", "cpu", times=7).items()}
-    plain = {rung: (rung, "x") for rung in RUNGS} | {rungs.TWO: ("folded", "x, in two")}
+    monkeypatch.setattr(variants, "in_one_call", lambda net, x: partial(net, x))
+    made = {
+        name: make() for name, make in variants.every(nets, "x", "cpu", times=7).items()
+    }
+    plain = {rung: (rung, "x") for rung in RUNGS} | {variants.TWO: ("folded", "x, in two")}
     graphs = {f"graph, {name}": result for name, result in plain.items()}
     assert {name: call() for name, call in made.items()} == {
         **plain,
@@ -1069,8 +1091,8 @@ def test_a_graph_of_a_ladder_has_one_call_unless_told_otherwise(
     gpu, uncompiled, monkeypatch
 ):
     nets = dict.fromkeys(RUNGS, torch.relu)
-    monkeypatch.setattr(rungs, "in_one_call", lambda net, x: partial(net, x))
-    made = rungs.arms(nets, torch.ones(1), "cpu", modes=["default"])
+    monkeypatch.setattr(variants, "in_one_call", lambda net, x: partial(net, x))
+    made = variants.every(nets, torch.ones(1), "cpu", modes=["default"])
     assert made["graph, folded"]().times == 1
     assert not AUTOTUNED & set(made)
 
@@ -1078,13 +1100,13 @@ def test_a_graph_of_a_ladder_has_one_call_unless_told_otherwise(
 def test_no_operator_is_counted_in_what_was_compiled_or_is_in_a_graph():
     plain = ["as written", "folded", "folded, stacked, one call", "streams"]
     others = ["two launches", "graph, folded", "compile, folded", "OpenVINO, as written"]
-    assert rungs.opaque([*plain, *others]) == tuple(others)
+    assert variants.opaque([*plain, *others]) == tuple(others)
 
 
 def test_what_needs_a_gpu_is_made_on_a_gpu_alone():
-    assert rungs.on_cuda("cuda", lambda *given: given, 1, 2) == (1, 2)
+    assert variants.on_cuda("cuda", lambda *given: given, 1, 2) == (1, 2)
     with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
-        rungs.on_cuda("cpu", raising(AssertionError("made")))
+        variants.on_cuda("cpu", raising(AssertionError("made")))
 
 
 def test_a_network_is_compiled_once_for_its_shape(monkeypatch):
@@ -1096,7 +1118,7 @@ def test_a_network_is_compiled_once_for_its_shape(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compile_now)
     net, x = nn.ReLU(), torch.tensor([-1.0, 2.0])
-    call = rungs.compiled(net, x, "max-autotune")
+    call = variants.compiled(net, x, "max-autotune")
     assert told == [(net, {"mode": "max-autotune", "dynamic": False})]
     assert len(calls) == 1
     assert call().tolist() == [0, 2]
@@ -1119,7 +1141,7 @@ def test_one_call_has_the_settings_of_its_convolution(monkeypatch):
     settings = {"stride": (1, 2), "padding": (2, 1), "dilation": (2, 1), "groups": 2}
     conv = models.randomise(nn.Conv2d(4, 6, (2, 3), **settings))
     x = torch.randn(2, 4, 7, 8, generator=torch.Generator().manual_seed(0))
-    call = rungs.ConvReLU(conv)
+    call = variants.ConvReLU(conv)
     with torch.no_grad():
         expected = conv.double()(x.double()).relu()
         conv.float()
@@ -1138,15 +1160,15 @@ def test_a_layer_that_the_library_refuses_is_two_calls(monkeypatch, refuses, not
             raise RuntimeError("GET was unable to find an engine\nand more")
         return self.conv(x).relu()
 
-    monkeypatch.setattr(rungs.ConvReLU, "called", called)
+    monkeypatch.setattr(variants.ConvReLU, "called", called)
     convs = [models.randomise(nn.Conv2d(2, 2, 1), seed) for seed in range(3)]
     x = torch.randn(1, 2, 3, 3)
-    net = nn.Sequential(*map(rungs.ConvReLU, convs))
+    net = nn.Sequential(*map(variants.ConvReLU, convs))
     if note is None:
         with pytest.raises(Unavailable, match="no layer"):
-            rungs.in_one_call(net, x)
+            variants.in_one_call(net, x)
         return
-    call = rungs.in_one_call(net, x)
+    call = variants.in_one_call(net, x)
     made = len(asked)
     assert call.note() == note
     with torch.no_grad():
@@ -1161,9 +1183,9 @@ def test_without_memory_no_layer_is_two_calls(monkeypatch):
     def called(self, x):
         raise torch.OutOfMemoryError("3 GiB")
 
-    monkeypatch.setattr(rungs.ConvReLU, "called", called)
+    monkeypatch.setattr(variants.ConvReLU, "called", called)
     with pytest.raises(torch.OutOfMemoryError):
-        rungs.in_one_call(rungs.ConvReLU(nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 3, 3))
+        variants.in_one_call(variants.ConvReLU(nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 3, 3))
 
 
 class Shown(nn.Module):
@@ -1182,8 +1204,8 @@ class Shown(nn.Module):
 def test_one_call_only_where_nobody_else_reads_the_convolution():
     model = models.randomise(Shown()).eval()
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    net = rungs.one_call(torch.fx.symbolic_trace(model))
-    found = {path for path, m in net.named_modules() if isinstance(m, rungs.ConvReLU)}
+    net = variants.one_call(torch.fx.symbolic_trace(model))
+    found = {path for path, m in net.named_modules() if isinstance(m, variants.ConvReLU)}
     assert found == {"first"}
     assert isinstance(net.relu, nn.Identity)
     with torch.no_grad():
@@ -1335,12 +1357,12 @@ def test_convolutions_are_counted_in_what_a_compiler_made():
     net = models.randomise(models.Digits()).eval()
     x = torch.randn(1, 1, 8, 8)
     try:
-        arms = [peers.inductor(net, x), leftover.eager(net, x)]
+        timed = [peers.inductor(net, x), leftover.eager(net, x)]
     except Unavailable as error:
         pytest.skip(str(error))
-    assert [leftover.convolutions(arm) for arm in arms] == [13, 13]
+    assert [leftover.convolutions(variant) for variant in timed] == [13, 13]
     with torch.no_grad():
-        timing.near(arms[0](), arms[1](), 1e-4)
+        timing.near(timed[0](), timed[1](), 1e-4)
 
 
 @pytest.mark.parametrize("runtime", peers.RUNTIMES.values(), ids=peers.RUNTIMES)
@@ -1348,12 +1370,12 @@ def test_convolutions_are_counted_in_what_a_runtime_made(runtime):
     net = models.randomise(models.Digits()).eval()
     x = torch.randn(1, 1, 8, 8)
     try:
-        arm = runtime(net, x)
+        variant = runtime(net, x)
     except Unavailable as error:
         pytest.skip(str(error))
-    assert arm.convolutions == 13
+    assert variant.convolutions == 13
     with torch.no_grad():
-        timing.near(arm()[0], net(x), 1e-4)
+        timing.near(variant()[0], net(x), 1e-4)
 
 
 def test_a_record_of_counts_says_what_it_counted(monkeypatch):
@@ -1394,8 +1416,8 @@ def small_cache(monkeypatch):
 
 
 def rivals_of(what, monkeypatch):
-    monkeypatch.setattr(rungs, "on_streams", lambda folded, x: partial(folded, x))
-    return MODULES["rivals"].race("cpu", what, "tiny", 2, "float32", "NHWC")
+    monkeypatch.setattr(variants, "on_streams", lambda folded, x: partial(folded, x))
+    return MODULES["rivals"].benchmark("cpu", what, "tiny", 2, "float32", "NHWC")
 
 
 FIVE = {"as written", "folded", "folded, stacked, hoisted", "folded, stacked, one call",
@@ -1409,20 +1431,20 @@ def each(names):
 def test_a_module_of_many_images_beside_its_branches_in_a_graph(
     drawn, gpu, uncompiled, monkeypatch
 ):
-    race = rivals_of("batch", monkeypatch)
-    assert set(race.arms) == each(FIVE) | {"graph, streams"}
-    assert check(race) == {20}
-    assert race.shares == {}
+    benchmark = rivals_of("batch", monkeypatch)
+    assert set(benchmark.variants) == each(FIVE) | {"graph, streams"}
+    assert check(benchmark) == {20}
+    assert benchmark.tolerances == {}
 
 
 def test_with_tf32_and_without_are_told_apart(
     with_tf32, drawn, gpu, uncompiled, monkeypatch
 ):
-    race = rivals_of("tf32", monkeypatch)
+    benchmark = rivals_of("tf32", monkeypatch)
     rounded = each(f"{name}, TF32" for name in FIVE)
-    assert set(race.arms) == each(FIVE) | rounded
-    assert race.shares == dict.fromkeys(rounded, 8e-3)
-    check(race)
+    assert set(benchmark.variants) == each(FIVE) | rounded
+    assert benchmark.tolerances == dict.fromkeys(rounded, 8e-3)
+    check(benchmark)
     graphed = timing.graphed
 
     def capture(fn, times):
@@ -1430,11 +1452,11 @@ def test_with_tf32_and_without_are_told_apart(
         return graphed(fn, times)
 
     monkeypatch.setattr(timing, "graphed", capture)
-    for name, make in race.arms.items():
+    for name, make in benchmark.variants.items():
         with_tf32.clear()
-        arm = make()
+        variant = make()
         if not name.startswith("graph"):
-            arm()
+            variant()
         assert set(with_tf32) <= {name in rounded}
         assert with_tf32 or "one call" in name
         assert not torch.backends.cudnn.allow_tf32
@@ -1444,12 +1466,12 @@ def test_with_tf32_and_without_are_told_apart(
 
 
 def test_a_layer_refused_in_float32_may_go_with_tf32(drawn, gpu, uncompiled, monkeypatch):
-    race = rivals_of("tf32", monkeypatch)
+    benchmark = rivals_of("tf32", monkeypatch)
     plain, rounded = (
-        race.arms[f"folded, stacked, one call{tail}"]() for tail in ("", ", TF32")
+        benchmark.variants[f"folded, stacked, one call{tail}"]() for tail in ("", ", TF32")
     )
-    layers = [m for m in plain.func.modules() if isinstance(m, rungs.ConvReLU)]
-    others = [m for m in rounded.fn.func.modules() if isinstance(m, rungs.ConvReLU)]
+    layers = [m for m in plain.func.modules() if isinstance(m, variants.ConvReLU)]
+    others = [m for m in rounded.fn.func.modules() if isinstance(m, variants.ConvReLU)]
     assert layers
     assert others
     assert not {id(m) for m in layers} & {id(m) for m in others}
@@ -1458,9 +1480,9 @@ def test_a_layer_refused_in_float32_may_go_with_tf32(drawn, gpu, uncompiled, mon
 def test_a_graph_has_its_tf32_inside():
     def made():
         assert torch.backends.cudnn.allow_tf32
-        arm = partial(int)
-        arm.graph = "a graph"
-        return arm
+        variant = partial(int)
+        variant.graph = "a graph"
+        return variant
 
     assert circumstances.in_tf32(made).graph == "a graph"
 
@@ -1468,25 +1490,25 @@ def test_a_graph_has_its_tf32_inside():
 def test_in_cold_caches_each_call_reads_others(
     small_cache, drawn, gpu, uncompiled, monkeypatch
 ):
-    race = rivals_of("cold", monkeypatch)
+    benchmark = rivals_of("cold", monkeypatch)
     colds = each(f"{name}, cold" for name in FIVE)
-    assert set(race.arms) == each(FIVE) | colds
+    assert set(benchmark.variants) == each(FIVE) | colds
     (x,) = drawn
-    number = race.repeats["graph, folded, cold"]
+    number = benchmark.repeats["graph, folded, cold"]
     assert number > 2
     small_cache.L2_cache_size = 10**6
     assert circumstances.copies(nn.ReLU(), x.expand(2, *x.shape), "cuda") == pytest.approx(
         2e6 / 2 / x.nbytes, abs=1
     )
-    assert check(race) == {20, number}
+    assert check(benchmark) == {20, number}
     for name in FIVE:
-        arm = race.arms[f"{name}, cold"]()
-        assert arm.note().startswith(f"{number} copies in turn")
+        variant = benchmark.variants[f"{name}, cold"]()
+        assert variant.note().startswith(f"{number} copies in turn")
         reads, outputs = [], []
-        for call in arm.calls:
+        for call in variant.calls:
             tensors = [*call.func.parameters(), *call.args]
             reads.append({t.untyped_storage().data_ptr(): t.nbytes for t in tensors})
-            outputs.append(arm())
+            outputs.append(variant())
         assert len(set().union(*reads)) == sum(map(len, reads))
         assert sum(sum(read.values()) for read in reads) >= 2 * 10_000
         assert all(torch.equal(y, outputs[0]) for y in outputs)
@@ -1508,18 +1530,18 @@ def test_a_cache_of_unknown_size_is_none(small_cache):
 @pytest.mark.parametrize("what", ["tf32", "cold"])
 def test_rivals_are_for_cuda(what):
     with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
-        MODULES["rivals"].race("cpu", what, "3a", 1, "float32", "NCHW")
+        MODULES["rivals"].benchmark("cpu", what, "3a", 1, "float32", "NCHW")
 
 
 def test_two_launches_in_cold_caches_are_tuned_once(tuned):
     model = models.randomise(models.Inception((6, 5, 4, 5, 3, 5, 5))).eval()
     x = torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        arm = circumstances.rotated(partial(rungs.in_two, model, x), 3)
+        variant = circumstances.rotated(partial(variants.in_two, model, x), 3)
         for _ in range(3):
-            timing.near(arm(), rungs.exact(model, x)[0], 1e-5)
+            timing.near(variant(), variants.exact(model, x)[0], 1e-5)
     assert len(tuned) == 1
-    assert arm.note().startswith("3 copies in turn, tiles ")
+    assert variant.note().startswith("3 copies in turn, tiles ")
 
 
 # Names and times of kernels.
@@ -1528,13 +1550,15 @@ def test_two_launches_in_cold_caches_are_tuned_once(tuned):
 @pytest.mark.parametrize("rung", ["folded, stacked, hoisted", "two launches"])
 def test_a_rung_leaves_a_timeline_of_itself(rung, drawn, gpu, uncompiled, monkeypatch):
     asked = []
-    monkeypatch.setattr(timing, "timeline", lambda arm, device: asked.append(arm) or [])
-    race = MODULES["kernel_times"].race("cpu", "tiny", rung, "float32", "NHWC")
-    (arm,) = agreed(race).values()
-    assert set(race.arms) == {rung}
+    monkeypatch.setattr(
+        timing, "timeline", lambda variant, device: asked.append(variant) or []
+    )
+    benchmark = MODULES["kernel_times"].benchmark("cpu", "tiny", rung, "float32", "NHWC")
+    (variant,) = agreed(benchmark).values()
+    assert set(benchmark.variants) == {rung}
     assert asked == []
-    race.timeline()
-    assert asked == [arm]
+    benchmark.timeline()
+    assert asked == [variant]
 
 
 def test_branches_wait_for_the_input_and_are_waited_for(monkeypatch):
@@ -1562,9 +1586,9 @@ def test_branches_wait_for_the_input_and_are_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(
-        rungs, "branches", lambda net: [partial(branch, net + n) for n in range(4)]
+        variants, "branches", lambda net: [partial(branch, net + n) for n in range(4)]
     )
-    forward = rungs.on_streams(10, torch.zeros(2, 1))
+    forward = variants.on_streams(10, torch.zeros(2, 1))
     assert forward().tolist() == [[10, 11, 12, 13]] * 2
     pairs = [(f"{n} waits for main", f"{n} computes {9 + n}") for n in (1, 2, 3, 4)]
     ends = [f"main waits for {n}" for n in (1, 2, 3, 4)]
@@ -1606,17 +1630,21 @@ def test_memory_is_kept_with_glibc_alone(library, monkeypatch):
 def test_memory_is_kept_where_the_case_says_so(how, drawn, monkeypatch):
     kept = []
     monkeypatch.setattr(memory, "keep", lambda: kept.append(True))
-    race = memory.race("cpu", how, "tiny", 3, "NHWC")
+    benchmark = memory.benchmark("cpu", how, "tiny", 3, "NHWC")
     assert bool(kept) == (how == "kept")
-    assert list(race.arms) == ["separate", "stacked", "copied"]
-    assert race.share == 1e-5
-    assert [y.shape for y in race.expected] == [(3, width, 4, 4) for width in (5, 4, 2)]
-    arms = agreed(race)
-    assert all(lies(t, "NHWC") for t in given_to_layers(arms["separate"]))
-    launches = {name: timing.count_launches(arm).count for name, arm in arms.items()}
+    assert list(benchmark.variants) == ["separate", "stacked", "copied"]
+    assert benchmark.tolerance == 1e-5
+    assert [y.shape for y in benchmark.expected] == [
+        (3, width, 4, 4) for width in (5, 4, 2)
+    ]
+    timed = agreed(benchmark)
+    assert all(lies(t, "NHWC") for t in given_to_layers(timed["separate"]))
+    launches = {
+        name: timing.count_launches(variant).count for name, variant in timed.items()
+    }
     assert launches == {"separate": 3, "stacked": 1, "copied": 3}
     with pytest.raises(Unavailable, match=r"^PyTorch keeps a GPU's memory itself$"):
-        memory.race("cuda", how, "3a", 1, "NCHW")
+        memory.benchmark("cuda", how, "3a", 1, "NCHW")
 
 
 PICTURE = torch.tensor([-1.0, 2.0])
@@ -1675,9 +1703,9 @@ def test_onnx_runtime_gets_as_many_threads_and_lets_go_of_them(exported, monkeyp
     runtime = SimpleNamespace(SessionOptions=Options, InferenceSession=Session)
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    arm = peers.onnx_runtime(net, PICTURE)
-    assert [y.tolist() for y in arm()] == [[0, 2]]
-    assert arm.convolutions == 2
+    variant = peers.onnx_runtime(net, PICTURE)
+    assert [y.tolist() for y in variant()] == [[0, 2]]
+    assert variant.convolutions == 2
     check_export(exported, net)
     (options,) = made
     folder = Path(vars(options).pop("optimized_model_filepath")).parent
@@ -1708,9 +1736,9 @@ def test_openvino_computes_in_float32_with_as_many_threads(exported, monkeypatch
     )
     monkeypatch.setitem(sys.modules, "openvino", runtime)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    arm = peers.openvino(net, PICTURE)
-    assert [y.tolist() for y in arm()] == [[0, 2]]
-    assert arm.convolutions == 2
+    variant = peers.openvino(net, PICTURE)
+    assert [y.tolist() for y in variant()] == [[0, 2]]
+    assert variant.convolutions == 2
     check_export(exported, net)
     settings = {
         "INFERENCE_NUM_THREADS": 7,
@@ -1769,10 +1797,10 @@ def generating(monkeypatch):
 
 def test_convolutions_are_counted_in_generated_code(generating):
     told, _ = generating
-    arm = peers.inductor(nn.ReLU(), PICTURE, freezing=True)
+    variant = peers.inductor(nn.ReLU(), PICTURE, freezing=True)
     assert told == [{"options": {"freezing": True}}]
-    assert arm.convolutions == 4
-    assert arm().tolist() == [0, 2]
+    assert variant.convolutions == 4
+    assert variant().tolist() == [0, 2]
 
 
 def test_generated_code_without_a_known_convolution_is_not_counted(generating):

@@ -12,7 +12,7 @@ import pytest
 from hfusion import timing
 from sideways import experiments, live, records
 from sideways.progress import Bar
-from sideways.recording import STOPPED, silent
+from sideways.recorder import STOPPED, silent
 
 MACHINE = records.Machine("m", "cpu", "M", "M", 1, "3", "2")
 PLANNED = [{"module": name, "batch": 1} for name in ("3a", "3b", "4a")]
@@ -31,8 +31,8 @@ class Runs:
         self.calls.append((name, device, limit_s))
         ends_s = self.now_s + limit_s
         there = known.cases if known else ()
-        raced = {case.parameters["module"] for case in there if case.samples}
-        todo = [p for p in PLANNED if p["module"] not in raced]
+        measured = {case.parameters["module"] for case in there if case.samples}
+        todo = [p for p in PLANNED if p["module"] not in measured]
         for parameters in progress(todo):
             say("separate")
             self.count += 1
@@ -40,14 +40,14 @@ class Runs:
                 raise KeyboardInterrupt
             if self.now_s + self.each_s <= ends_s:
                 self.now_s += self.each_s
-                raced.add(parameters["module"])
-            keep(self.record(name, device, raced))
-        return self.record(name, device, raced)
+                measured.add(parameters["module"])
+            keep(self.record(name, device, measured))
+        return self.record(name, device, measured)
 
-    def record(self, name, device, raced):
+    def record(self, name, device, measured):
         cases = tuple(
             records.Case(p, {"a": (1.0,)})
-            if p["module"] in raced
+            if p["module"] in measured
             else records.Case(p, {}, skipped={"every arm": STOPPED})
             for p in PLANNED
         )
@@ -109,7 +109,7 @@ def test_what_was_measured_now_does_not_say_that_it_was_recorded(live_with, tmp_
     labels = [r.label for machines in found.values() for r in machines.values()]
     assert labels == 2 * ["measured on M, 2026-11-22"]
     with pytest.raises(records.NotRecorded, match=r"stage \(measured on M, .*not reached"):
-        found["stage"]["m"].raced(module="4a")
+        found["stage"]["m"].measured(module="4a")
     saved = records.load(records.save(found["stage"]["m"], tmp_path))
     assert saved.label == "recorded on M, 2026-11-22"
 
@@ -145,7 +145,7 @@ def test_who_stops_it_keeps_what_is_done_and_measures_only_the_rest(live_with, c
         "that. Run this cell again to measure the rest."
     )
     with pytest.raises(records.NotRecorded, match="not reached before the run was stopped"):
-        experiments.first(found, "stage").raced(module="4a")
+        experiments.first(found, "stage").measured(module="4a")
     with pytest.raises(records.NotRecorded, match="there is no record of network"):
         experiments.first(found, "network").select()
     before = runs.count
@@ -240,9 +240,9 @@ def test_the_bar_says_case_arm_and_time_left(clock):
     file, seen = io.StringIO(), []
     with Bar("module_ladder", 100, file) as bar:
         for number, _ in enumerate(bar.cases(PLANNED)):
-            for arm in ("folded", "streams"):
+            for variant in ("folded", "streams"):
                 clock[0] += 5
-                bar.say(arm)
+                bar.say(variant)
                 seen.append(file.getvalue().rpartition("\r")[2].strip())
             assert bar.done == number
     starts = [line.partition("cases, ")[2] for line in seen]

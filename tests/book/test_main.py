@@ -18,7 +18,7 @@ from made_up_record import RECORD
 import hfusion
 from hfusion import __main__ as command
 from hfusion import models, named
-from sideways import apart, experiments, recording, records, runs
+from sideways import apart, experiments, recorder, records, runs
 from sideways.experiments import launch_overhead
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -676,7 +676,7 @@ def ran(monkeypatch):
     shares |= dict.fromkeys([*ERRORS, *SKIPS], 0.1)
     monkeypatch.setattr(experiments, "SHARES", shares)
     monkeypatch.setattr(experiments, "here", lambda: "cpu")
-    monkeypatch.setattr(recording, "machine", lambda device: RECORD.machine)
+    monkeypatch.setattr(recorder, "machine", lambda device: RECORD.machine)
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     calls = []
 
@@ -685,7 +685,7 @@ def ran(monkeypatch):
         cases = [{"number": 0}, {"number": 1}]
         bar = iter(progress(cases))  # as long as this frame is known, it is not closed
         for case in bar:
-            say("an arm")
+            say("a variant")
             if case["number"] == 1 and name in ERRORS:
                 if ERRORS[name] is TERM:
                     os.kill(os.getpid(), signal.SIGTERM)
@@ -700,7 +700,7 @@ def ran(monkeypatch):
 def made(name, **more):
     case = RECORD.cases[0]
     if name in SKIPS:
-        more["cases"] = (dataclasses.replace(case, skipped={"arm 7": SKIPS[name]}),)
+        more["cases"] = (dataclasses.replace(case, skipped={"variant 7": SKIPS[name]}),)
     if name == "never":
         late = dataclasses.replace(RECORD.cases[1], skipped={"every arm": "not reached"})
         more["cases"] = (late,)
@@ -949,7 +949,7 @@ def test_the_status_says_what_went_wrong(capsys, ran, names, status):
     assert {Path(path).stem for path in files()} == kept
     assert "Traceback" not in err
     for name in set(names) & set(SKIPS):
-        assert f"  {name}: {SKIPS[name]}: arm 7" in out.splitlines()
+        assert f"  {name}: {SKIPS[name]}: variant 7" in out.splitlines()
     if "never" in names:
         assert "  never: not reached in time" in out.splitlines()
     if "broken" in names:

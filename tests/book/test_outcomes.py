@@ -13,7 +13,7 @@ from sideways.records import Case, NotRecorded, nothing
 def record(experiment, *cases):
     made = nothing(experiment)
     cases = tuple(
-        Case(parameters, {arm: (us,) * 3 for arm, us in times.items()})
+        Case(parameters, {variant: (us,) * 3 for variant, us in times.items()})
         for parameters, times in cases
     )
     return made.__class__(**{**vars(made), "cases": cases})
@@ -88,7 +88,7 @@ def test_each_way_is_compared_in_its_own_mode():
 
 @pytest.mark.parametrize("missing", STAGE)
 def test_what_was_not_raced_is_left_out(missing):
-    left = {arm: us for arm, us in STAGE.items() if arm != missing}
+    left = {variant: us for variant, us in STAGE.items() if variant != missing}
     found = middles(record("stage", (case(module="3a"), left)))
     assert len(found) == 3 - {"separate": 2}.get(missing, 1)
 
@@ -157,7 +157,7 @@ def test_a_line_of_the_table_names_what_its_block_does_not():
 
 def test_nothing_recorded_is_no_table():
     with pytest.raises(
-        NotRecorded, match="no case of stage, network was raced in two ways"
+        NotRecorded, match="no case of stage, network was measured in two ways"
     ):
         outcomes.brought(nothing("stage"), nothing("network"))
 

@@ -163,17 +163,17 @@ def test_at_the_ends_of_a_range_it_is_a_hit():
 
 
 def test_only_the_arms_that_are_asked_for(recorded):
-    said = ladder(recorded, arms=("slow",), module="3b")
+    said = ladder(recorded, variants=("slow",), module="3b")
     assert "fast" not in said
     assert "3a" not in said
     assert "slow" in said
 
 
 @pytest.mark.parametrize(
-    ("arms", "gains"), [(("fast",), set()), (("slow", "fast"), {"fast / slow"})]
+    ("variants", "gains"), [(("fast",), set()), (("slow", "fast"), {"fast / slow"})]
 )
-def test_a_gain_is_kept_with_both_of_its_arms(arms, gains):
-    cases = judge.chosen(CONTENT, "module_ladder", arms)
+def test_a_gain_is_kept_with_both_of_its_arms(variants, gains):
+    cases = judge.chosen(CONTENT, "module_ladder", variants)
     assert [set(case["gains"]) for case in cases] == [gains] * 2
 
 

@@ -14,7 +14,7 @@ from hfusion import models
 from hfusion.timing import cost, eager
 from sideways import arithmetic, predictions
 from sideways.arithmetic import INPUTS, LEFT_OUT, Input
-from sideways.experiments import network, rungs, stage
+from sideways.experiments import network, stage, variants
 
 HALF = {"batch": 1, "dtype": "float16", "layout": "NHWC"}
 MIDDLE = SimpleNamespace(**{name: given.middle for name, given in INPUTS.items()})
@@ -47,7 +47,7 @@ def small():
         ),
         ("module_ladder", {"module": "3a"} | HALF | {"batch": 32}),
         ("stage", {"module": "3a", "batch": 128, "dtype": "float32", "layout": "NCHW"}),
-        *(("launch_overhead", {"operator": "abs", "way": w}) for w in rungs.WAYS),
+        *(("launch_overhead", {"operator": "abs", "way": w}) for w in variants.WAYS),
     ]
     return [(e, p, predictions.EXPERIMENTS[e][0](p)) for e, p in chosen]
 
@@ -57,8 +57,8 @@ def times(small, values):
     found = {}
     for experiment, parameters, works in small:
         _, us = predictions.EXPERIMENTS[experiment]
-        for arm, time in us(parameters, works, values).items():
-            found[experiment, json.dumps(parameters), arm] = time
+        for variant, time in us(parameters, works, values).items():
+            found[experiment, json.dumps(parameters), variant] = time
     return found
 
 
@@ -181,11 +181,11 @@ def test_a_ratio_is_not_less_certain_than_what_cancels_in_it():
 # Against other counts.
 
 
-@pytest.mark.parametrize("dtype", rungs.USUAL)
+@pytest.mark.parametrize("dtype", variants.USUAL)
 def test_as_many_kernels_as_cost_counts(dtype):
-    layout = rungs.USUAL[dtype]
+    layout = variants.USUAL[dtype]
     parameters = {"module": "4c", "batch": 1, "dtype": dtype, "layout": layout}
-    nets = rungs.eager(models.Inception.from_table("4c").eval())
+    nets = variants.eager(models.Inception.from_table("4c").eval())
     works = predictions.ladder(parameters)
     counted = predictions.counts(works, "module_ladder", parameters)
     for rung, net in nets.items():
@@ -195,7 +195,7 @@ def test_as_many_kernels_as_cost_counts(dtype):
         assert counted[rung][:2] == counted[f"graph, {rung}"][:2] == [n, n]
 
 
-@pytest.mark.parametrize("layout", rungs.FORMATS)
+@pytest.mark.parametrize("layout", variants.FORMATS)
 def test_a_stage_has_the_flops_and_bytes_that_cost_counts(layout):
     parameters = {"module": "3b", "batch": 8, "dtype": "float32", "layout": layout}
     works = predictions.siblings(parameters)
@@ -223,8 +223,8 @@ def test_what_is_outside_of_the_modules():
     assert len(outside["products"]) == 3
     assert outside["products"][0][:3] == [112 * 112, 64, 3 * 7 * 7]
     assert (outside["kernels"], outside["others"]) == (3 * 3 + 4 + 2, 3 + 4 + 2)
-    assert len(works[rungs.WRITTEN]["products"]) == 57
-    assert len(works[rungs.HOISTED]["products"]) == 39
+    assert len(works[variants.WRITTEN]["products"]) == 57
+    assert len(works[variants.HOISTED]["products"]) == 39
 
 
 def test_a_pooling_writes_indices_too():
@@ -255,16 +255,18 @@ def test_a_convolution_says_what_it_reads_and_writes():
     assert conv.written == 2 * 4 * 35
 
 
-# The arms are those of the experiments.
+# The variants are those of the experiments.
 
 
-def test_the_arms_of_a_ladder_are_those_that_are_raced(small):
+def test_the_variants_of_a_ladder_are_those_that_are_raced(small):
     _, parameters, works = small[0]
     found = predictions.predicted("module_ladder", parameters, works)
-    model, x = rungs.inception("3a", 1, "float32", "cpu")
-    raced = rungs.arms(rungs.eager(model), x, "cuda", rungs.MODES, rungs.TIMES, rungs.OURS)
-    assert set(found["us"]) == set(raced) | {"streams"}
-    assert set(found["kernels"]) == set(raced)
+    model, x = variants.inception("3a", 1, "float32", "cpu")
+    measured = variants.every(
+        variants.eager(model), x, "cuda", variants.MODES, variants.TIMES, variants.OURS
+    )
+    assert set(found["us"]) == set(measured) | {"streams"}
+    assert set(found["kernels"]) == set(measured)
 
 
 def test_a_gain_is_how_much_faster_an_arm_is(small):
@@ -272,8 +274,8 @@ def test_a_gain_is_how_much_faster_an_arm_is(small):
     found = predictions.predicted("module_ladder", parameters, works)
     us = found["us"]
     for name, (_, middle, _) in found["gains"].items():
-        arm, base = name.split(" / ")
-        assert middle == pytest.approx(us[base][1] / us[arm][1], rel=0.01)
+        variant, base = name.split(" / ")
+        assert middle == pytest.approx(us[base][1] / us[variant][1], rel=0.01)
     assert found["gains"][f"{predictions.LAST} / graph, as written"][1] > 1
 
 
@@ -282,15 +284,15 @@ def test_the_device_decides_where_the_host_is_faster(small):
     _, parameters, works = small[3]
     us = predictions.siblings_us(parameters, works, MIDDLE)
     assert us["separate"] == us["graph, separate"] > 100
-    single = predictions._rungs(works, "float32", MIDDLE, between=7)
+    single = predictions._variants(works, "float32", MIDDLE, between=7)
     assert single["graph, separate"] == single["separate"] + 7
 
 
-def test_the_arms_of_a_stage_are_those_that_are_raced(small):
+def test_the_variants_of_a_stage_are_those_that_are_raced(small):
     _, parameters, works = small[3]
     found = predictions.predicted("stage", parameters, works)
-    race = stage.race("cpu", "3a", 1, "float32", "NCHW")
-    assert set(found["us"]) == set(race.arms)
+    benchmark = stage.benchmark("cpu", "3a", 1, "float32", "NCHW")
+    assert set(found["us"]) == set(benchmark.variants)
     assert {name.split(" / ")[1] for name in found["gains"]} == {
         "separate",
         "graph, separate",
@@ -337,12 +339,12 @@ def test_what_is_written_comes_back():
 def module_3a(rung):
     """The operators of module 3a on one rung, and the same as a program."""
     model = models.randomise(models.Inception.from_table("3a")).eval()
-    net = rungs.eager(model)[rung]
+    net = variants.eager(model)[rung]
     operators = eager.operators(net, "float32", "NCHW", 1, (192, 28, 28))
     return operators, predictions.work(operators, 4)
 
 
-@pytest.mark.parametrize("rung", [rungs.WRITTEN, rungs.HOISTED])
+@pytest.mark.parametrize("rung", [variants.WRITTEN, variants.HOISTED])
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_timeline_adds_up_to_what_host_and_device_take(rung, graph):
     operators, program = module_3a(rung)
@@ -358,7 +360,7 @@ def test_a_timeline_adds_up_to_what_host_and_device_take(rung, graph):
 
 @pytest.mark.parametrize("graph", [False, True])
 def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(graph):
-    operators, _ = module_3a(rungs.HOISTED)
+    operators, _ = module_3a(variants.HOISTED)
     slow = at(node=30)  # so that the device is the slower one
     for values in (MIDDLE, slow):
         events = predictions.timeline(operators, "float32", graph, values)
@@ -378,7 +380,7 @@ def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(gr
 
 
 def test_a_graph_leaves_the_device_no_gap_but_the_step():
-    operators, _ = module_3a(rungs.WRITTEN)
+    operators, _ = module_3a(variants.WRITTEN)
     events = predictions.timeline(operators, "float32", graph=True)
     ends = [end for lane, *_, end in events if lane == "device"]
     begins = [begin for lane, _, begin, _ in events if lane == "device"]

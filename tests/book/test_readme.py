@@ -17,7 +17,7 @@ import hfusion
 from hfusion import timing
 from hfusion.fusing import _members, siblings
 from sideways import records
-from sideways.experiments import rungs
+from sideways.experiments import variants
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,12 +60,12 @@ def test_a_readme_that_has_lost_a_block_is_refused():
         readme.filled(TEXT.replace("<!-- measured -->", ""))
 
 
-def case(batch=1, network="GoogLeNet", **samples):
-    arms = {rungs.FOLDED: (8.0, 8.0, 8.0)} | {
-        name.replace("_", " "): times for name, times in samples.items()
+def case(batch=1, network="GoogLeNet", **others):
+    samples = {variants.FOLDED: (8.0, 8.0, 8.0)} | {
+        name.replace("_", " "): times for name, times in others.items()
     }
     about = {"network": network, "batch": batch, "dtype": "float32", "layout": "NCHW"}
-    return records.Case(about, arms if samples else {})
+    return records.Case(about, samples if others else {})
 
 
 def kept(folder, cases, kind="cpu"):
@@ -78,7 +78,7 @@ def kept(folder, cases, kind="cpu"):
 
 
 def fused(*times):
-    return {rungs.HOISTED: times}
+    return {variants.HOISTED: times}
 
 
 def test_gains_and_losses_are_told_alike(tmp_path):
@@ -93,7 +93,7 @@ def test_gains_and_losses_are_told_alike(tmp_path):
 
 
 def test_what_was_not_raced_is_named(tmp_path):
-    compiled = {"compile, folded": (6.0,) * 3, f"compile, {rungs.HOISTED}": (3.0,) * 3}
+    compiled = {"compile, folded": (6.0,) * 3, f"compile, {variants.HOISTED}": (3.0,) * 3}
     kept(tmp_path, [case(1, **fused(4.0, 4.0, 4.0), **compiled), case(8, **compiled),
                     case(1, "torchvision"), case(64)], "cuda")  # fmt: skip
     said = readme.measured(tmp_path)

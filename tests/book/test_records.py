@@ -55,16 +55,22 @@ def test_a_case_knows_its_median_and_its_gain():
 
 
 def test_raced_gives_the_cases_in_which_these_arms_ran():
-    assert RECORD.raced() == RECORD.raced("stacked", module="3a") == [CASES[0]]
+    assert RECORD.measured() == RECORD.measured("stacked", module="3a") == [CASES[0]]
     record = dataclasses.replace(RECORD, cases=CASES[::-1])
-    assert record.raced(module="3a") == [CASES[0]]
+    assert record.measured(module="3a") == [CASES[0]]
 
 
 NOWHERE = {
     "case": (lambda r: r.select(module="3b"), "has no case module 3b"),
-    "raced": (lambda r: r.raced(batch=2), r"no raced case batch 2 \(out of memory\)"),
-    "arm": (lambda r: r.raced("graph"), r"at all with 'graph' \(needs a CUDA device\)"),
-    "arm nobody knows": (lambda r: r.raced("x"), r"at all with 'x' \("),
+    "measured": (
+        lambda r: r.measured(batch=2),
+        r"no measured case batch 2 \(out of memory\)",
+    ),
+    "variant": (
+        lambda r: r.measured("graph"),
+        r"at all with 'graph' \(needs a CUDA device\)",
+    ),
+    "variant nobody knows": (lambda r: r.measured("x"), r"at all with 'x' \("),
     "median": (lambda r: CASES[0].median("graph"), r"'graph' .*\(needs a CUDA device\)"),
     "gain": (lambda r: CASES[0].gain("graph", "stacked"), "'graph' did not run"),
     "base": (lambda r: CASES[0].gain("stacked", "graph"), "'graph' did not run"),
@@ -87,7 +93,7 @@ def test_what_is_not_there_is_named_with_its_reason(path, look, message):
 def test_a_record_of_nothing_has_no_case():
     empty = records.nothing("stage")
     assert (empty.label, empty.cases, empty.machine.kind) == ("not recorded", (), "cpu")
-    for look in (empty.select, empty.raced):
+    for look in (empty.select, empty.measured):
         with pytest.raises(NotRecorded, match=r"^there is no record of stage$"):
             look(batch=1)
 

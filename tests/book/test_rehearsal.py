@@ -7,7 +7,7 @@ takes long to make.
 import dataclasses
 
 import pytest
-from made_up_gpu import COMPILED, bad_arms, made_up, recorded
+from made_up_gpu import COMPILED, bad_variants, made_up, recorded
 
 from sideways import experiments, records, runs
 
@@ -18,9 +18,9 @@ def gpu(monkeypatch):
 
 
 NEEDS = {
-    (name, str(parameters), arms)
+    (name, str(parameters), variants)
     for needs in runs.READERS.values()
-    for name, parameters, arms in needs
+    for name, parameters, variants in needs
     if name != "memory"  # PyTorch keeps a GPU's memory itself
 }
 
@@ -37,7 +37,7 @@ def test_what_pages_read_is_there_within_five_of_seven_minutes(gpu, tmp_path, ca
     for record in found.values():
         for case in record.cases:
             if case.samples:
-                assert not set(case.samples) & set(bad_arms(gpu))
+                assert not set(case.samples) & set(bad_variants(gpu))
                 assert case.skipped["disagrees"].startswith(records.WRONG)
                 assert (
                     case.skipped["raises"] == "failed: ZeroDivisionError: division by zero"

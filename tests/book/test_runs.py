@@ -404,13 +404,13 @@ def test_a_pack_that_was_changed_is_refused(tmp_path, wrong):
 # The report.
 
 REPORT = """
-measured                  cases  arms
-  network                2 of 2     2
-  stage                  1 of 4     2
+measured                  cases  variants
+  network                2 of 2         2
+  stage                  1 of 4         2
 
 skipped
   ceilings: failed: ValueError: no
-  network: needs a CUDA device: graph, a; graph, b and 1 more arms
+  network: needs a CUDA device: graph, a; graph, b and 1 more variants
   stage: out of memory: 1 of 4 cases
   stage: not reached within 3 s: 2 of 4 cases
   stage: needs a CUDA device: graph

@@ -17,8 +17,8 @@ from PIL import Image
 
 import hfusion
 from hfusion import algebra
-from sideways import figures, recording, records, show
-from sideways.experiments import rungs
+from sideways import figures, recorder, records, show
+from sideways.experiments import variants
 from sideways.show import missing
 from sideways.show.text import excerpt
 
@@ -357,13 +357,13 @@ def test_branches_have_four_colours_that_nothing_else_has():
     assert not set(figures.BRANCHES) & {*figures.OTHERS, figures.INPUT, figures.INK}
 
 
-# Races
+# Benchmarks
 
 
 def rungs_say():
-    """Why an arm that wants a GPU did not run, in the recorder's own words."""
-    with pytest.raises(recording.Unavailable) as raised:
-        rungs.need_cuda("cpu")
+    """Why a variant that wants a GPU did not run, in the recorder's own words."""
+    with pytest.raises(recorder.Unavailable) as raised:
+        variants.need_cuda("cpu")
     return str(raised.value)
 
 
@@ -371,7 +371,7 @@ def test_a_race_is_a_table_with_what_is_missing():
     samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1e3)}
     case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
     lacks = {"graph": rungs_say(), "late": "took 9 s", "graph, folded": rungs_say()}
-    table = show.race(case, "as written", lacks)
+    table = show.benchmark(case, "as written", lacks)
     assert [line.split() for line in table.splitlines()] == [
         ["count", "µs", "gain", "(quartiles)"],
         ["as", "written", "20", "80", "1.00", "(1.00", "to", "1.00)"],
@@ -384,7 +384,7 @@ def test_a_race_is_a_table_with_what_is_missing():
 
 def test_a_race_may_have_times_as_multiples_of_a_limit():
     case = records.Case({"module": "3a"}, {"two launches": (3.0, 4.5, 6.0)})
-    first, line = show.race(case, "two launches", limit_us=3.0).splitlines()
+    first, line = show.benchmark(case, "two launches", limit_us=3.0).splitlines()
     assert first.split()[:3] == ["count", "µs", "limits"]
     assert line.split()[:4] == ["two", "launches", "4.50", "1.50"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hfusion import models
 from hfusion.timing import cost, eager
-from sideways.experiments import rungs
+from sideways.experiments import variants
 
 HALF = ("float16", "NHWC", 1)
 
@@ -16,7 +16,7 @@ HALF = ("float16", "NHWC", 1)
 @pytest.fixture(scope="module")
 def ladder():
     model = models.randomise(models.Inception.from_table("3a")).eval()
-    return rungs.eager(model)
+    return variants.eager(model)
 
 
 # As written: 6 convolutions, norms and ReLUs, a pooling, a concatenation. Folded: a bias
@@ -42,12 +42,12 @@ def test_the_rungs_of_a_module(ladder, case):
 
 @pytest.mark.parametrize("row", models.TABLE)
 def test_all_modules_of_the_table_are_alike(row):
-    nets = rungs.eager(models.Inception.from_table(row).eval())
+    nets = variants.eager(models.Inception.from_table(row).eval())
     counted = [cost.kernels(network, "float32", "NCHW", 1) for network in nets.values()]
     assert tuple(counted) == LADDER["float32", "NCHW", 1]
 
 
-@pytest.mark.parametrize("rung", [rungs.WRITTEN, rungs.HOISTED])
+@pytest.mark.parametrize("rung", [variants.WRITTEN, variants.HOISTED])
 def test_the_module_is_left_as_it_was(ladder, rung):
     network = copy.deepcopy(ladder[rung])
     network.training = True

@@ -1,4 +1,4 @@
-"""What may have happened to a record: it ends early, lacks an arm, or is not there.
+"""What may have happened to a record: it ends early, lacks a variant, or is not there.
 
 HFUSION_ALL_CUTS=1 cuts after every case and takes away every arm.
 """
@@ -26,20 +26,20 @@ def cuts(record):
         if ALL or k == some[len(some) // 2]:
             short = dataclasses.replace(record, cases=record.cases[:k])
             yield f"ends after {k} of {n} cases", short
-    arms = list(dict.fromkeys(arm for case in record.cases for arm in case.samples))
-    for arm in arms if ALL else arms[:1] + arms[-1:] if len(arms) > 1 else ():
-        yield f"without {arm!r}", without(record, arm)
+    every = list(dict.fromkeys(name for case in record.cases for name in case.samples))
+    for variant in every if ALL else every[:1] + every[-1:] if len(every) > 1 else ():
+        yield f"without {variant!r}", without(record, variant)
 
 
-def without(record, arm):
-    """A record in which an arm has failed in every case."""
+def without(record, variant):
+    """A record in which a variant has failed in every case."""
     cases = tuple(
         dataclasses.replace(
             case,
-            samples={k: v for k, v in case.samples.items() if k != arm},
-            launches={k: v for k, v in case.launches.items() if k != arm},
-            faults={k: v for k, v in case.faults.items() if k != arm},
-            skipped=case.skipped | {arm: "failed: ValueError: no"},
+            samples={k: v for k, v in case.samples.items() if k != variant},
+            launches={k: v for k, v in case.launches.items() if k != variant},
+            faults={k: v for k, v in case.faults.items() if k != variant},
+            skipped=case.skipped | {variant: "failed: ValueError: no"},
         )
         for case in record.cases
     )

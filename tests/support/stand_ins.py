@@ -36,8 +36,8 @@ class Clock:
         before, self.ring = self.ring, handler
         return before
 
-    def arm(self, seconds, makes_s=0, value=lambda: X + X):
-        """What makes an arm, in so many seconds, whose calls take so many."""
+    def variant(self, seconds, makes_s=0, value=lambda: X + X):
+        """What makes a variant, in so many seconds, whose calls take so many."""
 
         def call():
             self.spend(seconds)

@@ -9,9 +9,8 @@ import os
 
 import torch
 
-from .. import records
+from .. import recorder, records
 from ..live import measured
-from ..recording import record, silent
 from ..shipped import shipped
 
 # Of the time for all of them, what each may have. What most pages read comes first, and
@@ -31,7 +30,7 @@ SHARES = {
     "kernel_times": 0.02,
     "rivals": 0.05,
 }
-# What their slow arms may have, at the end.
+# What their slow variants may have, at the end.
 AGAIN = {"module_ladder": 0.06, "network": 0.03}
 
 
@@ -48,15 +47,17 @@ def here() -> str:
 
 def run(
     name, device, limit_s=float("inf"), progress=iter, keep=None,
-    say=silent, known=None, again=None, lost=(),
+    say=recorder.silent, known=None, again=None, lost=(),
 ):  # fmt: skip
-    """The Record of one experiment, measured now; see `recording.record`."""
+    """The Record of one experiment, measured now; see `recorder.run`."""
     experiment = importlib.import_module(f".{name}", __package__)
-    return record(experiment, device, limit_s, progress, keep, say, known, again, lost)
+    return recorder.run(
+        experiment, device, limit_s, progress, keep, say, known, again, lost
+    )
 
 
 def again(name, device) -> bool:
-    """Whether an experiment has slow arms on this device, raced when all else is done."""
+    """Whether an experiment has slow variants on this device, measured last."""
     experiment = importlib.import_module(f".{name}", __package__)
     return bool(getattr(experiment, "again", lambda device: ())(device))
 

@@ -11,8 +11,8 @@ import torch
 from hfusion import models
 from hfusion.timing import cost
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = (
     "How fast can this machine copy, multiply, and launch a kernel that does nothing?"
@@ -23,44 +23,44 @@ CHAIN = (1, 10, 100)  # how many in a row
 
 def cases(device):
     side, largest = (8192, 30) if device != "cpu" else (1024, 28)
-    dtypes = rungs.DTYPES if device != "cpu" else ("float32", "bfloat16")
+    dtypes = variants.DTYPES if device != "cpu" else ("float32", "bfloat16")
     return [
         *({"what": "copy", "bytes": 2**power} for power in range(16, largest + 1, 2)),
         *({"what": "matmul", "dtype": dtype, "side": side} for dtype in dtypes),
         *(
             {"what": "empty", "operator": operator, "way": way}
-            for operator in rungs.EMPTY
+            for operator in variants.EMPTY
             for way in ("eager", "graph")
         ),
         *(
             {"what": "empty", "operator": operator, "way": "eager"}
-            for operator in rungs.NO_KERNEL
+            for operator in variants.NO_KERNEL
         ),
     ]
 
 
-def race(device, what, **parameters):
-    return RACES[what](device, **parameters)
+def benchmark(device, what, **parameters):
+    return BENCHMARKS[what](device, **parameters)
 
 
 def copy(device, bytes):
     # Half of the bytes are read and half are written; random, since zeros may be faster.
     x = torch.randn(bytes // 8, device=device)
     y = torch.empty_like(x)
-    return Race({"copy": lambda: lambda: y.copy_(x)}, (rungs.doubled(x),), 0)
+    return Benchmark({"copy": lambda: lambda: y.copy_(x)}, (variants.doubled(x),), 0)
 
 
 def matmul(device, dtype, side):
     a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
-    expected = (rungs.doubled(a) @ rungs.doubled(b),)
-    return Race({"matmul": lambda: lambda: a @ b}, expected, rungs.SHARE[dtype])
+    expected = (variants.doubled(a) @ variants.doubled(b),)
+    return Benchmark({"matmul": lambda: lambda: a @ b}, expected, variants.TOLERANCE[dtype])
 
 
 def empty(device, operator, way):
-    return Race(**rungs.chains(operator, way, CHAIN, device), calls=10)
+    return Benchmark(**variants.chains(operator, way, CHAIN, device), calls=10)
 
 
-RACES = {"copy": copy, "matmul": matmul, "empty": empty}
+BENCHMARKS = {"copy": copy, "matmul": matmul, "empty": empty}
 
 
 def limits(record, dtype):
@@ -91,5 +91,5 @@ def module_us(record, module, batch, dtype, **_):
 def _one_more(record, operator, way):
     """What one more link of a chain costs, in seconds."""
     first, *_, last = map(str, CHAIN)
-    (case,) = record.raced(first, last, what="empty", operator=operator, way=way)
+    (case,) = record.measured(first, last, what="empty", operator=operator, way=way)
     return (case.median(last) - case.median(first)) / (int(last) - int(first)) / 1e6

@@ -1,4 +1,4 @@
-"""Arms in other circumstances: with TF32, and with cold caches. No experiment itself."""
+"""Variants with TF32, and with cold caches. No experiment itself."""
 
 import contextlib
 import copy
@@ -11,7 +11,7 @@ from torch import nn
 
 from hfusion import timing
 
-from ..recording import Unavailable
+from ..recorder import Unavailable
 
 FILLS = 2  # so many times what the cache holds is read before anything is read again
 
@@ -31,15 +31,15 @@ def tf32_on():
 def in_tf32(make):
     """What `make` makes, made and called with TF32; a graph has it inside."""
     with tf32_on():
-        arm = make()
-    if hasattr(arm, "graph"):
-        return arm
+        variant = make()
+    if hasattr(variant, "graph"):
+        return variant
 
     def call():
         with tf32_on():
-            return arm()
+            return variant()
 
-    call.fn = arm
+    call.fn = variant
     return call
 
 
@@ -55,10 +55,10 @@ def copies(model, x, device):
 
 def rotated(make, number):
     """Each call has another copy of the network that `make` calls, and of its input."""
-    arm = make()
-    net, (x,) = arm.func, arm.args
+    variant = make()
+    net, (x,) = variant.func, variant.args
     calls = [partial(copy.deepcopy(net), x.clone()) for _ in range(number)]
-    turns, note = itertools.cycle(calls), getattr(arm, "note", str)
+    turns, note = itertools.cycle(calls), getattr(variant, "note", str)
 
     def call():
         return next(turns)()

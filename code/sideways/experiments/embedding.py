@@ -14,8 +14,8 @@ from torch import nn
 from hfusion import models, stacking
 from hfusion.timing import cost
 
-from ..recording import Race, Unavailable
-from . import rungs
+from ..recorder import Benchmark, Unavailable
+from . import variants
 
 QUESTION = "When does it pay to embed small windows in a large one?"
 ROUNDS = 30
@@ -47,7 +47,7 @@ def ways(windows, channels, side, batch, dtype):
 
 
 def without_onednn(device, fn):
-    """An arm that is not allowed oneDNN."""
+    """A variant that is not allowed oneDNN."""
     if device != "cpu":
         raise Unavailable("oneDNN is for CPUs")
 
@@ -61,22 +61,26 @@ def without_onednn(device, fn):
     return call
 
 
-def race(device, windows, channels, side, batch, dtype):
+def benchmark(device, windows, channels, side, batch, dtype):
     x = torch.randn(batch, channels, side, side)
     convs = [
         nn.Conv2d(channels, channels, (h, w), padding=(h // 2, w // 2))
         for h, w in WINDOWS[windows]
     ]
     convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
-    whole, x = rungs.placed(nn.ModuleList(convs), x, dtype, device, rungs.USUAL[dtype])
+    whole, x = variants.placed(
+        nn.ModuleList(convs), x, dtype, device, variants.USUAL[dtype]
+    )
     stacked = stacking.stack(whole, embed=True)
     fns = {
         "separate": lambda: [conv(x) for conv in whole],
         "embedded": partial(stacked, x),
     }
-    arms = rungs.with_graphs(device, fns)
+    makers = variants.with_graphs(device, fns)
     for name, fn in fns.items():
-        arms[f"{name}, no oneDNN"] = partial(without_onednn, device, fn)
+        makers[f"{name}, no oneDNN"] = partial(without_onednn, device, fn)
     with torch.no_grad():
-        expected = tuple(rungs.doubled(conv)(rungs.doubled(x)) for conv in whole)
-    return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))
+        expected = tuple(variants.doubled(conv)(variants.doubled(x)) for conv in whole)
+    return Benchmark(
+        makers, expected, variants.TOLERANCE[dtype], repeats=variants.repeats(makers)
+    )

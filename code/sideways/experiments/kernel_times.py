@@ -6,29 +6,29 @@ call for convolution, bias and ReLU, and two launches. On CUDA devices only.
 
 from hfusion import timing
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "Which kernels run in one call of an Inception module, and for how long each?"
 ROUNDS = 5
-SHOWN = (rungs.WRITTEN, rungs.FOLDED, rungs.HOISTED, rungs.ONE_CALL)
+SHOWN = (variants.WRITTEN, variants.FOLDED, variants.HOISTED, variants.ONE_CALL)
 
 
 def cases(device):
-    half = [(rung, "float16") for rung in (*SHOWN, rungs.TWO)]
+    half = [(rung, "float16") for rung in (*SHOWN, variants.TWO)]
     return [
-        {"module": "3a", "rung": rung, "dtype": dtype, "layout": rungs.USUAL[dtype]}
-        for rung, dtype in (*half, (rungs.ONE_CALL, "float32"))
+        {"module": "3a", "rung": rung, "dtype": dtype, "layout": variants.USUAL[dtype]}
+        for rung, dtype in (*half, (variants.ONE_CALL, "float32"))
     ]
 
 
-def race(device, module, rung, dtype, layout):
-    rungs.need_cuda(device)
-    model, x = rungs.inception(module, 1, dtype, device, layout)
-    make = rungs.arms(rungs.eager(model), x, device, modes=())[rung]
-    return Race(
+def benchmark(device, module, rung, dtype, layout):
+    variants.need_cuda(device)
+    model, x = variants.inception(module, 1, dtype, device, layout)
+    make = variants.every(variants.eager(model), x, device, modes=())[rung]
+    return Benchmark(
         {rung: make},
-        rungs.exact(model, x),
-        2 * rungs.SHARE[dtype],
+        variants.exact(model, x),
+        2 * variants.TOLERANCE[dtype],
         timeline=lambda: timing.timeline(make(), device),
     )

@@ -2,12 +2,12 @@
 
 Chains of n kernels that do next to nothing: launched by the host; its time until it has
 handed them over; and replayed as one CUDA graph. Chains of all lengths take turns in one
-race, so that a disturbance does not look like a length. On a CPU nothing is launched, and
-a chain costs what dispatching its operators costs.
+benchmark, so that a disturbance does not look like a length. On a CPU nothing is
+launched, and a chain costs what dispatching its operators costs.
 """
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "What do n launches cost, and how much of it is the host's?"
 ROUNDS = 40
@@ -15,8 +15,8 @@ CHAINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def cases(device):
-    return [{"operator": "abs", "way": way} for way in rungs.WAYS]
+    return [{"operator": "abs", "way": way} for way in variants.WAYS]
 
 
-def race(device, operator, way):
-    return Race(**rungs.chains(operator, way, CHAINS, device), calls=10)
+def benchmark(device, operator, way):
+    return Benchmark(**variants.chains(operator, way, CHAINS, device), calls=10)

@@ -13,8 +13,8 @@ from hfusion import models
 from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
 
-from ..recording import Race
-from . import peers, rungs
+from ..recorder import Benchmark
+from . import peers, variants
 from .network import on_cpu
 
 QUESTION = "How many of GoogLeNet's convolutions does each system leave?"
@@ -32,21 +32,23 @@ def cases(device):
     return [{"network": "GoogLeNet", "batch": 1}]
 
 
-def race(device, network, batch):
+def benchmark(device, network, batch):
     model = models.randomise(models.GoogLeNet()).eval().to(device)
     x = torch.randn(batch, 3, 224, 224).to(device)
-    arms = {WRITTEN: partial(eager, model, x)}
+    makers = {WRITTEN: partial(eager, model, x)}
     for name, options in INDUCTOR.items():
-        arms[name] = partial(peers.inductor, model, x, **options)
+        makers[name] = partial(peers.inductor, model, x, **options)
     for name, runtime in peers.RUNTIMES.items():
-        arms[name] = partial(on_cpu, device, runtime, model, x)
-    arms[OURS] = lambda: eager(lower(plan(model)), x)
-    expected = rungs.exact(model, x)
-    return Race(arms, expected, 20 * rungs.SHARE["float32"], count=convolutions)
+        makers[name] = partial(on_cpu, device, runtime, model, x)
+    makers[OURS] = lambda: eager(lower(plan(model)), x)
+    expected = variants.exact(model, x)
+    return Benchmark(
+        makers, expected, 20 * variants.TOLERANCE["float32"], count=convolutions
+    )
 
 
 def eager(net, x):
-    """An arm that calls a network as it is."""
+    """A variant that calls a network as it is."""
 
     def call():
         return net(x)
@@ -55,6 +57,6 @@ def eager(net, x):
     return call
 
 
-def convolutions(arm):
-    """How many an arm has."""
-    return arm.convolutions
+def convolutions(variant):
+    """How many a variant has."""
+    return variant.convolutions

@@ -7,7 +7,7 @@ told to keep them. (On a GPU PyTorch keeps memory itself.)
 
 import ctypes
 
-from ..recording import Race, Unavailable
+from ..recorder import Benchmark, Unavailable
 from . import stage
 
 QUESTION = "Is it the memory that makes one large product lose on a CPU?"
@@ -25,14 +25,14 @@ def cases(device):
     ]
 
 
-def race(device, memory, module, batch, layout):
+def benchmark(device, memory, module, batch, layout):
     if device != "cpu":
         raise Unavailable("PyTorch keeps a GPU's memory itself")
     if memory == "kept":
         keep()
-    whole = stage.race(device, module, batch, "float32", layout)
-    arms = {name: whole.arms[name] for name in ("separate", "stacked", "copied")}
-    return Race(arms, whole.expected, whole.share)
+    whole = stage.benchmark(device, module, batch, "float32", layout)
+    makers = {name: whole.variants[name] for name in ("separate", "stacked", "copied")}
+    return Benchmark(makers, whole.expected, whole.tolerance)
 
 
 def keep():

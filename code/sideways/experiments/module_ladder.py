@@ -7,8 +7,8 @@ their own, in a graph as well, and torch.compile.
 
 from hfusion import models
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "What is each step of fusion worth, in a whole Inception module?"
 
@@ -17,7 +17,7 @@ def cases(device):
     if device == "cpu":
         return [*nine(1, "float32"), *nine(8, "float32")[:1]]
     full, half = nine(1, "float32"), nine(1, "float16")
-    large = [nine(32, dtype)[0] for dtype in rungs.USUAL]
+    large = [nine(32, dtype)[0] for dtype in variants.USUAL]
     crossed = [half[0] | {"layout": "NCHW"}, full[0] | {"layout": "NHWC"}]
     # Pages read 3a at least; of the others, float16 is what a GPU is for.
     return [full[0], half[0], *half[1:], *full[1:], *large, *crossed]
@@ -34,25 +34,27 @@ def again(device):
 
 def nine(batch, dtype):
     """All modules of the paper's table, in the layout that goes with the dtype."""
-    same = {"batch": batch, "dtype": dtype, "layout": rungs.USUAL[dtype]}
+    same = {"batch": batch, "dtype": dtype, "layout": variants.USUAL[dtype]}
     return [{"module": module, **same} for module in models.TABLE]
 
 
-def race(device, module, batch, dtype, layout):
-    model, x = rungs.inception(module, batch, dtype, device, layout)
-    nets = rungs.eager(model)
+def benchmark(device, module, batch, dtype, layout):
+    model, x = variants.inception(module, batch, dtype, device, layout)
+    nets = variants.eager(model)
     # Where max-autotune may take its time: the cases that the book compares with it.
     thorough = device == "cpu" or (dtype, layout) == ("float16", "NHWC")
-    modes = rungs.MODES if thorough else ["default"]
-    arms = rungs.arms(nets, x, device, modes, rungs.TIMES, rungs.OURS)
-    folded = nets[rungs.FOLDED]
-    arms[rungs.STREAMS] = lambda: rungs.on_cuda(device, rungs.on_streams, folded, x)
-    arms[rungs.PARALLEL] = lambda: rungs.in_parallel(folded, x, device)
-    return Race(
-        arms,
-        rungs.exact(model, x),
-        2 * rungs.SHARE[dtype],
-        opaque=rungs.opaque(arms),
-        repeats=rungs.repeats(arms),
-        slow=rungs.slow(arms),
+    modes = variants.MODES if thorough else ["default"]
+    makers = variants.every(nets, x, device, modes, variants.TIMES, variants.OURS)
+    folded = nets[variants.FOLDED]
+    makers[variants.STREAMS] = lambda: variants.on_cuda(
+        device, variants.on_streams, folded, x
+    )
+    makers[variants.PARALLEL] = lambda: variants.in_parallel(folded, x, device)
+    return Benchmark(
+        makers,
+        variants.exact(model, x),
+        2 * variants.TOLERANCE[dtype],
+        opaque=variants.opaque(makers),
+        repeats=variants.repeats(makers),
+        slow=variants.slow(makers),
     )

@@ -9,8 +9,8 @@ import torch
 
 from hfusion import models
 
-from ..recording import Race, Unavailable
-from . import peers, rungs
+from ..recorder import Benchmark, Unavailable
+from . import peers, variants
 
 QUESTION = "What is horizontal fusion worth in a whole network?"
 
@@ -33,7 +33,12 @@ NETWORKS = {"GoogLeNet": ours, "torchvision": torchvisions}
 def cases(device):
     gpu = device != "cpu"
     return [
-        {"network": network, "batch": batch, "dtype": dtype, "layout": rungs.USUAL[dtype]}
+        {
+            "network": network,
+            "batch": batch,
+            "dtype": dtype,
+            "layout": variants.USUAL[dtype],
+        }
         for network in NETWORKS
         for batch in ((1, 8, 64) if gpu else (1, 4))
         for dtype in (("float32", "float16") if gpu else ("float32",))
@@ -46,30 +51,30 @@ def again(device):
     return sorted(every, key=lambda case: (case["batch"], case["dtype"] != "float16"))
 
 
-def race(device, network, batch, dtype, layout):
+def benchmark(device, network, batch, dtype, layout):
     model = models.randomise(NETWORKS[network]()).eval()
     x = torch.randn(batch, 3, 224, 224)
-    model, x = rungs.placed(model, x, dtype, device, layout)
-    nets = rungs.eager(model)
+    model, x = variants.placed(model, x, dtype, device, layout)
+    nets = variants.eager(model)
     thorough = batch == 1 and (device == "cpu" or dtype == "float16")
-    modes = rungs.MODES if thorough else ["default"]
-    arms = rungs.arms(nets, x, device, modes)
+    modes = variants.MODES if thorough else ["default"]
+    makers = variants.every(nets, x, device, modes)
     for name, runtime in peers.RUNTIMES.items():
-        for rung in (rungs.WRITTEN, rungs.HOISTED):
-            arms[f"{name}, {rung}"] = lambda runtime=runtime, rung=rung: on_cpu(
+        for rung in (variants.WRITTEN, variants.HOISTED):
+            makers[f"{name}, {rung}"] = lambda runtime=runtime, rung=rung: on_cpu(
                 device, runtime, nets[rung], x
             )
-    return Race(
-        arms,
-        rungs.exact(model, x),
-        20 * rungs.SHARE[dtype],
-        opaque=rungs.opaque(arms),
-        slow=rungs.slow(arms),
+    return Benchmark(
+        makers,
+        variants.exact(model, x),
+        20 * variants.TOLERANCE[dtype],
+        opaque=variants.opaque(makers),
+        slow=variants.slow(makers),
     )
 
 
 def on_cpu(device, runtime, net, x):
-    """An arm of another runtime, which is compared on CPUs only."""
+    """A variant of another runtime, which is compared on CPUs only."""
     if device != "cpu":
         raise Unavailable("compared on CPUs only")
     return runtime(net, x)

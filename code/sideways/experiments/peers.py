@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..recording import Unavailable
-from .rungs import what_it_lacks
+from ..recorder import Unavailable
+from .variants import what_it_lacks
 
 
 def _onnx(net, x):

@@ -12,8 +12,8 @@ from torch import nn
 
 from hfusion import models, stacking
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "What is stacking worth in attention, in a gated MLP and with adapters?"
 ROUNDS = 30
@@ -36,7 +36,7 @@ def cases(device):
     ]
 
 
-def race(device, projections, tokens, dtype):
+def benchmark(device, projections, tokens, dtype):
     features, sizes = PROJECTIONS[projections]
     kind = getattr(torch, dtype)
     x = torch.randn(tokens, features).to(device, kind)
@@ -48,7 +48,11 @@ def race(device, projections, tokens, dtype):
         "stacked": partial(stacked, x),
         "copied": lambda: [part.contiguous() for part in stacked(x)],
     }
-    arms = rungs.with_graphs(device, ways)
+    makers = variants.with_graphs(device, ways)
     with torch.no_grad():
-        expected = tuple(rungs.doubled(linear)(rungs.doubled(x)) for linear in linears)
-    return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))
+        expected = tuple(
+            variants.doubled(linear)(variants.doubled(x)) for linear in linears
+        )
+    return Benchmark(
+        makers, expected, variants.TOLERANCE[dtype], repeats=variants.repeats(makers)
+    )

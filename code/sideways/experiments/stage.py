@@ -12,8 +12,8 @@ import torch
 
 from hfusion import models, stacking
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "When is one stacked 1×1 convolution faster than three separate ones?"
 ROUNDS = 15
@@ -29,21 +29,21 @@ def cases(device):
     every = [
         {"module": module, "batch": batch, "dtype": dtype, "layout": layout}
         for batch in (BATCHES if on_gpu else (1, 2, 4, 8, 32, 128))
-        for dtype in (rungs.DTYPES if on_gpu else ("float32",))
-        for layout in rungs.FORMATS
+        for dtype in (variants.DTYPES if on_gpu else ("float32",))
+        for layout in variants.FORMATS
         for module in models.TABLE
     ]
     return sorted(every, key=lambda case: on_gpu and not _first(case))
 
 
 def _first(case):
-    usual = rungs.USUAL.get(case["dtype"]) == case["layout"]
+    usual = variants.USUAL.get(case["dtype"]) == case["layout"]
     return usual and case["module"] in FIRST
 
 
-def race(device, module, batch, dtype, layout):
+def benchmark(device, module, batch, dtype, layout):
     c_in, size, w1, r3, _, r5, *_ = models.TABLE[module]
-    kind, form = getattr(torch, dtype), rungs.FORMATS[layout]
+    kind, form = getattr(torch, dtype), variants.FORMATS[layout]
     convs = [torch.nn.Conv2d(c_in, width, 1) for width in (w1, r3, r5)]
     convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
     convs = [conv.to(device, kind, memory_format=form) for conv in convs]
@@ -58,7 +58,9 @@ def race(device, module, batch, dtype, layout):
         return [first, *(part.contiguous(memory_format=form) for part in others)]
 
     ways = {"separate": separate, "stacked": partial(stacked, x), "copied": copied}
-    arms = rungs.with_graphs(device, ways)
+    makers = variants.with_graphs(device, ways)
     with torch.no_grad():
-        expected = tuple(rungs.doubled(conv)(rungs.doubled(x)) for conv in convs)
-    return Race(arms, expected, rungs.SHARE[dtype], repeats=rungs.repeats(arms))
+        expected = tuple(variants.doubled(conv)(variants.doubled(x)) for conv in convs)
+    return Benchmark(
+        makers, expected, variants.TOLERANCE[dtype], repeats=variants.repeats(makers)
+    )

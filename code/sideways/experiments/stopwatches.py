@@ -8,8 +8,8 @@ import time
 
 from hfusion import timing
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "How much do a thousand calls of one and the same module differ?"
 CALLS = 1000
@@ -19,8 +19,8 @@ def cases(device):
     return [{"module": "3a", "batch": 1, "calls": CALLS}]
 
 
-def race(device, module, batch, calls):
-    model, x = rungs.inception(module, batch, "float32", device)
+def benchmark(device, module, batch, calls):
+    model, x = variants.inception(module, batch, "float32", device)
     events, began = [], time.perf_counter_ns()
     for _ in range(calls):
         timing.synchronise(device)
@@ -32,5 +32,10 @@ def race(device, module, batch, calls):
         for lane in ends if device != "cpu" else ["host"]:
             times = [round((t - began) / 1000, 1) for t in (start, ends[lane])]
             events.append((lane, "call", *times))
-    arms = {rungs.WRITTEN: lambda: lambda: model(x)}
-    return Race(arms, rungs.exact(model, x), rungs.SHARE["float32"], events=tuple(events))
+    makers = {variants.WRITTEN: lambda: lambda: model(x)}
+    return Benchmark(
+        makers,
+        variants.exact(model, x),
+        variants.TOLERANCE["float32"],
+        events=tuple(events),
+    )

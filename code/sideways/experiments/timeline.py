@@ -7,22 +7,22 @@ from functools import partial
 
 from hfusion import timing
 
-from ..recording import Race
-from . import rungs
+from ..recorder import Benchmark
+from . import variants
 
 QUESTION = "Who works when, host and device, in one call of an Inception module?"
 
 
 def cases(device):
-    return [{"module": "3a", "rung": rung} for rung in (rungs.WRITTEN, rungs.HOISTED)]
+    return [{"module": "3a", "rung": rung} for rung in (variants.WRITTEN, variants.HOISTED)]
 
 
-def race(device, module, rung):
-    model, x = rungs.inception(module, 1, "float32", device)
-    call = partial(rungs.eager(model)[rung], x)
-    return Race(
+def benchmark(device, module, rung):
+    model, x = variants.inception(module, 1, "float32", device)
+    call = partial(variants.eager(model)[rung], x)
+    return Benchmark(
         {rung: lambda: call},
-        rungs.exact(model, x),
-        rungs.SHARE["float32"],
+        variants.exact(model, x),
+        variants.TOLERANCE["float32"],
         timeline=partial(timing.timeline, call, device),
     )

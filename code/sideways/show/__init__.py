@@ -14,7 +14,7 @@ from .lab import Lab, kernel, lab
 from .missing import recorded
 from .others import others
 from .player import Player, splitting, stacking
-from .text import beside, not_raced, photographs, race, reference, source
+from .text import benchmark, beside, not_measured, photographs, reference, source
 from .walk import Walk, walk
 
 __all__ = [
@@ -22,16 +22,16 @@ __all__ = [
     "Lab",
     "Player",
     "Walk",
+    "benchmark",
     "beside",
     "case",
     "glue",
     "kernel",
     "lab",
-    "not_raced",
+    "not_measured",
     "others",
     "photographs",
     "predicted",
-    "race",
     "recorded",
     "reference",
     "source",

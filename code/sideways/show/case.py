@@ -252,11 +252,11 @@ def recorded(
     machine: dict, siblings: estimates.Siblings, mode: str, way: str
 ) -> tuple[str, str] | None:
     """(µs, gain) of this very case, as texts; None where it was not recorded."""
-    arms = machine["recorded"].get(key(siblings), {})
+    variants = machine["recorded"].get(key(siblings), {})
     same = siblings.contiguous or set(siblings.copied) == {1, 2}  # as the record copies
     if way == "copied" and not same:
         return None
-    return arms.get(estimates.GRAPH * (mode == GRAPH) + way)
+    return variants.get(estimates.GRAPH * (mode == GRAPH) + way)
 
 
 def verdict(machine: dict, siblings: estimates.Siblings, mode: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from ..records import NotRecorded, Record, load_all
 from ..shipped import SHIPPED
 
 FILE = Path("records", "predicted-h200-sxm.json")
-# What is predicted of an arm: what it is counted in, and what it is called.
+# What is predicted of a variant: what it is counted in, and what it is called.
 KINDS = {"kernels": "kernels", "us": "µs", "gains": "times"}
 CALLED = {"kernels": "kernels", "us": "times", "gains": "gains"}
 
@@ -25,7 +25,7 @@ class Judged:
     """One prediction, and what was recorded."""
 
     kind: str  # of KINDS
-    name: str  # of the case and of the arm
+    name: str  # of the case and of the variant
     said: tuple  # low, middle, high
     was: float
 
@@ -65,10 +65,10 @@ def read(root: str | Path = "..") -> dict:
 def chosen(
     content: dict,
     experiment: str,
-    arms: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     **parameters: int | str,
 ) -> list[dict]:
-    """The predicted cases with these parameters, with only these arms if any are named."""
+    """The predicted cases with these parameters; only these variants, if any are named."""
     cases = [
         case
         for case in content["experiments"][experiment]
@@ -78,7 +78,7 @@ def chosen(
         raise ValueError(f"parameters: nothing is predicted of {experiment}, {parameters}")
 
     def wanted(name):
-        return arms is None or set(name.split(" / ")) <= set(arms)
+        return variants is None or set(name.split(" / ")) <= set(variants)
 
     def kept(part):
         return {name: said for name, said in part.items() if wanted(name)}
@@ -105,13 +105,13 @@ def judged(cases: list[dict], record: Record) -> tuple[list[Judged], int]:
 def _recorded(matching, kind, name):
     """What was recorded, or None."""
     for case in matching:
-        arm, _, base = name.partition(" / ")
+        variant, _, base = name.partition(" / ")
         if kind == "kernels" and name in case.launches:
             return case.launches[name]
         if kind == "us" and name in case.samples:
             return case.median(name)
-        if kind == "gains" and {arm, base} <= set(case.samples):
-            return case.gain(arm, base)[1]
+        if kind == "gains" and {variant, base} <= set(case.samples):
+            return case.gain(variant, base)[1]
     return None
 
 
@@ -129,13 +129,13 @@ def score(rows: list[Judged]) -> Score:
 def predicted(
     experiment: str,
     root: str | Path = "..",
-    arms: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     most: int = 12,
     **parameters: int | str,
 ) -> str:
     """What was predicted of an experiment's cases, beside the record: text.
 
-    root: of the book, with predictions and records. arms: only these, and gains between
+    root: of the book, with predictions and records. variants: only these, and gains between
     them. most: how many hits are listed. parameters: of the cases, as for Record.select.
     Where no machine of the predicted kind has a record, a few numbers, called predicted.
     """
@@ -143,7 +143,7 @@ def predicted(
         content = read(root)
     except NotRecorded as error:
         return str(error)
-    cases = chosen(content, experiment, arms, **parameters)
+    cases = chosen(content, experiment, variants, **parameters)
     record = _recorded_on(content["device"], experiment, root)
     when = f"predicted on {content['date']} for an {content['device']}"
     if record is None:

@@ -29,7 +29,7 @@ def recorded(*names, figure=False):
     Only records.NotRecorded is caught; and NameError once a block before was left, since
     that block may have had the name to set.
 
-    >>> from hfusion import records
+    >>> from sideways import records
     >>> with recorded():
     ...     records.nothing("stage").select(batch=1)
     not recorded: there is no record of stage

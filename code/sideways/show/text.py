@@ -9,14 +9,14 @@ import textwrap
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown
 
-NO_GPU = "needs a CUDA device"  # as the records have it, from `experiments.rungs`
+NO_GPU = "needs a CUDA device"  # as the records have it, from `experiments.variants`
 
 
 def source(function, begin="", end=None):
     """The code of a function, less its docstring, as a code block; or a part of it, as
     `excerpt` cuts it.
 
-    >>> source(not_raced, "kinds =", "kinds =").data
+    >>> source(not_measured, "kinds =", "kinds =").data
     Traceback (most recent call last):
     ValueError: end: expected a part of a later line, got 'kinds ='
     """
@@ -123,11 +123,11 @@ def photographs(figure):
     return Image(buffer.getvalue(), format="jpeg")
 
 
-def race(case, base, missing=None, limit_us=None):
+def benchmark(case, base, missing=None, limit_us=None):
     """A recorded case as a table of text: launches, median time, gain over `base`.
 
-    Launches are blank where they could not be counted. missing: {arm: why it did not
-    run}, for the last lines, as `not_raced` says it. limit_us: adds a column, times as
+    Launches are blank where they could not be counted. missing: {variant: why it did not
+    run}, for the last lines, as `not_measured` says it. limit_us: adds a column, times as
     multiples of it.
     """
     limits = f" {'limits':>6}" if limit_us else ""
@@ -139,15 +139,15 @@ def race(case, base, missing=None, limit_us=None):
         limits = f" {us / limit_us:6.2f}" if limit_us else ""
         digits = 2 if limit_us else 0  # a limit is a few µs
         lines.append(f"{name:38} {count:>5} {us:9,.{digits}f}{limits}  {gain}")
-    return "\n".join([*lines, *not_raced(missing or {})])
+    return "\n".join([*lines, *not_measured(missing or {})])
 
 
-def not_raced(reasons):
-    """Lines for {arm: why it did not run}; what only lacks a GPU is one line, by kinds.
+def not_measured(reasons):
+    """Lines for {variant: why it did not run}; what only lacks a GPU is one line, by kinds.
 
-    >>> not_raced({"graph, folded": NO_GPU, "slow": "took 9 s", "graph, stacked": NO_GPU})
+    >>> not_measured({"graph, folded": NO_GPU, "slow": "took 9 s", "graph": NO_GPU})
     ['slow                                   took 9 s', 'on a GPU also: graph']
     """
-    lines = [f"{arm:38} {why}" for arm, why in reasons.items() if why != NO_GPU]
+    lines = [f"{variant:38} {why}" for variant, why in reasons.items() if why != NO_GPU]
     kinds = dict.fromkeys(a.split(", ")[0] for a, why in reasons.items() if why == NO_GPU)
     return lines + ([f"on a GPU also: {', '.join(kinds)}"] if kinds else [])

@@ -1,7 +1,7 @@
-"""What the experiments race: a model on its way down, rung by rung, and its rivals.
+"""What the experiments benchmark: a model on its way down, rung by rung, and its rivals.
 
 No experiment itself. Every function here makes something that computes the same as the
-model it is given, within rounding; `recording` checks that before it times it. `kernels` is
+model it is given, within rounding; `recorder` checks that before it times it. `kernels` is
 imported where two launches are made: it imports Triton, whose interpreter can only be
 chosen before.
 """
@@ -19,11 +19,11 @@ from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
 from hfusion.timing.eager import FORMATS
 
-from ..recording import Unavailable
+from ..recorder import Unavailable
 
 DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
-SHARE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
+TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 
 # What is used: float32 in PyTorch's own layout, float16 in that of the tensor cores.
 USUAL = {"float16": "NHWC", "float32": "NCHW"}
@@ -48,7 +48,7 @@ OURS = {
 # How often in a row a stage or a module is in a graph: one alone is over before the host
 # has begun the next replay.
 TIMES = 20
-# What torch.compile is told: what the arms are called, and which rungs it gets.
+# What torch.compile is told: what the variants are called, and which variants it gets.
 # max-autotune makes a CUDA graph by itself, with some work for the host at every call;
 # "graph, max-autotune" is what it compiles, in a graph like all others.
 MODES = {
@@ -71,7 +71,7 @@ def on_cuda(device, make, *args):
 
 
 def with_graphs(device, ways):
-    """Arms of functions: each as it is, and TIMES times in a CUDA graph."""
+    """Variants of functions: each as it is, and TIMES times in a CUDA graph."""
     eager = {name: lambda way=way: way for name, way in ways.items()}
     return eager | {
         f"graph, {name}": partial(on_cuda, device, timing.graphed, way, TIMES)
@@ -84,7 +84,7 @@ WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": timing.graphed}
 
 
 def chains(operator, way, lengths, device):
-    """What a Race of chains needs: n times next to nothing in a row, for each n."""
+    """What a Benchmark of chains needs: n times next to nothing in a row, for each n."""
     if way == "graph" or (way == "host" and device == "cpu"):
         need_cuda(device)
     x = torch.ones(1, 1, 1, 1, device=device)
@@ -105,9 +105,9 @@ def chains(operator, way, lengths, device):
 
     links = {str(n): partial(run, n) for n in lengths}
     return {
-        "arms": {n: partial(WAYS[way], link) for n, link in links.items()},
+        "variants": {n: partial(WAYS[way], link) for n, link in links.items()},
         "expected": (doubled(x),),
-        "share": 0,
+        "tolerance": 0,
         "watches": dict.fromkeys(links, timing.host) if way == "host" else {},
     }
 
@@ -204,7 +204,7 @@ def one_call(network):
 
 
 def in_one_call(net, x):
-    """An arm of `one_call`; its note says in how many layers it is one call.
+    """A variant of `one_call`; its note says in how many layers it is one call.
 
     Unavailable where it is in none.
     """
@@ -217,8 +217,8 @@ def in_one_call(net, x):
     return call
 
 
-def arms(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
-    """The arms of a ladder: each rung eager and as a CUDA graph, and compiled.
+def every(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
+    """The variants of a ladder: each rung eager and as a CUDA graph, and compiled.
 
     times: how often in a row a graph has what it is made of. ours: of OURS.
     """
@@ -247,12 +247,12 @@ def in_graph(make, times):
 
 
 def slow(names):
-    """For a Race: the arms that a compiler makes."""
+    """For a Benchmark: the variants that a compiler makes."""
     return tuple(name for name in names if "compile" in name or "autotune" in name)
 
 
 def repeats(names):
-    """For a Race: how often arms in a graph do in a call what is timed."""
+    """For a Benchmark: how often variants in a graph do in a call what is timed."""
     return {name: TIMES for name in names if name.startswith("graph")}
 
 
@@ -307,7 +307,7 @@ def in_two(model, x, options=OURS[TWO]):
 
 
 def opaque(names):
-    """The arms in which no operator of PyTorch is called, or none that one sees."""
+    """The variants in which no operator of PyTorch is called, or none that one sees."""
     seen = ("as written", "folded", "streams")
     return tuple(name for name in names if not name.startswith(seen))
 
@@ -362,7 +362,7 @@ def on_streams(folded, x):
 
 
 def in_parallel(folded, x, device, times=TIMES):
-    """An arm: the branches on streams of their own, side by side in a CUDA graph."""
+    """A variant: the branches on streams of their own, side by side in a CUDA graph."""
     return on_cuda(device, in_graph, partial(on_streams, folded, x), times)
 
 

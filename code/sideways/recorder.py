@@ -1,16 +1,16 @@
-"""One experiment on one machine: agree, count, race, and a Record. Never saves.
+"""One experiment on one machine: check, time, count, and a Record. Never saves.
 
 An experiment is a module with three names:
 
-    QUESTION             what its record answers, one sentence
-    cases(device)        [{parameter: value, …}, …], what is raced, one dict a race
-    race(device, **one)  a Race: the arms, and what each of them must compute
-    ROUNDS               if it wants others than this module's
-    COUNTED              if its races count something else than launches
-    again(device)        if some of its cases have slow arms: these cases, to be raced once
-                         more, whole, when all else has been measured
+    QUESTION                   what its record answers, one sentence
+    cases(device)              [{parameter: value, …}, …], one dict per benchmark
+    benchmark(device, **case)  a Benchmark: the variants, and what each must compute
+    ROUNDS                     if it wants others than this module's
+    COUNTED                    if its benchmarks count something else than launches
+    again(device)              if some of its cases have slow variants: these cases, to be
+                               measured once more, whole, when all else has been measured
 
-An arm that cannot run here (no such library, no such device), for which there is not
+A variant that cannot run here (no such library, no such device), for which there is not
 enough memory, or whose turn did not come in time, is skipped, and the record says why. So
 is one whose result is wrong or that raises anything else; the others go on.
 """
@@ -43,53 +43,55 @@ from .records import EVERY, FAILED, LATE, WRONG, Case, Machine, Record
 CODE = Path(__file__).parents[1]  # of both packages
 ROUNDS, WARM_UP = 20, 3
 LEAST_ROUNDS = 5  # so many are kept, if there was no time for more
-TURN_US = 2000  # each arm has so many calls that its turn takes about this long
+TURN_US = 2000  # each variant has so many calls that its turn takes about this long
 TICK_S = 1  # so often what takes long to make shows that it lives
 STOPPED = f"{LATE} before the run was stopped"
 AGAIN = f"{LATE}: it takes long to make, and comes when all else is measured"
-SLACK = 0.05  # of the limit: what is interrupted may be late, and then what is ready races
+SLACK = (
+    0.05  # of the limit: what is interrupted may be late, and then what is ready benchmarks
+)
 # Words of errors that mean that there was not enough memory.
 NO_MEMORY = ("DefaultCPUAllocator", "backend out of memory", "OUT_OF_DEVICE_MEMORY")
 
 
 class Unavailable(RuntimeError):
-    """Raised by what makes an arm: this machine lacks something for it."""
+    """Raised by what makes a variant: this machine lacks something for it."""
 
 
 class Lost(BaseException):
     """Raised when a device fails at everything from now on, in this process.
 
-    arm: who was at it. Another process may have the device.
+    variant: who was at it. Another process may have the device.
     """
 
-    def __init__(self, arm, reason):
-        super().__init__(f"{arm}: {reason}")
-        self.arm, self.reason = arm, reason
+    def __init__(self, variant, reason):
+        super().__init__(f"{variant}: {reason}")
+        self.variant, self.reason = variant, reason
 
 
 @dataclasses.dataclass(frozen=True)
-class Race:
-    """What one case races."""
+class Benchmark:
+    """What one case benchmarks."""
 
-    arms: dict  # {name: a function that makes the function to time}
+    variants: dict  # {name: a function that makes the function to time}
     expected: tuple  # tensors in float64, which every arm must give …
-    share: float  # … to within this share of the largest number
+    tolerance: float  # … to within this share of the largest number
     watches: dict = dataclasses.field(default_factory=dict)  # {name: stopwatch}
     calls: int | None = None  # in a turn; as many as make it about TURN_US long
-    opaque: tuple = ()  # names of arms in which a CPU's operators cannot be counted
+    opaque: tuple = ()  # names of variants in which a CPU's operators cannot be counted
     repeats: dict = dataclasses.field(default_factory=dict)  # {name: how often in a call}
-    slow: tuple = ()  # names of arms that take long to make, for `again`
-    timeline: Callable | None = None  # takes a timeline: the events, after the race
+    slow: tuple = ()  # names of variants that take long to make, for `again`
+    timeline: Callable | None = None  # takes a timeline: the events, after the benchmark
     events: tuple = ()  # one that was taken before
-    count: Callable | None = None  # of an arm: what COUNTED says, in place of launches
-    shares: dict = dataclasses.field(default_factory=dict)  # {name: another share}
+    count: Callable | None = None  # of a variant: what COUNTED says, in place of launches
+    tolerances: dict = dataclasses.field(default_factory=dict)  # {name: another}
 
 
 def silent(words=None, every_s=0):
     """Says nothing."""
 
 
-def record(
+def run(
     experiment, device="cpu", limit_s=math.inf, progress=iter, keep=None,
     say=silent, known=None, again=None, lost=(),
 ):  # fmt: skip
@@ -100,10 +102,10 @@ def record(
     given the list of cases and passes them on, as tqdm does. keep: called after each case
     with the Record so far. say: called with what is done now, in words, and each second
     without. known: a Record; its cases that are not `unfinished` are not measured again.
-    again: whether the experiment's `again` cases are raced once more, with their slow
-    arms; True: nothing else is. A case that then lacks what it had stays as it was.
-    lost: (parameters, arm, why not), arms that are left out; every arm of the case, where
-    it has none of that name.
+    again: whether the experiment's `again` cases are measured once more, with their slow
+    variants; True: nothing else is. A case that then lacks what it had stays as it was.
+    lost: (parameters, variant, why not), variants that are left out; all of the case, if it
+    has none of that name.
     float32 means float32, also in convolutions on a GPU, where cuDNN tries out its
     algorithms.
     """
@@ -124,7 +126,7 @@ def record(
             if deadline.late():
                 break
             key, whole = _key(parameters), next(wholes)
-            gone = {arm: why for p, arm, why in lost if _key(p) == key}
+            gone = {variant: why for p, variant, why in lost if _key(p) == key}
             found = _case(experiment, device, parameters, deadline, whole, gone)
             cases[key] = _fuller(cases.get(key), found)
             if keep:
@@ -145,7 +147,7 @@ def _full_float32():
 
 
 def _todo(experiment, device, planned, cases, again):
-    """[(parameters, whether with slow arms), …] of what `cases`, those known, lack."""
+    """[(parameters, whether with slow variants), …] of what `cases`, those known, lack."""
     slow = list(getattr(experiment, "again", lambda device: ())(device))
     todo = [(p, p not in slow) for p in planned if _key(p) not in cases and not again]
     if again is not False:
@@ -160,7 +162,7 @@ def _late(case):
 
 
 def _fuller(before, now):
-    """Which of two Cases of the same race is kept: the later, if it has all arms."""
+    """Which of two Cases of one benchmark is kept: the later, if it has all variants."""
     if before is None or set(before.samples) <= set(now.samples):
         return now
     why = {n: reason for n, reason in now.skipped.items() if n not in before.samples}
@@ -172,7 +174,7 @@ def _key(parameters):
 
 
 def unfinished(case):
-    """Whether a case was not reached: nothing was raced, for want of time."""
+    """Whether a case was not reached: nothing was measured, for want of time."""
     return _late(case) and not case.samples
 
 
@@ -291,35 +293,35 @@ class Deadline:
 
 
 def _case(experiment, device, parameters, deadline, whole=True, gone=()):
-    """Check, race and count the arms of one case: without its slow ones unless it is
-    `whole`, and without those that are `gone`, {arm: why}."""
+    """Check, time and count the variants of one case: without its slow ones unless it is
+    `whole`, and without those that are `gone`, {variant: why}."""
 
     def prepared():
         if "" in gone:  # whoever tried before, was lost here
             return None
         _need(device, parameters.get("dtype", "float32"))
-        made = experiment.race(device, **parameters)
-        return made if set(gone) <= set(made.arms) else None
+        made = experiment.benchmark(device, **parameters)
+        return made if set(gone) <= set(made.variants) else None
 
-    race, skips = _made(deadline, prepared)
-    if race is None:
+    benchmark, skips = _made(deadline, prepared)
+    if benchmark is None:
         why = skips or {EVERY: next(iter(gone.values()))}
         return Case(parameters, {}, calls={}, skipped=why)
-    left_out = dict(gone) | ({} if whole else dict.fromkeys(race.slow, AGAIN))
-    arms, skips = _ready(race, device, deadline, left_out)
+    left_out = dict(gone) | ({} if whole else dict.fromkeys(benchmark.slow, AGAIN))
+    variants, skips = _ready(benchmark, device, deadline, left_out)
     rounds = getattr(experiment, "ROUNDS", ROUNDS)
-    if arms:
-        deadline.say(f"{len(arms)} in turns")
-    samples, calls, why = _raced(race, arms, device, rounds, deadline)
+    if variants:
+        deadline.say(f"{len(variants)} in turns")
+    samples, calls, why = _measured(benchmark, variants, device, rounds, deadline)
     skips |= why
     if samples:
         deadline.say("counting")
-    launches, faults, why = _counted(race, {n: arms[n] for n in samples}, device)
+    launches, faults, why = _counted(benchmark, {n: variants[n] for n in samples}, device)
     skips |= why
-    events, why = race.events, {}
-    if race.timeline and samples:  # last: a profiler makes what comes after it slower
-        events, why = _made(deadline, race.timeline, "timeline")
-    once = {name: race.repeats.get(name, 1) for name in samples}
+    events, why = benchmark.events, {}
+    if benchmark.timeline and samples:  # last: a profiler makes what comes after it slower
+        events, why = _made(deadline, benchmark.timeline, "timeline")
+    once = {name: benchmark.repeats.get(name, 1) for name in samples}
     return Case(
         parameters,
         {n: [round(us / once[n], 3) for us in times] for n, times in samples.items()},
@@ -328,34 +330,36 @@ def _case(experiment, device, parameters, deadline, whole=True, gone=()):
         faults=faults,
         skipped=skips | why,
         events=tuple(events or ()),
-        notes=_notes({name: arms[name] for name in samples}),
+        notes=_notes({name: variants[name] for name in samples}),
     )
 
 
-def _notes(arms):
-    """{arm: what it says of itself}; that of a graph is what it was made of."""
+def _notes(variants):
+    """{variant: what it says of itself}; that of a graph is what it was made of."""
     notes = {}
-    for name, arm in arms.items():
-        note = getattr(getattr(arm, "fn", arm), "note", None)
+    for name, variant in variants.items():
+        note = getattr(getattr(variant, "fn", variant), "note", None)
         if note and (said := note()):
             notes[name] = said
     return notes
 
 
-def _ready(race, device, deadline, left_out):
-    """({arm: it, made and checked}, {arm: why not}), those that are `left_out` as well."""
-    arms, skips, reserve_s = {}, dict(left_out), 0
-    for name, make in race.arms.items():
+def _ready(benchmark, device, deadline, left_out):
+    """({variant: it, made and checked}, {variant: why not}), with those `left_out`."""
+    variants, skips, reserve_s = {}, dict(left_out), 0
+    for name, make in benchmark.variants.items():
         if name in left_out:
             continue
         deadline.say(name)
-        check = partial(_checked, make, race, device, name)
+        check = partial(_checked, make, benchmark, device, name)
         found, why = _made(deadline, check, name, reserve_s)
         skips |= why
         if found:
-            reserve_s += _race_s(found[1]) + (0 if arms else SLACK * deadline.limit_s)
-            arms[name], _ = found
-    return arms, skips
+            reserve_s += _benchmark_s(found[1]) + (
+                0 if variants else SLACK * deadline.limit_s
+            )
+            variants[name], _ = found
+    return variants, skips
 
 
 def _need(device, dtype):
@@ -366,16 +370,16 @@ def _need(device, dtype):
         raise Unavailable(f"{device} has no {dtype}") from error
 
 
-def _race_s(call_s):
-    """What the least race adds for an arm whose call takes `call_s`, in seconds."""
+def _benchmark_s(call_s):
+    """What the least benchmark adds for a variant whose call takes `call_s`, in seconds."""
     turn_s = call_s + max(call_s, TURN_US / 1e6)
     return LEAST_ROUNDS * turn_s + 10 * call_s  # warming up, finding `calls`, counting
 
 
-def _raced(race, arms, device, rounds, deadline):
-    """(samples, calls of each arm, {arm: why not}) of arms that agree.
+def _measured(benchmark, variants, device, rounds, deadline):
+    """(samples, calls of each variant, {variant: why not}) of variants that agree.
 
-    If one fails on the way, the others race again.
+    If one fails on the way, the others benchmark again.
     """
     skips = {}
 
@@ -384,46 +388,52 @@ def _raced(race, arms, device, rounds, deadline):
         return deadline.late()
 
     def attempt():
-        watches = {name: race.watches[name] for name in arms if name in race.watches}
-        if race.calls:
-            calls = dict.fromkeys(arms, race.calls)
+        watches = {
+            name: benchmark.watches[name] for name in variants if name in benchmark.watches
+        }
+        if benchmark.calls:
+            calls = dict.fromkeys(variants, benchmark.calls)
         else:
-            calls = _calls(arms, device, deadline)
-        samples = timing.benchmark(arms, device, rounds, WARM_UP, calls, watches, late)
+            calls = _calls(variants, device, deadline)
+        samples = timing.benchmark(variants, device, rounds, WARM_UP, calls, watches, late)
         if min(map(len, samples.values())) < min(rounds, LEAST_ROUNDS):
             raise Unavailable(deadline.reason)
         return samples, calls
 
-    while arms:
+    while variants:
         found, why = _made(deadline, attempt, interrupts=False)
         skips |= why
         if found:
             return *found, skips
-        alone = set(why) <= set(arms)  # else it was all of them
-        arms = {name: arm for name, arm in arms.items() if alone and name not in why}
+        alone = set(why) <= set(variants)  # else it was all of them
+        variants = {
+            name: variant for name, variant in variants.items() if alone and name not in why
+        }
     return {}, {}, skips
 
 
-def _counted(race, arms, device):
-    """(launches, page faults, {what: why not}), after the race: a profiler slows it."""
-    count = race.count or (lambda arm: timing.count_launches(arm, device).count)
+def _counted(benchmark, variants, device):
+    """(launches, page faults, {what: why not}), after the timing: a profiler slows it."""
+    count = benchmark.count or (
+        lambda variant: timing.count_launches(variant, device).count
+    )
     launches, faults, skips = {}, {}, {}
-    for name, arm in arms.items():
-        opaque = device != "cuda" and name in race.opaque
+    for name, variant in variants.items():
+        opaque = device != "cuda" and name in benchmark.opaque
         for counts, counter in (
             (launches, None if opaque else count),
             (faults, timing.count_faults),
         ):
             if counter:
-                found, why = _made(None, partial(counter, arm), f"{name}, counting")
+                found, why = _made(None, partial(counter, variant), f"{name}, counting")
                 skips |= why
                 if found is not None:
                     counts[name] = found
     return launches, faults, skips
 
 
-def _made(deadline, make, arm=EVERY, reserve_s=0, interrupts=True):
-    """(what `make` makes, {}) or (None, {arm: why not}), whatever it raises."""
+def _made(deadline, make, variant=EVERY, reserve_s=0, interrupts=True):
+    """(what `make` makes, {}) or (None, {variant: why not}), whatever it raises."""
     alarm = contextlib.nullcontext()
     try:
         if deadline:
@@ -432,9 +442,9 @@ def _made(deadline, make, arm=EVERY, reserve_s=0, interrupts=True):
         with torch.no_grad(), _lost_in_silence(), alarm:
             return make(), {}
     except TooLate:
-        return None, {arm: deadline.reason}
+        return None, {variant: deadline.reason}
     except Exception as error:
-        who = getattr(error, "arm", arm) if arm == EVERY else arm
+        who = getattr(error, "arm", variant) if variant == EVERY else variant
         reason = _reason(error)
         if not _answers():
             raise Lost(who, reason) from error
@@ -464,38 +474,38 @@ def _reason(error):
     return f"{FAILED}{type(error).__name__}: {text}"
 
 
-def _checked(make, race, device, name=None):
-    """(an arm, made, called, and found to compute what it must; the seconds of a call).
+def _checked(make, benchmark, device, name=None):
+    """(a variant, made, called, and found to compute what it must; the seconds of a call).
 
     Raises Disagreement if it does not: a fast wrong answer is worth nothing.
     """
-    arm = make()
+    variant = make()
     began = time.monotonic()
-    outputs, expected = timing.tensors(arm()), race.expected
+    outputs, expected = timing.tensors(variant()), benchmark.expected
     timing.synchronise(device)
     call_s = time.monotonic() - began
     if len(outputs) != len(expected):
         raise timing.Disagreement(f"{len(outputs)} outputs, not {len(expected)}")
-    share = race.shares.get(name, race.share)
+    tolerance = benchmark.tolerances.get(name, benchmark.tolerance)
     for output, wanted in zip(outputs, expected, strict=True):
-        timing.near(output, wanted, share)
-    return arm, call_s
+        timing.near(output, wanted, tolerance)
+    return variant, call_s
 
 
-def _calls(arms, device, deadline):
-    """{arm: how many calls a turn has, so that it is about TURN_US long}."""
+def _calls(variants, device, deadline):
+    """{variant: how many calls a turn has, so that it is about TURN_US long}."""
     calls = {}
     with torch.no_grad():
-        for name, arm in arms.items():
+        for name, variant in variants.items():
             deadline.check()
             with timing.named(name):
-                us = statistics.median(timing.wall(arm, 1, device) for _ in range(3))
+                us = statistics.median(timing.wall(variant, 1, device) for _ in range(3))
             calls[name] = min(100, max(1, round(TURN_US / us)))
     return calls
 
 
 def _missing(cases):
-    """{arm: reason} for arms that ran in no case."""
+    """{variant: reason} for variants that ran in no case."""
     ran = set(itertools.chain.from_iterable(case.samples for case in cases))
     reasons = itertools.chain.from_iterable(case.skipped.items() for case in cases)
     return {name: reason for name, reason in reasons if name not in {EVERY, *ran}}
