@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,32 @@ def test_imports_run_in_one_direction():
     }
     order = [*graphlib.TopologicalSorter(graph).static_order()]  # else raises CycleError
     assert order.index("hfusion.errors") < order.index("hfusion.stacking.rules")
+
+
+def misplaced(text):
+    """Names in CONTRIBUTING's list of the house that stand above what they import.
+
+    Also names that the list lacks, or that the table does.
+    """
+    lines = re.search(r"```\n(hfusion .*?)```", text, re.S)[1].splitlines()
+    outside = {"hfusion", "sideways", "__main__"}
+    rows = {name: n for n, line in enumerate(lines) for name in {*line.split()} - outside}
+    wrong = rows.keys() ^ {p.split(".")[-1] for p in ALLOWED} - outside
+    for module, path in FILES.items():
+        name = part(module).split(".")[-1]
+        above = {p.split(".")[-1] for p in parts(module, path.read_text(encoding="utf-8"))}
+        if name in rows and any(rows[name] <= rows[n] for n in above & rows.keys()):
+            wrong.add(name)
+    return wrong
+
+
+def test_the_list_of_the_house_is_in_the_order_of_imports():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert misplaced(text) == set()
+    swapped = {"finding": "stacking", "stacking": "finding"}
+    wrong = re.sub("finding|stacking", lambda found: swapped[found[0]], text)
+    assert misplaced(wrong) == {"finding"}
+    assert misplaced(text.replace("  live\n", "  gone\n")) == {"live", "gone"}
 
 
 def test_a_circle_would_be_seen():
