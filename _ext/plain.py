@@ -23,6 +23,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import subjects
 import terms
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +66,7 @@ def to_myst(notebook, page):
     cells = with_solutions(with_captions(cells), page)
     texts = [cell for cell in cells if is_text(cell)]
     for cell in texts:
-        cell["source"] = in_myst(cell["source"], page)
+        cell["source"] = in_myst(subjects.add(cell["source"], page), page)
     aim(texts)
     terms.link(texts)
     return notebook | {"cells": cells}
