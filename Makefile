@@ -11,7 +11,7 @@ PDF    := beautifulsoup4 playwright pypdf pyyaml
 
 # One thing at a time: all of them install into one .venv and build into one _build.
 .NOTPARALLEL:
-.PHONY: help book wheel pdf zip test test-all nbval zoo mutants bench record lab run lint lock clean
+.PHONY: help book wheel pdf zip test test-quick test-all units nbval zoo mutants bench record lab run lint lock clean
 
 help:
 	@echo "To read"
@@ -24,11 +24,12 @@ help:
 	@echo "  make record    the experiments on this machine, into records/ (MINUTES=8)"
 	@echo "  make run       every chapter again, in place (CHAPTERS=… MACHINE=…)"
 	@echo "To change"
-	@echo "  make test      the tests, and every cell compared with what it printed"
-	@echo "  make test-all  the slow tests too: each chapter alone from the wheel, JupyterLab"
+	@echo "  make test-quick  the library's core, in a minute"
+	@echo "  make test      most tests, and every cell compared with what it printed, in five"
+	@echo "  make test-all  all tests: browsers, JupyterLab, each chapter alone from the wheel"
 	@echo "  make lint      style, types and spelling of code, text and notebooks"
 	@echo "  make zoo       fuse a hundred models of others, with a table; ONNX export"
-	@echo "  make mutants   ten thousand changes of the library: does a test notice? (MUTANTS=…)"
+	@echo "  make mutants   ten thousand changes of the code: does a test notice? (SAMPLE=500)"
 	@echo "  make bench     how long planning takes, beside torch.compile"
 	@echo "  make lock      constraints.txt again, from the newest versions"
 	@echo "  make clean     delete all that make has made"
@@ -73,20 +74,29 @@ zip: book
 	@echo _build/fusing-sideways.zip
 
 # JOBS processes share the cores: with more than a thread each they wait for one another.
-test test-all nbval: export OMP_NUM_THREADS ?= 1
+test test-quick test-all units nbval: export OMP_NUM_THREADS ?= 1
 # Whose records the chapters read first, a folder in records/; else GPUs first, then by name.
 test test-all nbval run: export HFUSION_MACHINE := $(MACHINE)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-test: .venv/test.stamp .venv/book.stamp
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --doctest-modules -m "not slow" tests code
-	$(MAKE) nbval
+QUICK := $(addprefix tests/library/test_,$(addsuffix .py,algebra stacking plan rewrite packing \
+	packing_windows folding models)) tests/book/test_architecture.py tests/book/test_records.py
 
-# Also what takes minutes: every notebook alone from the wheel, and JupyterLab in a browser,
-# which may not be missing here.
+# What shows soonest that a change of the library is wrong.
+test-quick: .venv/test.stamp
+	$(PYTEST) -m "not slow" $(QUICK)
+
+test: units nbval
+
+units: .venv/test.stamp .venv/book.stamp
+	$(PYTEST) --doctest-modules -m "not slow" tests code
+
+# Also what takes minutes: the pages in browsers, every notebook alone from the wheel, and
+# JupyterLab, which may not be missing here.
 test-all: export HFUSION_TESTS := all
-test-all: .venv/test.stamp .venv/book.stamp .venv/lab.stamp
-	$(MAKE) test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow tests
+test-all: export HFUSION_CASES ?= 300
+test-all: .venv/test.stamp .venv/book.stamp .venv/lab.stamp nbval
+	$(PYTEST) --doctest-modules tests code
 
 nbval: .venv/test.stamp
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --nbval --nbval-current-env \
@@ -98,7 +108,7 @@ zoo: .venv/zoo.stamp
 	$(BIN)/python -m pytest tests/library/test_zoo.py tests/library/test_lowering.py tests/library/test_packing_windows.py
 
 mutants: .venv/mutants.stamp
-	JOBS=$(JOBS) $(BIN)/python tools/mutation/run.py $(MUTANTS)
+	JOBS=$(JOBS) $(BIN)/python tools/mutation/run.py $(MUTANTS) $(SAMPLE:%=--sample %) $(if $(TESTS),--tests $(TESTS))
 
 bench: .venv/test.stamp
 	$(BIN)/python tools/benchmarks/planning.py

@@ -130,7 +130,8 @@ def expanded(makefile):
     values = dict(re.findall(r"^([A-Z_]+) *\??:?= (.*)$", text, re.M))
     values |= {"PYTHON": "python", "BIN": ".venv/bin"}
     values |= {"AS_THE_BOOK": "", "OPTIONS": ""}  # how Lab looks
-    text = re.sub(r"\$\(([A-Z_]+)\)", lambda m: values.get(m[1], m[0]), text)
+    for _ in range(2):  # a value may name another
+        text = re.sub(r"\$\(([A-Z_]+)\)", lambda m: values.get(m[1], m[0]), text)
     return [" ".join(line.split()) for line in text.replace("$*", "test,lab").splitlines()]
 
 

@@ -1,7 +1,8 @@
 """Random networks, fused, compute what they did; and deliberate mistakes are noticed.
 
-HFUSION_CASES says how many networks are drawn, 300 if nothing does. The seed that notices
-a mistake is stored; HFUSION_SEARCH=1 looks for one again, among five hundred.
+HFUSION_CASES says how many networks are drawn: 100 in `make test`, 300 in `make test-all`.
+The seed that notices a mistake is stored; HFUSION_SEARCH=1 looks for one again, among five
+hundred, as is done weekly.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from hfusion.fusing import _checks, _group, lowering, siblings
 from hfusion.stacking import rules, windows
 from hfusion.stacking import stacked as stacked_module
 
-CASES = int(os.environ.get("HFUSION_CASES", "300"))
+CASES = int(os.environ.get("HFUSION_CASES", "100"))
 SEARCH = os.environ.get("HFUSION_SEARCH") == "1"
 
 
@@ -62,7 +63,7 @@ def check_shares(count):
         assert count[f"{way}: windows of several sizes"] > 0.01 * cases
 
 
-# Deliberate mistakes: each is noticed within a few hundred cases.
+# Deliberate mistakes.
 
 
 def although_written_to(self, index, x, mode):
@@ -103,32 +104,44 @@ def rows_shuffled(weights, biases):
 take = _checks.Round.take
 product, common = _group.FusedGroup._product, windows.common
 stack_parameters = stacking.stack_parameters
+# {what is wrong: (a seed that notices it, what is patched)}
 MISTAKES = {
-    "writes to the input": (_checks.Round, "take", although_written_to),
-    "another input": (_checks.Round, "of", of_any_input),
-    "weights replaced": (_checks.Row, "same", lambda row: True),
-    "gradients forgotten": (_group.FusedGroup, "_learns", lambda group, x: False),
-    "parts of a product rolled": (_group.FusedGroup, "_product", rolled),
-    "nobody asks for layout": (reading.Reading, "layout_readers", lambda self, groups: {}),
-    "no run asks for layout": (running.Run, "layout_readers", lambda self, groups: {}),
-    "lowered: no writes known": (aliasing, "written", lambda node, modules: []),
-    "lowered: nothing shares memory": (aliasing, "_sources", lambda node, modules: []),
-    "lowered: everything known": (aliasing, "known", lambda node, modules: True),
-    "lowered: no function in place": (aliasing, "_asks_for_inplace", lambda node: False),
-    "lowered: writes forgotten": (aliasing.Memory, "version", lambda *_: 0),
-    "lowered: views stay": (aliasing.Memory, "views", lambda memory, node: []),
-    "lowered: layout": (aliasing.Memory, "counts_on_layout", lambda memory, node: None),
-    "lowered: all are one layer": (lowering, "_one_layer", lambda *_: True),
-    "lowered: weights read": (lowering, "_read_by_graph", lambda *_: False),
-    "lowered: in the wrong order": (stacking.Stacked, "forward", wrong_order),
-    "lowered: rows shuffled": (stacked_module, "stack_parameters", rows_shuffled),
-    "unlike layers": (rules, "unlike", lambda labelled, embed=False, kept=(): ""),
-    "padding not moved": (windows, "common", padding_left),
-    "embedded in the corner": (windows.Window, "margins", in_the_corner),
+    "writes to the input": (159, _checks.Round, "take", although_written_to),
+    "another input": (159, _checks.Round, "of", of_any_input),
+    "weights replaced": (1, _checks.Row, "same", lambda row: True),
+    "gradients forgotten": (1, _group.FusedGroup, "_learns", lambda group, x: False),
+    "parts of a product rolled": (1, _group.FusedGroup, "_product", rolled),
+    "nobody asks for layout": (
+        28,
+        reading.Reading,
+        "layout_readers",
+        lambda self, groups: {},
+    ),
+    "no run asks for layout": (28, running.Run, "layout_readers", lambda self, groups: {}),
+    "lowered: no writes known": (21, aliasing, "written", lambda node, modules: []),
+    "lowered: nothing shares memory": (21, aliasing, "_sources", lambda node, modules: []),
+    "lowered: everything known": (36, aliasing, "known", lambda node, modules: True),
+    "lowered: no function in place": (
+        33,
+        aliasing,
+        "_asks_for_inplace",
+        lambda node: False,
+    ),
+    "lowered: writes forgotten": (21, aliasing.Memory, "version", lambda *_: 0),
+    "lowered: views stay": (14, aliasing.Memory, "views", lambda memory, node: []),
+    "lowered: layout": (36, aliasing.Memory, "counts_on_layout", lambda memory, node: None),
+    "lowered: all are one layer": (13, lowering, "_one_layer", lambda *_: True),
+    "lowered: weights read": (13, lowering, "_read_by_graph", lambda *_: False),
+    "lowered: in the wrong order": (1, stacking.Stacked, "forward", wrong_order),
+    "lowered: rows shuffled": (1, stacked_module, "stack_parameters", rows_shuffled),
+    "unlike layers": (12, rules, "unlike", lambda labelled, embed=False, kept=(): ""),
+    "padding not moved": (21, windows, "common", padding_left),
+    "embedded in the corner": (6, windows.Window, "margins", in_the_corner),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_noticed(mistake, monkeypatch):
-    monkeypatch.setattr(*mistake)
-    assert any(failure(seed) for seed in range(500))
+    seed, *patched = mistake
+    monkeypatch.setattr(*patched)
+    assert any(failure(seed) for seed in (range(500) if SEARCH else [seed]))

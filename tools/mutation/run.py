@@ -1,16 +1,22 @@
-"""Which changes of the library would its unit tests not notice?
+"""Which changes of the code would its unit tests not notice?
 
-mutmut changes `code/hfusion` in one place at a time, ten thousand times, and runs the tests
+mutmut changes `code/` in one place at a time, ten thousand times, and runs the tests
 that reach the place. A mutant that no test fails for has survived. run.py lays a copy of
-library and tests into _build/mutants, has mutmut run there, and counts. What it knows
-already it keeps; survivors are tried again, since the tests may have changed.
+code and tests into _build/mutants, has mutmut run there, and counts. What it knows
+already it keeps; survivors are tried again, since the tests may have changed. First, all
+tests run once, so that mutmut knows which of them reach what.
 
     make mutants                                all, about an hour on two cores
-    make mutants MUTANTS='hfusion.algebra*'     some of them
+    make mutants SAMPLE=500                     five hundred, the same ones each time
+    make mutants MUTANTS='hfusion.algebra*' TESTS=tests/library/test_algebra.py
+                                                some of them, by some tests: a minute
 """
 
+import argparse
+import fnmatch
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -24,8 +30,8 @@ VERDICTS = {1: "killed", 3: "killed", 0: "survived", 33: "no test"}  # of exit s
 COLUMNS = ("killed", "timeout", "survived", "no test", "not tried")
 
 
-def lay_out():
-    """A copy of the library, its tests and what they read, as mutmut wants them."""
+def lay_out(tests):
+    """A copy of the code, its tests and what they read, as mutmut wants them."""
     for old in (STAGE / "tests", STAGE / "mutants" / "tests"):
         shutil.rmtree(old, ignore_errors=True)
     skip = shutil.ignore_patterns("__pycache__", "mutation")
@@ -37,7 +43,10 @@ def lay_out():
         ("tools", "tools"),
     ):
         shutil.copytree(ROOT / source, STAGE / place, ignore=skip, dirs_exist_ok=True)
-    shutil.copy(HERE / "pyproject.toml", STAGE)
+    settings = (HERE / "pyproject.toml").read_text(encoding="utf-8")
+    chosen = "".join(f'    "{path}",\n' for path in tests)
+    settings = settings.replace('    "tests",\n', chosen or '    "tests",\n')
+    (STAGE / "pyproject.toml").write_text(settings, encoding="utf-8")
     # Only there a conftest: here it would be one of all tests.
     shutil.copy(HERE / "quick.py", STAGE / "conftest.py")
 
@@ -73,7 +82,7 @@ def report():
         found = Counter(map(verdict, statuses.values()))
         total += found
         if statuses:
-            name = file.relative_to(STAGE / "mutants" / "src" / "hfusion").with_suffix("")
+            name = file.relative_to(STAGE / "mutants" / "src").with_suffix("")
             print(row(name.as_posix(), found))
     print(row("together", total))
     tried = total.total() - total["not tried"]
@@ -92,18 +101,41 @@ def row(name, found):
     return f"{name:30}{found.total():>9}{counts}"
 
 
-def main(names):
-    lay_out()
-    forget_survivors()
+def sampled(names, count, seed):
+    """So many of the mutants with these names, or of all."""
+    known = sorted(name for statuses in results().values() for name in statuses)
+    named = [n for n in known if any(fnmatch.fnmatch(n, name) for name in names or "*")]
+    return random.Random(seed).sample(named, min(count, len(named)))
+
+
+def mutmut(*arguments, **options):
+    """Run mutmut where everything is laid out: a CompletedProcess."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",  # two processes at a time, one thread each
         "MKL_NUM_THREADS": "1",
         "HFUSION_CASES": "40",  # random networks for each mutant
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # quicker to start
     }
-    mutmut = Path(sys.executable).with_name("mutmut")
-    command = [mutmut, "run", "--max-children", os.environ.get("JOBS", "2"), *names]
-    status = subprocess.run(command, cwd=STAGE, env=environment, check=False).returncode
+    program = Path(sys.executable).with_name("mutmut")
+    command = [program, "run", "--max-children", os.environ.get("JOBS", "2"), *arguments]
+    return subprocess.run(command, cwd=STAGE, env=environment, check=False, **options)
+
+
+def main(arguments):
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("names", nargs="*", help="patterns of mutants; else all")
+    options.add_argument("--sample", type=int, help="try so many of them")
+    options.add_argument("--seed", type=int, default=0, help="of the sample")
+    options.add_argument("--tests", nargs="+", default=[], help="only by these files")
+    given = options.parse_args(arguments)
+    lay_out(given.tests)
+    forget_survivors()
+    names = given.names
+    if given.sample:
+        # No name matches, so that it makes all mutants and tries none, and then complains.
+        mutmut("none", capture_output=True)
+        names = sampled(names, given.sample, given.seed)
+    status = mutmut(*names).returncode
     report()
     return status
 
