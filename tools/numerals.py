@@ -32,7 +32,7 @@ NUMERAL = re.compile(rf"({NUMBER})[\s~]*({UNIT})|(?<![\w.,])(\d+\.\d+)(?![\w.]*\
 # that a chapter takes, and what `readme.py` writes, which have tests of their own.
 CITING = r"\|.*(?:\{cite:|\]\(https?:)"  # a row of a table
 LEFT_OUT = [
-    r"(?s)<!-- (measured|counted) -->.*?<!-- /\1 -->",
+    r"(?s)<!-- (measured|counted|headline) -->.*?<!-- /\1 -->",
     r"\{\w[\w:-]*\}`[^`]*`",
     r"`[^`\n]*`",
     r"\]\([^)]*\)",
