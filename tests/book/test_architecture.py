@@ -18,6 +18,7 @@ ALLOWED = {
     "hfusion.errors": "",
     "hfusion.algebra": "numpy",
     "hfusion.models": "numpy torch",
+    "hfusion.one_screen": "torch",
     "hfusion.stacking": "errors torch",
     "hfusion.timing": "errors numpy torch cuda",
     "hfusion.finding": "errors stacking numpy torch",
