@@ -380,6 +380,29 @@ class Plain(nn.BatchNorm2d):
     """A batch norm of another name."""
 
 
+class Gated(Plain):
+    """A batch norm that takes more than one tensor, or none."""
+
+    def forward(self, x=0, gate=1):
+        return super().forward(x) * gate
+
+
+@pytest.mark.parametrize("given", [2, 0])
+def test_a_norm_that_is_not_called_with_one_tensor(given):
+    model = net(
+        lambda self, x: self.bn(*[self.conv(x)] * given),
+        conv=nn.Conv2d(4, 6, 1), bn=Gated(6),
+    )  # fmt: skip
+    assert unfolded(model) == {"bn": "it is not called with exactly one tensor"}
+
+
+def test_a_norm_of_two_paths_with_hooks_is_told_not_refused():
+    model = net(chain, conv=nn.Conv2d(4, 6, 1), bn=Plain(6))
+    model.again = model.bn
+    model.bn.register_forward_hook(lambda *_: None)
+    assert unfolded(model)["bn"].startswith("it has hooks")
+
+
 class Rewritten(nn.BatchNorm2d):
     """A batch norm with a forward of its own that does the same."""
 

@@ -109,17 +109,22 @@ def test_a_model_that_cannot_be_run_is_named():
 class Written(Three):
     def forward(self, x):
         a, b, c = self.a(x), self.b(x), self.c(x)
-        a.reshape(3, -1).add_(1)
+        a.reshape(self.rows, -1).add_(1)
         return a, b, c
 
 
-def test_a_view_that_is_written_to_may_be_a_copy_for_another_batch():
-    """Of three rows a part is reshaped where it lies, of six it is not."""
-    model, x = Written(None), torch.randn(3, 8)
+@pytest.mark.parametrize("rows", [3, 1])
+def test_a_view_that_is_written_to_may_be_a_copy_for_another_batch(rows):
+    """A part of so many rows is reshaped where it lies, one of twice as many is not.
+
+    One row is in one piece, three are not.
+    """
+    model, x = Written(None), torch.randn(rows, 8)
+    model.rows = rows
     (group,) = hfusion.plan(model, x).groups
     assert (group.fused, group.dense) == (True, (0,))
     fused = hfusion.fuse(model, x)
-    for rows in (x, torch.randn(6, 8)):
+    for given in (x, torch.randn(2 * rows, 8)):
         with torch.no_grad():
-            for mine, theirs in zip(fused(rows), model(rows), strict=True):
+            for mine, theirs in zip(fused(given), model(given), strict=True):
                 torch.testing.assert_close(mine, theirs)

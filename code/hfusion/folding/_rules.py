@@ -50,9 +50,9 @@ def judge(reading: Reading, path: str, norm: nn.Module, node: fx.Node | None) ->
     if node is None:
         return "forward() does not call it"
     given = [*node.args, *node.kwargs.values()]
-    before = given[0]
-    if len(given) > 1 or not isinstance(before, fx.Node):
-        return "it is called with more than one tensor"
+    before = given[0] if len(given) == 1 else None
+    if not isinstance(before, fx.Node):
+        return "it is not called with exactly one tensor"
     if before.op == "placeholder":
         return f"it follows {before.target}, not a convolution"
     called = before.op == "call_module"
