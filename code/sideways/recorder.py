@@ -444,7 +444,7 @@ def _made(deadline, make, variant=EVERY, reserve_s=0, interrupts=True):
     except TooLate:
         return None, {variant: deadline.reason}
     except Exception as error:
-        who = getattr(error, "arm", variant) if variant == EVERY else variant
+        who = getattr(error, "variant", variant) if variant == EVERY else variant
         reason = _reason(error)
         if not _answers():
             raise Lost(who, reason) from error

@@ -11,8 +11,8 @@ from hfusion.timing import _benchmark
 # benchmark
 
 
-class Race:
-    """Arms that write down their calls and move the only clock there is."""
+class Clocked:
+    """Variants that write down their calls and move the only clock there is."""
 
     def __init__(self):
         self.events, self.now_ns = [], 0
@@ -24,7 +24,7 @@ class Race:
     def wait(self, device):
         self.events.append(f"wait for {device}")
 
-    def arm(self, name, cost_ns=1000):
+    def variant(self, name, cost_ns=1000):
         def call():
             self.events.append(name)
             self.now_ns += cost_ns
@@ -33,69 +33,72 @@ class Race:
 
 
 @pytest.fixture
-def race(monkeypatch):
-    race = Race()
-    monkeypatch.setattr(_benchmark, "time", SimpleNamespace(perf_counter_ns=race.look))
-    monkeypatch.setattr(_benchmark, "synchronise", race.wait)
-    return race
+def clocked(monkeypatch):
+    clocked = Clocked()
+    monkeypatch.setattr(_benchmark, "time", SimpleNamespace(perf_counter_ns=clocked.look))
+    monkeypatch.setattr(_benchmark, "synchronise", clocked.wait)
+    return clocked
 
 
-def test_arms_take_turns_and_every_round_starts_with_another(race):
-    arms = {name: race.arm(name) for name in "abc"}
-    timing.benchmark(arms, rounds=4, warm_up=1, calls=2)
-    calls = "".join(event for event in race.events if event in arms)
+def test_variants_take_turns_and_every_round_starts_with_another(clocked):
+    variants = {name: clocked.variant(name) for name in "abc"}
+    timing.benchmark(variants, rounds=4, warm_up=1, calls=2)
+    calls = "".join(event for event in clocked.events if event in variants)
     turns = "abcbcacababc"  # each: one call that is not timed, then two
     assert calls == "abc" + "".join(3 * name for name in turns)
 
 
-def test_a_turn_lies_between_two_synchronisations(race):
-    timing.benchmark({"a": race.arm("a")}, "cuda:1", rounds=1, warm_up=1, calls=2)
-    warm, untimed, *turn = race.events
+def test_a_turn_lies_between_two_synchronisations(clocked):
+    timing.benchmark({"a": clocked.variant("a")}, "cuda:1", rounds=1, warm_up=1, calls=2)
+    warm, untimed, *turn = clocked.events
     assert (warm, untimed) == ("a", "a")
     assert turn == ["wait for cuda:1", "clock", "a", "a", "wait for cuda:1", "clock"]
 
 
-def test_samples_are_microseconds_a_call(race):
-    arms = {"slow": race.arm("slow", 5000), "fast": race.arm("fast", 1250)}
-    samples = timing.benchmark(arms, rounds=3, calls=4)
+def test_samples_are_microseconds_a_call(clocked):
+    variants = {
+        "slow": clocked.variant("slow", 5000),
+        "fast": clocked.variant("fast", 1250),
+    }
+    samples = timing.benchmark(variants, rounds=3, calls=4)
     assert samples == {"slow": [5.0] * 3, "fast": [1.25] * 3}
 
 
-def test_what_the_device_still_does_is_waited_for(race, monkeypatch):
+def test_what_the_device_still_does_is_waited_for(clocked, monkeypatch):
     def wait(device):  # the work of a launch is done when one waits for it
-        race.now_ns += 2000 * race.events.count("launch")
-        race.events.clear()
+        clocked.now_ns += 2000 * clocked.events.count("launch")
+        clocked.events.clear()
 
     monkeypatch.setattr(_benchmark, "synchronise", wait)
-    arms = {"a": lambda: race.events.append("launch")}
-    assert timing.benchmark(arms, rounds=2, warm_up=3, calls=5) == {"a": [2.0, 2.0]}
+    variants = {"a": lambda: clocked.events.append("launch")}
+    assert timing.benchmark(variants, rounds=2, warm_up=3, calls=5) == {"a": [2.0, 2.0]}
 
 
-def test_samples_are_in_the_order_of_rounds(race):
+def test_samples_are_in_the_order_of_rounds(clocked):
     costs_us = iter([50, 1, 60, 4, 70, 2])  # the first call of a turn is not timed
 
     def uneven():
-        race.now_ns += 1000 * next(costs_us)
+        clocked.now_ns += 1000 * next(costs_us)
 
     samples = timing.benchmark({"a": uneven}, rounds=3, warm_up=0, calls=1)
     assert samples == {"a": [1.0, 4.0, 2.0]}
 
 
-def test_arms_record_no_gradients():
+def test_variants_record_no_gradients():
     recording = []
-    arms = {"a": lambda: recording.append(torch.is_grad_enabled())}
-    timing.benchmark(arms, rounds=1, warm_up=1, calls=1)
+    variants = {"a": lambda: recording.append(torch.is_grad_enabled())}
+    timing.benchmark(variants, rounds=1, warm_up=1, calls=1)
     assert recording == [False, False, False]
     assert torch.is_grad_enabled()
 
 
-def test_an_error_in_an_arm_comes_out():
+def test_an_error_in_a_variant_comes_out():
     with pytest.raises(ZeroDivisionError):
         timing.benchmark({"a": lambda: 1 / 0}, rounds=1)
 
 
 def test_who_raised_it_is_said():
-    """At every place where an arm is called: warming up, untimed, timed."""
+    """At every place where a variant is called: warming up, untimed, timed."""
     for calls in range(5):
         left = iter(range(calls))
 
@@ -104,46 +107,55 @@ def test_who_raised_it_is_said():
 
         with pytest.raises(StopIteration) as caught:
             timing.benchmark({"a": int, "b": fails}, rounds=2, warm_up=1, calls=1)
-        assert caught.value.arm == "b"
+        assert caught.value.variant == "b"
 
 
-def test_each_arm_may_have_its_own_calls(race):
-    arms = {"slow": race.arm("slow", 5000), "fast": race.arm("fast", 1250)}
+def test_each_variant_may_have_its_own_calls(clocked):
+    variants = {
+        "slow": clocked.variant("slow", 5000),
+        "fast": clocked.variant("fast", 1250),
+    }
     each = {"slow": 1, "fast": 4}
-    samples = timing.benchmark(arms, rounds=2, warm_up=0, calls=each)
+    samples = timing.benchmark(variants, rounds=2, warm_up=0, calls=each)
     assert samples == {"slow": [5.0] * 2, "fast": [1.25] * 2}
-    assert race.events.count("slow") == 2 * (1 + 1)
-    assert race.events.count("fast") == 2 * (1 + 4)
+    assert clocked.events.count("slow") == 2 * (1 + 1)
+    assert clocked.events.count("fast") == 2 * (1 + 4)
 
 
 @pytest.mark.parametrize("calls", [{"a": 1}, {"a": 1, "b": 2, "c": 3}])
-def test_calls_are_for_each_arm(race, calls):
-    with pytest.raises(ValueError, match=r"^calls: expected a number for each arm, got"):
-        timing.benchmark({"a": race.arm("a"), "b": race.arm("b")}, calls=calls)
-    with pytest.raises(ValueError, match="calls was 0; a whole number from 1 fits"):
-        timing.benchmark({"a": race.arm("a")}, calls={"a": 0})
-    assert race.events == []
+def test_calls_are_for_each_variant(clocked, calls):
+    with pytest.raises(
+        ValueError, match=r"^calls: expected a number for each variant, got"
+    ):
+        timing.benchmark(
+            {"a": clocked.variant("a"), "b": clocked.variant("b")}, calls=calls
+        )
+    with pytest.raises(ValueError, match="calls: expected an int of at least 1, got 0"):
+        timing.benchmark({"a": clocked.variant("a")}, calls={"a": 0})
+    assert clocked.events == []
 
 
 @pytest.mark.parametrize(
     ("turns", "rounds"),
     [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 2), (7, 2), (8, 3), (99, 3)],
 )
-def test_who_is_late_keeps_whole_rounds(race, turns, rounds):
-    """Two arms: each is asked for once to warm up, and once in each of three rounds."""
+def test_who_is_late_keeps_whole_rounds(clocked, turns, rounds):
+    """Two variants: each is asked for once to warm up, and once in each of three rounds."""
     left = iter([False] * turns)
-    arms = {name: race.arm(name) for name in "ab"}
+    variants = {name: clocked.variant(name) for name in "ab"}
     samples = timing.benchmark(
-        arms, rounds=3, warm_up=1, calls=1, late=lambda: next(left, True)
+        variants, rounds=3, warm_up=1, calls=1, late=lambda: next(left, True)
     )
     assert samples == {name: [1.0] * rounds for name in "ab"}
-    called = len([event for event in race.events if event in arms])
+    called = len([event for event in clocked.events if event in variants])
     warm = min(turns, 2)
     assert called == warm + 2 * (min(turns, 8) - warm)  # nothing was called after that
 
 
-def test_no_race_without_arms():
-    with pytest.raises(ValueError, match="arms is empty; at least one function fits"):
+def test_no_benchmark_without_variants():
+    with pytest.raises(
+        ValueError, match="variants: expected at least one function, got none"
+    ):
         timing.benchmark({})
 
 
@@ -153,7 +165,9 @@ def test_no_race_without_arms():
     + [(name, bad) for name in ("rounds", "calls", "warm_up") for bad in (True, 2.5, "3")],
 )
 def test_numbers_that_are_not_whole_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"^{name} was {value!r}; a whole number"):
+    with pytest.raises(
+        ValueError, match=rf"^{name}: expected an int of at least [01], got {value!r}$"
+    ):
         timing.benchmark({"a": int}, **{name: value})
 
 
@@ -228,7 +242,7 @@ def test_a_stopwatch_does_not_charge_what_was_launched_before(device, watch):
     assert getattr(timing, watch)(gpu.launch, 1, "cuda") == {"wall": 101, "host": 1}[watch]
 
 
-def test_an_arm_has_the_watch_that_is_given_for_it(race):
+def test_a_variant_has_the_watch_that_is_given_for_it(clocked):
     seen = []
 
     def watch(call, calls, device):
@@ -236,26 +250,28 @@ def test_an_arm_has_the_watch_that_is_given_for_it(race):
         call()
         return 77.0
 
-    arms = {name: race.arm(name) for name in "abc"}
+    variants = {name: clocked.variant(name) for name in "abc"}
     watches = {"b": watch}
-    samples = timing.benchmark(arms, "cpu", 2, warm_up=0, calls=3, watches=watches)
+    samples = timing.benchmark(variants, "cpu", 2, warm_up=0, calls=3, watches=watches)
     assert samples == {"a": [1.0, 1.0], "b": [77.0, 77.0], "c": [1.0, 1.0]}
     assert seen == [(3, "cpu")] * 2
-    assert race.events.count("b") == 2 * (1 + 1)  # one not timed, one of the watch
+    assert clocked.events.count("b") == 2 * (1 + 1)  # one not timed, one of the watch
     assert watches == {"b": watch}
 
 
 def test_host_may_be_a_watch(device):
     gpu = device(2, 5)
-    arms = {"wall": gpu.launch, "host": gpu.launch}
-    found = timing.benchmark(arms, rounds=2, calls=1, watches={"host": timing.host})
+    variants = {"wall": gpu.launch, "host": gpu.launch}
+    found = timing.benchmark(variants, rounds=2, calls=1, watches={"host": timing.host})
     assert found == {"wall": [7.0, 7.0], "host": [2.0, 2.0]}
 
 
 @pytest.mark.parametrize("watches", [{"c": min}, {"b": min, "d": min, "c": min}])
-def test_watches_of_nobody_are_refused(race, watches):
+def test_watches_of_nobody_are_refused(clocked, watches):
     strange = sorted({*watches} - {"b"})
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        timing.benchmark({"a": race.arm("a"), "b": race.arm("b")}, watches=watches)
-    assert str(error.value) == f"watches has {strange}; names of arms fit"
-    assert race.events == []
+        timing.benchmark(
+            {"a": clocked.variant("a"), "b": clocked.variant("b")}, watches=watches
+        )
+    assert str(error.value) == f"watches: expected names of variants, got {strange}"
+    assert clocked.events == []

@@ -56,7 +56,7 @@ def test_what_is_reordered_is_read_and_written_once(part):
 
 
 def test_an_unknown_part_is_refused():
-    with pytest.raises(ValueError, match=r"parts has \['bias'\]; some of \('input',"):
+    with pytest.raises(ValueError, match=r"^parts: expected .*, got \['bias'\]$"):
         cost.reorder(2, 3, 5, 4, ("input", "bias"))
 
 
@@ -270,12 +270,12 @@ def test_at_the_break_even_both_ways_take_as_long(members, c_in):
 @pytest.mark.parametrize("sides", [(), ((1, 1),), ((1, 1), (3, 3), (5, 5))])
 def test_a_window_for_each_sibling(sides):
     for count in (cost.inflation, lambda *a: cost.embedded(*a, 1, 1, 1)):
-        with pytest.raises(ValueError, match=f"windows has {len(sides)} entries, sizes 2"):
+        with pytest.raises(ValueError, match=rf"windows: .* 2 sizes, got {len(sides)}"):
             count((4, 4), sides)
 
 
 def test_where_times_overlap_there_is_no_such_break_even():
-    with pytest.raises(ValueError, match=r"^ceilings overlap; .* times add up fit$"):
+    with pytest.raises(ValueError, match=r"^ceilings: .* add up, got overlaps$"):
         cost.break_even((4, 4), ((1, 1), (3, 3)), 8, GPU)
 
 

@@ -38,16 +38,24 @@ def test_two_rounds_stay_within_their_ratios():
 
 
 NO_GAINS = [
-    ("base was 'c'; one of a, b fits", {"a": [1.0], "b": [1.0]}, "c"),
-    ("samples have {'a': 2, 'b': 1} rounds", {"a": [1.0, 2.0], "b": [1.0]}, "a"),
-    ("samples have {'a': 0, 'b': 0} rounds", {"a": [], "b": []}, "a"),
-    ("samples have a time that is not above 0", {"a": [1.0], "b": [0.0]}, "a"),
-    ("samples have a time that is not above 0", {"a": [0.0], "b": [1.0]}, "a"),
-    ("samples have a time that is not above 0", {"a": [1.0], "b": [np.nan]}, "a"),
+    ("base: expected one of a, b, got 'c'", {"a": [1.0], "b": [1.0]}, "c"),
+    (
+        "samples: expected as many rounds of each, got {'a': 2, 'b': 1}",
+        {"a": [1.0, 2.0], "b": [1.0]},
+        "a",
+    ),
+    (
+        "samples: expected as many rounds of each, got {'a': 0, 'b': 0}",
+        {"a": [], "b": []},
+        "a",
+    ),
+    ("samples: expected times above 0, got ", {"a": [1.0], "b": [0.0]}, "a"),
+    ("samples: expected times above 0, got ", {"a": [0.0], "b": [1.0]}, "a"),
+    ("samples: expected times above 0, got ", {"a": [1.0], "b": [np.nan]}, "a"),
 ]
 
 
 @pytest.mark.parametrize(("message", "samples", "base"), NO_GAINS)
-def test_samples_that_are_no_race_are_refused(message, samples, base):
+def test_samples_that_are_no_benchmark_are_refused(message, samples, base):
     with pytest.raises(ValueError, match=f"^{message}"):
         timing.gains(samples, base)

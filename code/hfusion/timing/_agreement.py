@@ -1,11 +1,15 @@
 """Whether two results are equal: exactly, or within a bound."""
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
-from ..errors import Disagreement
+from ..errors import Disagreement, FusionError
+
+Values = torch.Tensor | ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,37 +19,58 @@ class Agreement:
     entries: int
     bound: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
         if self.bound == 0:
             return f"exactly equal: {entries}"
         return f"equal within rounding: {entries}, bound {self.bound:.1e}"
 
 
-def _numbers(value):
+def _numbers(value: Values) -> np.ndarray:
     """As an array in float64, without loss."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.double() if value.is_floating_point() else value).numpy()
     array = np.asarray(value)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"a result has dtype {array.dtype}; real numbers fit")
+        raise FusionError(f"results: expected real numbers, got {array.dtype}")
     if array.dtype.kind in "iu" and array.size:
         largest = max(int(array.max()), -int(array.min()))
         if largest > 2**53:
-            raise ValueError(f"a result has {largest}; whole numbers up to 2**53 fit")
+            raise FusionError(
+                f"results: expected integers up to 2**53, for float64, got {largest}"
+            )
     return array.astype(np.float64)
 
 
-def agree(actual, expected, bound=0.0):
+def agree(actual: Values, expected: Values, bound: Values = 0.0) -> Agreement:
     """Refuse to go on unless two results are equal.
 
-    actual, expected: tensors or arrays of one shape. bound: how far apart two
-    entries may be, a number or an array of that shape; 0 means exactly equal.
-    Values are compared, in float64: 0.0 and -0.0 are equal, and the dtype may differ.
-    NaN and infinity never pass. Returns an Agreement; raises Disagreement, which
-    says how many entries differ, where the first one is and what it was.
+    Values are compared, in float64: 0.0 and -0.0 are equal, and the dtypes may differ.
+    NaN and infinity never pass.
 
+    Parameters
+    ----------
+    actual, expected : tensor or array
+        Two results of one shape, not empty.
+    bound : float or array
+        How far apart two entries may be; 0 means exactly equal. One number for all
+        entries, or an array of the results' shape.
+
+    Returns
+    -------
+    Agreement
+        How many entries were compared, and the largest bound.
+
+    Raises
+    ------
+    Disagreement
+        How many entries differ, where the first one is, and what it was.
+    FusionError
+        For an empty or complex result, or a bound that is negative or not finite.
+
+    Examples
+    --------
     >>> print(agree(np.array([1.0, 2.0]), np.array([1.0, 2.0])))
     exactly equal: 2 entries
     >>> agree([0.0, 0.5], np.float16([-0.0, 0.5])).entries
@@ -55,45 +80,60 @@ def agree(actual, expected, bound=0.0):
     if a.shape != e.shape:
         raise Disagreement(f"the shape is {list(a.shape)}, not {list(e.shape)}")
     if a.size == 0:
-        raise ValueError("actual is empty; nothing would be compared")
+        raise FusionError("actual: expected at least one entry, got none")
     if limit.shape not in ((), a.shape) or not np.all((limit >= 0) & (limit < np.inf)):
-        raise ValueError(
-            f"bound was {bound!s:.40}; one finite number from 0, or one an entry, fits"
+        raise FusionError(
+            "bound: expected a finite number of at least 0, or one for each entry, "
+            f"got {bound!s:.40}"
         )
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN is refused
         wrong = ~(np.abs(a - e) <= limit)
     if np.any(wrong):
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        was, wanted = f"{a[where]:.4g}", f"{e[where]:.4g}"
-        if was == wanted:  # they differ in a later digit: show them all
-            was, wanted = f"{a[where]!s}", f"{e[where]!s}"
-        if a.ndim == 0:
-            raise Disagreement(f"it is {was}, not {wanted}")
-        raise Disagreement(
-            f"{np.count_nonzero(wrong)} of {a.size} entries differ; "
-            f"at {where} it is {was}, not {wanted}"
-        )
+        raise Disagreement(_difference(a, e, wrong))
     return Agreement(a.size, float(np.max(limit)))
 
 
-def near(actual, expected, share):
-    """`agree` for large results: compared on the device that they lie on.
+def _difference(a: np.ndarray, e: np.ndarray, wrong: np.ndarray) -> str:
+    where = tuple(int(i) for i in np.argwhere(wrong)[0])
+    was, wanted = f"{a[where]:.4g}", f"{e[where]:.4g}"
+    if was == wanted:  # they differ in a later digit: show them all
+        was, wanted = f"{a[where]!s}", f"{e[where]!s}"
+    if a.ndim == 0:
+        return f"it is {was}, not {wanted}"
+    count = f"{np.count_nonzero(wrong)} of {a.size} entries differ"
+    return f"{count}; at {where} it is {was}, not {wanted}"
 
-    actual, expected: tensors of one shape. share: how far apart two entries may be, as
-    a share of the largest expected one. NaN and infinity never pass.
 
+def near(actual: torch.Tensor, expected: torch.Tensor, rtol: float) -> Agreement:
+    """`agree` for large results, compared on the device where `expected` lies.
+
+    Parameters
+    ----------
+    actual, expected : torch.Tensor
+        Two results of one shape.
+    rtol : float
+        How far apart two entries may be, as a fraction of the largest expected entry
+        (`torch.allclose` takes a fraction of each entry instead).
+
+    Returns
+    -------
+    Agreement
+        As from `agree`; its errors are the same, and NaN and infinity never pass.
+
+    Examples
+    --------
     >>> print(near(torch.tensor([1.0, 99.9]), torch.tensor([1.0, 100.0]), 1e-2))
     equal within rounding: 2 entries, bound 1.0e+00
     """
-    if not 0 <= share < float("inf"):
-        raise ValueError(f"share was {share!r}; a finite number from 0 fits")
+    if not 0 <= rtol < float("inf"):
+        raise FusionError(f"rtol: expected a finite number of at least 0, got {rtol!r}")
     numbers = actual.is_floating_point() and expected.is_floating_point()
     if not numbers or actual.shape != expected.shape or not expected.numel():
         largest = np.max(np.abs(_numbers(expected)), initial=0.0)
-        return agree(actual, expected, share * largest)
+        return agree(actual, expected, rtol * largest)
     wanted = expected.detach().double()
     actual = actual.detach().to(wanted.device)  # which has float64, as not each GPU has
-    bound = share * wanted.abs().max().item()
+    bound = rtol * wanted.abs().max().item()
     if not bound < float("inf"):
         return agree(actual, expected)  # which refuses NaN and infinity by their place
     apart = (actual.double() - wanted).abs()
@@ -102,11 +142,13 @@ def near(actual, expected, share):
     return agree(actual, expected, bound)  # which says where they differ
 
 
-def refusal(call, *args, **kwargs):
+def refusal(call: Callable, *args: object, **kwargs: object) -> str:
     """The message with which a call refuses its arguments.
 
-    For showing that a check can fail: raises if the call goes through.
+    For showing that a check can fail. Raises Disagreement if the call goes through.
 
+    Examples
+    --------
     >>> refusal(agree, [1.0], [2.0])
     '1 of 1 entries differ; at (0,) it is 1, not 2'
     """
@@ -117,11 +159,13 @@ def refusal(call, *args, **kwargs):
     raise Disagreement("the call went through, and should have been refused")
 
 
-def differ(actual, expected, bound=0.0):
-    """The opposite of `agree`: says how two results differ, raises if they do not.
+def differ(actual: Values, expected: Values, bound: Values = 0.0) -> str:
+    """The opposite of `agree`: how two results differ, in words.
 
-    For showing that a check can fail.
+    For showing that a check can fail. Raises Disagreement if they are equal.
 
+    Examples
+    --------
     >>> differ([1.0, 2.0], [1.0, 2.5])
     '1 of 2 entries differ; at (1,) it is 2, not 2.5'
     >>> differ(np.nextafter(1.0, 2.0), 1.0)  # the last bit
@@ -134,9 +178,11 @@ def differ(actual, expected, bound=0.0):
     raise Disagreement("the results are equal, and should differ")
 
 
-def tensors(outputs):
-    """What a function returned, a tensor or several, as a list.
+def tensors(outputs: torch.Tensor | Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What a function returned, one tensor or several, as a list.
 
+    Examples
+    --------
     >>> tensors((torch.ones(1), torch.zeros(1)))
     [tensor([1.]), tensor([0.])]
     """

@@ -2,14 +2,20 @@
 
 import contextlib
 import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
-from ._devices import synchronise
+from ..errors import FusionError
+from ._devices import Place, synchronise
+
+Call = Callable[[], Any]
+Stopwatch = Callable[[Call, int, Any], float]  # (call, calls, device) -> µs per call
 
 
-def wall(call, calls, device):
-    """A stopwatch: µs a call until the work is done, the mean of `calls` in a row."""
+def wall(call: Call, calls: int, device: Place) -> float:
+    """A stopwatch: µs per call until the work is done, the mean of `calls` in a row."""
     synchronise(device)
     start = time.perf_counter_ns()
     for _ in range(calls):
@@ -18,11 +24,11 @@ def wall(call, calls, device):
     return (time.perf_counter_ns() - start) / 1000 / calls
 
 
-def host(call, calls, device):
+def host(call: Call, calls: int, device: Place) -> float:
     """A stopwatch: µs until a call returns, its work done or not.
 
     The device is waited for between calls, so that its queue never fills up. On a GPU
-    this is what the host needs to launch; on a CPU it is no other time than `wall`'s.
+    this is what the host needs to launch; on a CPU it is the same as `wall`.
     """
     elapsed_ns = 0
     for _ in range(calls):
@@ -35,68 +41,94 @@ def host(call, calls, device):
 
 
 def benchmark(
-    arms, device="cpu", rounds=30, warm_up=5, calls=10,
-    watches=None, late=None,
-):  # fmt: skip
-    """Race functions against each other: raw samples in µs a call.
+    variants: Mapping[Any, Call], device: Place = "cpu", rounds: int = 30,
+    warm_up: int = 5, calls: int | Mapping[Any, int] = 10,
+    watches: Mapping[Any, Stopwatch] | None = None,
+    late: Callable[[], bool] | None = None,
+) -> dict[Any, list[float]]:  # fmt: skip
+    """Time functions against one another: raw samples in µs per call.
 
-    arms: dict from names to functions without arguments. Each is warmed up;
-    then in every round each arm has one turn of `calls` calls, and every round
-    starts with another arm. A turn begins with one call more, which is not timed: what
-    the arm before has left in the caches is not charged to this one. calls: a number, or
-    {name: number}. watches: for some arms another stopwatch than `wall`. late: asked
-    before every turn and every call of the warm-up; once it says True, the race is over,
-    and the samples are those of the rounds that were complete, perhaps of none. Check
-    that the arms agree before you race them. What an arm raises has its name as the
-    attribute `arm`. Returns {name: [µs of round 0, …]}.
+    Each variant is warmed up. Then it has one turn in every round, and every round
+    starts with another variant, so that a machine which slows down slows them all. A turn
+    begins with one untimed call: what the variant before has left in the caches is not
+    charged to this one. Check with `agree` first that the variants agree.
 
+    Parameters
+    ----------
+    variants : dict
+        From names to functions without arguments.
+    device : str or torch.device
+        Where they work; it is waited for.
+    rounds, warm_up : int
+        Turns of each variant, and calls of each before the first.
+    calls : int or dict
+        Timed calls per turn, for all variants or for each.
+    watches : dict
+        For some variants another stopwatch than `wall`.
+    late : function
+        Asked before every call of the warm-up and every turn. Once it says True, the
+        benchmark is over.
+
+    Returns
+    -------
+    dict
+        {name: [µs of round 0, …]}, of the rounds that were complete, perhaps of none.
+
+    Raises
+    ------
+    FusionError
+        For an argument that is not as above. What a variant itself raises gets its name
+        as the attribute `variant`.
+
+    Examples
+    --------
     >>> sorted(benchmark({"a": lambda: 1, "b": lambda: 2}, rounds=3))
     ['a', 'b']
     """
-    watches = dict.fromkeys(arms, wall) | (watches or {})
-    each = calls if isinstance(calls, dict) else dict.fromkeys(arms, calls)
+    watches = dict.fromkeys(variants, wall) | dict(watches or {})
+    each = dict(calls) if isinstance(calls, Mapping) else dict.fromkeys(variants, calls)
     late = late or (lambda: False)
-    _refuse_bad(arms, watches, each, rounds=rounds, warm_up=warm_up)
-    names = list(arms)
-    samples = {name: [] for name in names}
+    _refuse_bad(variants, watches, each, rounds=rounds, warm_up=warm_up)
+    names = list(variants)
+    samples: dict[Any, list[float]] = {name: [] for name in names}
     with torch.no_grad():
         for name in names:
             for _ in range(warm_up):
                 if late():
                     return samples
                 with named(name):
-                    arms[name]()
+                    variants[name]()
         for turn in range(rounds):
             for place in range(len(names)):
                 if late():
                     return {n: times[:turn] for n, times in samples.items()}
                 name = names[(turn + place) % len(names)]
                 with named(name):
-                    arms[name]()
-                    us = watches[name](arms[name], each[name], device)
+                    variants[name]()
+                    us = watches[name](variants[name], each[name], device)
                 samples[name].append(us)
     return samples
 
 
 @contextlib.contextmanager
-def named(arm):
-    """What is raised inside gets the attribute `arm`, the name of who raised it."""
+def named(variant: object) -> Iterator[None]:
+    """What is raised inside gets the attribute `variant`: whose call raised it."""
     try:
         yield
     except Exception as error:
-        error.arm = arm
+        error.variant = variant  # type: ignore[attr-defined]
         raise
 
 
-def _refuse_bad(arms, watches, calls, **numbers):
-    if not arms:
-        raise ValueError("arms is empty; at least one function fits")
-    if set(calls) != set(arms):
-        raise ValueError(f"calls: expected a number for each arm, got {sorted(calls)}")
+def _refuse_bad(variants: Mapping, watches: dict, calls: dict, **numbers: int) -> None:
+    if not variants:
+        raise FusionError("variants: expected at least one function, got none")
+    if set(calls) != set(variants):
+        raise FusionError(f"calls: expected a number for each variant, got {sorted(calls)}")
     checked = [*numbers.items(), *(("calls", number) for number in calls.values())]
     for name, value in checked:
         least = 0 if name == "warm_up" else 1
         if type(value) is not int or value < least:
-            raise ValueError(f"{name} was {value!r}; a whole number from {least} fits")
-    if strange := set(watches) - set(arms):
-        raise ValueError(f"watches has {sorted(strange)}; names of arms fit")
+            raise FusionError(f"{name}: expected an int of at least {least}, got {value!r}")
+    if strange := set(watches) - set(variants):
+        raise FusionError(f"watches: expected names of variants, got {sorted(strange)}")

@@ -1,5 +1,8 @@
 """CUDA graphs: a function captured once and replayed, and what one call of it launches."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from ._agreement import tensors
@@ -9,13 +12,23 @@ from ._agreement import tensors
 UNPLAYED = -(2.0**14)
 
 
-def graphed(fn, times=1):
+def graphed(fn: Callable[[], Any], times: int = 1) -> Callable[[], Any]:
     """A function that replays what `fn` launched, as one CUDA graph.
 
-    fn: without arguments; it must launch the same each time and return tensors that it
-    makes anew. They are the replay's outputs too, and where they are floating point they
-    hold UNPLAYED until it has run for the first time. times: how often it is in the graph,
-    one after the other: starting a replay takes the host some µs, and hides shorter work.
+    Parameters
+    ----------
+    fn : function
+        Without arguments. It must launch the same each time, and return tensors that it
+        allocates itself.
+    times : int
+        How often `fn` is in the graph, one after the other: starting a replay takes the
+        host some µs, and hides shorter work.
+
+    Returns
+    -------
+    function
+        Each call replays the graph and returns the same tensors. Where they are floating
+        point they hold `UNPLAYED` until the first replay.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -28,16 +41,16 @@ def graphed(fn, times=1):
         if tensor.is_floating_point():
             tensor.fill_(UNPLAYED)
 
-    def replay():
+    def replay() -> Any:
         graph.replay()
         return outputs
 
-    replay.fn = fn  # the graph reads tensors that only fn may keep alive
-    replay.graph = graph
+    # The graph reads tensors that only fn may keep alive.
+    vars(replay).update(fn=fn, graph=graph)
     return replay
 
 
-def _captured(fn, times=1):
+def _captured(fn: Callable[[], Any], times: int = 1) -> tuple[torch.cuda.CUDAGraph, Any]:
     """(a CUDA graph of so many calls, what the last one returned)."""
     try:
         graph = torch.cuda.CUDAGraph(keep_graph=True)  # so that it can be looked at
@@ -49,11 +62,11 @@ def _captured(fn, times=1):
     return graph, outputs
 
 
-def _nodes(graph):
+def _nodes(graph: Any) -> list[str]:
     """What a CUDA graph launches, by CUDA's own functions: ["kernel", "copy", …]."""
     from cuda.bindings import runtime
 
-    def ask(function, *given):
+    def ask(function: Callable, *given: object) -> list:
         error, *found = function(*given)
         if error != runtime.cudaError_t.cudaSuccess:
             raise RuntimeError(f"{function.__name__}: {error}")
@@ -77,7 +90,7 @@ def _nodes(graph):
     return found
 
 
-def launched(fn):
+def launched(fn: Callable[[], Any]) -> list[str] | None:
     """What one call of `fn` launches, as nodes of a CUDA graph; None if that cannot be
     said: no bindings of CUDA, a torch that keeps no graph, or work that fits into none.
     """

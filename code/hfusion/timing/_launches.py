@@ -3,18 +3,20 @@
 import dataclasses
 import os
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ._devices import synchronise
+from ._devices import Place, synchronise
 from ._graphs import launched
 
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 QUIET = "KINETO_LOG_LEVEL", "99"  # else the profiler writes of its start and stop
 
@@ -24,13 +26,14 @@ class Launches:
     """What one call of a function launched: names in order, and what they are."""
 
     kind: str  # "kernels" on a GPU, "operators" on a CPU
-    names: tuple
+    names: tuple[str, ...]
 
     @property
-    def count(self):
+    def count(self) -> int:
+        """How many."""
         return len(self.names)
 
-    def __str__(self):
+    def __str__(self) -> str:
         tally = [f"{count:4} {name}" for name, count in Counter(self.names).items()]
         return "\n".join([f"{self.count:4} {self.kind}:", *tally])
 
@@ -42,7 +45,7 @@ _FREE |= {"new_empty_strided"}
 _FREE |= {"_unsafe_view", "as_strided_", "unsafe_split", "unsafe_split_with_sizes"}
 
 
-def computes(operator):
+def computes(operator: torch._ops.OpOverload) -> bool:
     """Whether an operator computes something: it makes no view, by its schema, and more
     than memory without numbers."""
     returns = operator._schema.returns
@@ -53,11 +56,14 @@ def computes(operator):
 class _Operators(TorchDispatchMode):
     only_counts = True  # so that siblings compute together meanwhile, see `fusing`
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.names, self.bytes = [], 0
+        self.names: list[str] = []
+        self.bytes = 0
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         outputs = operator(*args, **(kwargs or {}))
         if computes(operator):
             self.names.append(operator.overloadpacket.__name__)
@@ -67,15 +73,25 @@ class _Operators(TorchDispatchMode):
         return outputs
 
 
-def count_launches(fn, device="cpu"):
+def count_launches(fn: Callable[[], Any], device: Place = "cpu") -> Launches:
     """What one call of `fn` launches.
 
-    On a CUDA device: kernels, copies and fills, those of a CUDA graph if one can be made
-    of the call, else those that the profiler saw, which slows down what comes after it.
-    On a CPU there are no launches, and on other GPUs no profiler that sees them; counted
-    are the operators that PyTorch dispatches and that compute something, the nearest thing.
-    Views (split, transpose) count nothing, and what an operator does inside, such
-    as copying a strided input, is not seen. No gradients are recorded.
+    On a CUDA device these are kernels, copies and fills: those of a CUDA graph if the call
+    can be captured, else those that the profiler saw, which slows down what comes after.
+    A CPU launches nothing, and no profiler sees what other GPUs launch. There the nearest
+    thing is counted: the operators that PyTorch dispatches and that compute something.
+    Views (split, transpose) count nothing, and internal work, such as copying a strided
+    input, is not seen.
+
+    Parameters
+    ----------
+    fn : function
+        Without arguments; called twice, without gradients.
+    device : str or torch.device
+        Where it works.
+
+    Examples
+    --------
 
     >>> x = torch.ones(4)
     >>> print(count_launches(lambda: (x + x).relu().view(2, 2)))
@@ -102,10 +118,12 @@ def count_launches(fn, device="cpu"):
     return Launches("kernels", tuple(on_device))
 
 
-def count_bytes(fn):
+def count_bytes(fn: Callable[[], Any]) -> int:
     """How many bytes the operators of one call of `fn` read and write: the sizes of their
-    inputs and outputs. What they move beside that, in their inside, is not seen.
+    inputs and outputs. Internal traffic is not counted.
 
+    Examples
+    --------
     >>> x = torch.ones(4)
     >>> count_bytes(lambda: (x + x).relu())  # five tensors of four float32
     80
@@ -117,11 +135,11 @@ def count_bytes(fn):
     return counter.bytes
 
 
-def count_faults(fn):
+def count_faults(fn: Callable[[], Any]) -> int | None:
     """How many pages of memory one call of `fn` has to ask the system for; None if the
     system does not say.
 
-    Memory that was handed back after the call before and is set aside anew is slow.
+    Asking is slow: the system zeroes each fresh page.
     """
     if resource is None:
         return None
@@ -132,12 +150,14 @@ def count_faults(fn):
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def timeline(fn, device="cpu"):
+def timeline(
+    fn: Callable[[], Any], device: Place = "cpu"
+) -> list[tuple[str, str, float, float]]:
     """When host and device worked in one call of `fn`: [(lane, name, begin, end), …].
 
-    In µs since the first event, by PyTorch's profiler, which slows the host down a
-    little. lane: "host" for the operators that the call came upon, from the outside;
-    "device" for kernels on a GPU. Time of the host between two events is Python's.
+    Times are in µs since the first event, by PyTorch's profiler, which slows the host down
+    a little. The lane is "host" for the outermost operators of the call, and "device" for
+    kernels on a GPU. Between two events the host runs Python.
     """
     activity = torch.profiler.ProfilerActivity
     on_gpu = torch.device(device).type == "cuda"

@@ -1,37 +1,61 @@
 """What is kept of many samples: medians with quartiles, and ratios per round. No torch."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import FusionError
+
+Quartiles = tuple[float, float, float]
 
 
-def gains(samples, base):
-    """How many times faster than `base` each arm is: quartiles of the ratio per round.
+def gains(samples: Mapping[Any, Sequence[float]], base: object) -> dict[Any, Quartiles]:
+    """How many times faster than `base` each variant is: quartiles of the ratio per round.
 
-    samples: {name: times}, as many for each. Returns {name: (lower quartile, median,
-    upper quartile)}; above 1 the arm wins.
+    Parameters
+    ----------
+    samples : dict
+        {name: times}, as many for each, all above 0; as `benchmark` returns them.
+    base : name
+        The variant with which the others are compared.
 
+    Returns
+    -------
+    dict
+        {name: (lower quartile, median, upper quartile)}; above 1 the variant wins.
+
+    Raises
+    ------
+    FusionError
+        For an unknown base, unequal numbers of rounds, or a time that is not above 0.
+
+    Examples
+    --------
     >>> gains({"old": [4.0, 4.0, 4.0], "new": [2.0, 2.0, 1.0]}, "old")["new"]
     (2.0, 2.0, 3.0)
     """
     if base not in samples:
-        raise ValueError(f"base was {base!r}; one of {', '.join(samples)} fits")
+        raise FusionError(f"base: expected one of {', '.join(samples)}, got {base!r}")
     rounds = {name: len(times) for name, times in samples.items()}
     if len(set(rounds.values())) > 1 or not rounds[base]:
-        raise ValueError(f"samples have {rounds} rounds; one number above 0 for all fits")
-    if any(not time > 0 for times in samples.values() for time in times):
-        raise ValueError("samples have a time that is not above 0; times in µs fit")
-    result = {}
+        raise FusionError(f"samples: expected as many rounds of each, got {rounds}")
     for name, times in samples.items():
-        ratios = [b / t for b, t in zip(samples[base], times, strict=True)]
-        result[name] = quartiles(ratios)
-    return result
+        if wrong := [time for time in times if not time > 0]:
+            raise FusionError(f"samples: expected times above 0, got {wrong[0]} of {name}")
+    return {
+        name: quartiles([b / t for b, t in zip(samples[base], times, strict=True)])
+        for name, times in samples.items()
+    }
 
 
-def quartiles(numbers: Sequence[float]) -> tuple[float, float, float]:
+def quartiles(numbers: Sequence[float]) -> Quartiles:
     """(lower quartile, median, upper quartile), all of them the number where it is one.
 
+    Examples
+    --------
     >>> quartiles([1.0, 2.0, 4.0]), quartiles([3.0])
     ((1.5, 2.0, 3.0), (3.0, 3.0, 3.0))
     """
-    several = numbers if len(numbers) > 1 else 2 * numbers
-    return tuple(statistics.quantiles(several, n=4, method="inclusive"))
+    several = numbers if len(numbers) > 1 else [*numbers, *numbers]
+    low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
+    return low, middle, high

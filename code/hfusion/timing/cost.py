@@ -9,9 +9,14 @@ record.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from ..errors import FusionError
 from . import eager
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PARTS = ("input", "weight", "output")
 
@@ -28,7 +33,7 @@ class Kernel:
     launches: int = 1
 
     @property
-    def intensity(self):
+    def intensity(self) -> float:
         """FLOPs for each byte."""
         return self.flops / self.bytes
 
@@ -59,7 +64,9 @@ SHEETS = {
 }
 
 
-def product(c_out, c_in, positions, item_bytes, window=(1, 1)):
+def product(
+    c_out: int, c_in: int, positions: int, item_bytes: int, window: Sequence[int] = (1, 1)
+) -> Kernel:
     """A convolution with bias, a window of (height, width) and stride 1.
 
     For a 1×1: [c_out, c_in] times [c_in, positions]. positions: pixels of all images
@@ -75,7 +82,7 @@ def product(c_out, c_in, positions, item_bytes, window=(1, 1)):
     return Kernel(flops, numbers * item_bytes)
 
 
-def add_bias(c_out, positions, item_bytes):
+def add_bias(c_out: int, positions: int, item_bytes: int) -> Kernel:
     """The bias of a convolution in a kernel of its own, as eager CUDA adds it.
 
     >>> add_bias(64, 28 * 28, item_bytes=4)
@@ -85,7 +92,9 @@ def add_bias(c_out, positions, item_bytes):
     return Kernel(c_out * positions, numbers * item_bytes)
 
 
-def reorder(c_out, c_in, positions, item_bytes, parts):
+def reorder(
+    c_out: int, c_in: int, positions: int, item_bytes: int, parts: Iterable[str]
+) -> Kernel:
     """What a library moves inside of a 1×1 convolution, before and after the product.
 
     parts: which of PARTS it copies into an order of its own, or back from it.
@@ -94,13 +103,13 @@ def reorder(c_out, c_in, positions, item_bytes, parts):
     Kernel(flops=0, bytes=98304, launches=0)
     """
     if strange := set(parts) - set(PARTS):
-        raise ValueError(f"parts has {sorted(strange)}; some of {PARTS} fit")
+        raise FusionError(f"parts: expected some of {PARTS}, got {sorted(strange)}")
     sizes = (c_in * positions, c_out * c_in, c_out * positions)
     numbers = dict(zip(PARTS, sizes, strict=True))
     return Kernel(0, 2 * sum(numbers[part] for part in parts) * item_bytes, launches=0)
 
 
-def copy(channels, positions, item_bytes):
+def copy(channels: int, positions: int, item_bytes: int) -> Kernel:
     """A branch copied to a place of its own: each number is read and written.
 
     >>> copy(64, 28 * 28, item_bytes=4)
@@ -110,8 +119,9 @@ def copy(channels, positions, item_bytes):
 
 
 def stage(
-    sizes, c_in, positions, item_bytes, reordered=(), copied=(), bias_apart=False
-):  # fmt: skip
+    sizes: Sequence[int], c_in: int, positions: int, item_bytes: int,
+    reordered: Sequence[str] = (), copied: Sequence[int] = (), bias_apart: bool = False,
+) -> dict[str, list[Kernel]]:  # fmt: skip
     """Siblings three ways: {way: kernels}.
 
     sizes: output channels of each sibling. reordered: which of PARTS the library copies
@@ -124,10 +134,10 @@ def stage(
     {'separate': 3, 'stacked': 1, 'copied': 1}
     """
 
-    def convolution(c_out):
-        shape = (c_out, c_in, positions, item_bytes)
-        whole = product(*shape)
-        inside = [reorder(*shape, reordered)] if reordered else []
+    def convolution(c_out: int) -> list[Kernel]:
+        whole = product(c_out, c_in, positions, item_bytes)
+        moved_inside = reorder(c_out, c_in, positions, item_bytes, reordered)
+        inside = [moved_inside] if reordered else []
         if not bias_apart:
             return [whole, *inside]
         bias = add_bias(c_out, positions, item_bytes)
@@ -142,7 +152,7 @@ def stage(
     }
 
 
-def in_two(widths, positions, item_bytes):
+def in_two(widths: Sequence[int], positions: int, item_bytes: int) -> tuple[Kernel, Kernel]:
     """An Inception module in two launches, each reading or writing a number once.
 
     widths: a row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce,
@@ -187,7 +197,7 @@ def asked(
     rows, columns, *_ = tile
     pixels = batch * math.prod(image)
 
-    def looks(side):  # of all windows, at pixels of the image
+    def looks(side: int) -> int:  # of all windows, at pixels of the image
         return batch * math.prod(_inside(length, side) for length in image)
 
     numbers = c_in * (looks(3) + pixels)  # the pooling
@@ -199,13 +209,13 @@ def asked(
     return numbers * item_bytes
 
 
-def _inside(length, side):
+def _inside(length: int, side: int) -> int:
     """How many taps of a line's windows lie on the line, window by window."""
     half = side // 2
     return sum(max(length - abs(shift), 0) for shift in range(-half, half + 1))
 
 
-def inflation(sizes, windows):
+def inflation(sizes: Sequence[int], windows: Sequence[tuple[int, int]]) -> float:
     """How many times the multiply-adds, if siblings get one window that holds them all.
 
         w Σ K_i / Σ w_i K_i
@@ -225,7 +235,7 @@ def inflation(sizes, windows):
     return sum(sizes) * math.prod(common(windows)) / separate
 
 
-def common(windows):
+def common(windows: Sequence[tuple[int, int]]) -> tuple[int, ...]:
     """The smallest window that holds all of these: the largest side along each axis.
 
     >>> common(((1, 7), (7, 1)))
@@ -234,7 +244,10 @@ def common(windows):
     return tuple(map(max, zip(*windows, strict=True)))
 
 
-def embedded(sizes, windows, c_in, positions, item_bytes):
+def embedded(
+    sizes: Sequence[int], windows: Sequence[tuple[int, int]],
+    c_in: int, positions: int, item_bytes: int,
+) -> dict[str, list[Kernel]]:  # fmt: skip
     """Siblings with windows of their own, and all in one window: {way: kernels}.
 
     sizes, windows: as for `inflation`.
@@ -244,21 +257,24 @@ def embedded(sizes, windows, c_in, positions, item_bytes):
     [206976, 1812608, 3625216]
     """
     _as_many(sizes, windows)
-    shape = (c_in, positions, item_bytes)
     each = zip(sizes, windows, strict=True)
     return {
-        "separate": [product(size, *shape, sides) for size, sides in each],
-        "embedded": [product(sum(sizes), *shape, common(windows))],
+        "separate": [
+            product(size, c_in, positions, item_bytes, sides) for size, sides in each
+        ],
+        "embedded": [product(sum(sizes), c_in, positions, item_bytes, common(windows))],
     }
 
 
-def break_even(sizes, windows, c_in, ceilings):
+def break_even(
+    sizes: Sequence[int], windows: Sequence[tuple[int, int]], c_in: int, ceilings: Ceilings
+) -> float:
     """Up to how many positions embedding pays, where launches and arithmetic add up and
     nothing else counts: the launches saved take as long as the extra multiply-adds.
 
         positions = (B − 1) ℓ · rate / (2 C (w Σ K_i − Σ w_i K_i))
 
-    inf where there are none. positions: pixels of all images together. Raises ValueError
+    inf where there are none. positions: pixels of all images together. Raises FusionError
     for a machine on which launches and arithmetic overlap.
 
     >>> slow = Ceilings(1e9, 1e9, launch_s=1e-6, kernel_s=0, overlaps=False)
@@ -266,7 +282,7 @@ def break_even(sizes, windows, c_in, ceilings):
     62.5
     """
     if ceilings.overlaps:
-        raise ValueError("ceilings overlap; those of a machine where times add up fit")
+        raise FusionError("ceilings: expected a machine where times add up, got overlaps")
     ways = embedded(sizes, windows, c_in, 1, 1)
     flops = {way: sum(kernel.flops for kernel in ways[way]) for way in ways}
     extra = flops["embedded"] - flops["separate"]
@@ -274,7 +290,10 @@ def break_even(sizes, windows, c_in, ceilings):
     return saved_s * ceilings.flops_per_s / extra if extra else math.inf
 
 
-def kernels(module, dtype, layout, batch, image=None):
+def kernels(
+    module: "nn.Module", dtype: str, layout: str, batch: int,
+    image: tuple[int, int, int] | None = None,
+) -> int:  # fmt: skip
     """How many kernels eager CUDA PyTorch launches for one call in eval mode: an int.
 
     Read from PyTorch's source (2.6 to 2.13), not measured: a model of eager CUDA and of
@@ -289,7 +308,7 @@ def kernels(module, dtype, layout, batch, image=None):
     module: anything that takes images [batch, C, H, W]; it is left as it was. dtype:
     "float32", "float16" or "bfloat16", for all of its parameters, as module.half() does.
     layout: "NCHW" or "NHWC". image: (C, H, W); without it C is what the first convolution
-    reads. Raises ValueError for an operator whose kernels are not known here.
+    reads. Raises FusionError for an operator whose kernels are not known here.
 
     >>> from hfusion import models
     >>> module = models.Inception.from_table("3a")
@@ -301,19 +320,19 @@ def kernels(module, dtype, layout, batch, image=None):
     return eager.launches(module, dtype, layout, batch, image).count
 
 
-def _as_many(sizes, windows):
+def _as_many(sizes: Sequence[int], windows: Sequence) -> None:
     if not sizes or len(sizes) != len(windows):
-        raise ValueError(
-            f"windows has {len(windows)} entries, sizes {len(sizes)}; as many, from 1, fit"
+        raise FusionError(
+            f"windows: expected one for each of {len(sizes)} sizes, got {len(windows)}"
         )
 
 
-def merged(*kernels):
+def merged(*kernels: Kernel) -> Kernel:
     """Kernels as one launch that does and moves what they did and moved together."""
     return Kernel(sum(k.flops for k in kernels), sum(k.bytes for k in kernels))
 
 
-def least(widths, positions, item_bytes):
+def least(widths: Sequence[int], positions: int, item_bytes: int) -> Kernel:
     """An Inception module, if only its input, weights, biases and output were moved.
 
     >>> least((192, 64, 96, 128, 16, 32, 32), 28 * 28, item_bytes=2).bytes
@@ -325,7 +344,7 @@ def least(widths, positions, item_bytes):
     return Kernel(whole.flops, whole.bytes - passed_on)
 
 
-def limit(work, ceilings, launches):
+def limit(work: Kernel, ceilings: Ceilings, launches: int) -> float:
     """A yardstick for `work` in so many launches, in seconds: as many kernels that do
     nothing, and then the longer of its arithmetic and its bytes.
     """
@@ -334,15 +353,16 @@ def limit(work, ceilings, launches):
     return launches * ceilings.kernel_s + max(flops_s, bytes_s)
 
 
-def seconds(kernels, ceilings, graph=False):
+def seconds(kernels: Iterable[Kernel], ceilings: Ceilings, graph: bool = False) -> float:
     """How long a program takes at least, called again and again.
 
     Where things overlap, the host launches while the device works, and the slower of
     the two decides; as a CUDA graph (graph=True) all is launched at once, and the device
     decides. Where they do not, everything adds up.
     """
+    kernels = list(kernels)
     together = max if ceilings.overlaps else lambda *times_s: sum(times_s)
-    device_s = 0
+    device_s = 0.0
     for kernel in kernels:
         flops_s = kernel.flops / ceilings.flops_per_s
         bytes_s = kernel.bytes / ceilings.bytes_per_s
@@ -351,7 +371,12 @@ def seconds(kernels, ceilings, graph=False):
     return device_s if graph else together(host_s, device_s)
 
 
-def gain(before, after, ceilings, graph=False):
+def gain(
+    before: Iterable[Kernel],
+    after: Iterable[Kernel],
+    ceilings: Ceilings,
+    graph: bool = False,
+) -> float:
     """How many times faster `after` is than `before`; above 1 it wins.
 
     >>> launches_only = Ceilings(1e15, 1e15, 4e-6, 0, overlaps=False)

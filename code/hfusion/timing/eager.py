@@ -9,32 +9,40 @@ so. An operator without a row is an error, never a guess.
 import copy
 import dataclasses
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..errors import FusionError
 from ._launches import Launches, computes
 
 DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+Names = tuple[str, ...] | None  # of kernels, if they are known
 SIDE = 28  # of the image where none is given; no rule depends on it
 
 
-def _copies(tensor, form):
+def _copies(tensor: torch.Tensor, form: torch.memory_format) -> tuple[str, ...]:
     """`tensor.contiguous(memory_format=form)`: a kernel, unless it is so already."""
     return () if tensor.is_contiguous(memory_format=form) else ("copy",)
 
 
-def _cudnn_format(x, weight):
+def _cudnn_format(x: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:
     """In which layout cuDNN convolves: native/ConvUtils.h."""
     formats = suggest_memory_format(x), suggest_memory_format(weight)
     last = torch.channels_last in formats
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _convolution(x, weight, bias, stride, padding, dilation, transposed, offset, groups):
+def _convolution(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    stride: Any, padding: Any, dilation: Any,
+    transposed: bool, offset: Any, groups: int,
+) -> Names:  # fmt: skip
     """native/Convolution.cpp: the bias is added by an add_ of its own."""
     if x.ndim != 4 or groups != 1 or transposed:
         return None
@@ -43,7 +51,11 @@ def _convolution(x, weight, bias, stride, padding, dilation, transposed, offset,
     return (*_copies(x, form), *_copies(weight, form), "convolution", *after)
 
 
-def _convolution_relu(x, weight, bias, stride, padding, dilation, groups):
+def _convolution_relu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    stride: Any, padding: Any, dilation: Any,
+    groups: int,
+) -> Names:  # fmt: skip
     """native/cudnn/ConvShared.cpp: bias and ReLU inside; without a bias zeros are made."""
     if x.ndim != 4 or groups != 1:
         return None
@@ -52,7 +64,11 @@ def _convolution_relu(x, weight, bias, stride, padding, dilation, groups):
     return (*_copies(x, form), *_copies(weight, form), *before, "convolution with ReLU")
 
 
-def _batch_norm(x, weight, bias, mean, var, training, momentum, eps):
+def _batch_norm(
+    x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    var: Any, training: bool, momentum: float, eps: float,
+) -> Names:  # fmt: skip
     """native/Normalization.cpp: cuDNN takes bfloat16 never, and half only with weights in
     float32; otherwise there are three kernels (native/cuda/Normalization.cu).
     """
@@ -65,12 +81,12 @@ def _batch_norm(x, weight, bias, mean, var, training, momentum, eps):
     return (*_copies(x, suggest_memory_format(x)), "batch_norm")
 
 
-def _pool(x, *_, **__):
+def _pool(x: torch.Tensor, *_: Any, **__: Any) -> Names:
     """native/cuda/DilatedMaxPool2d.cu and AveragePool2d.cu."""
     return (*_copies(x, suggest_memory_format(x)), "pool")
 
 
-def _cat(tensors, dim=0):
+def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Names:
     """native/cuda/Shape.cu: one kernel for all (up to 64 inputs), but a copy for each input
     where the result is channels_last and some input is a strided part."""
     if len(tensors) > 64:
@@ -90,7 +106,7 @@ POINTWISE = """
     relu sigmoid tanh silu gelu mish elu leaky_relu hardtanh hardswish hardsigmoid softplus
     add sub mul div clone _to_copy
 """
-RULES = {
+RULES: dict[str, Callable] = {
     "convolution": _convolution,
     "cudnn_convolution_relu": _convolution_relu,
     "native_batch_norm": _batch_norm,
@@ -113,27 +129,29 @@ class Operator:
     """
 
     name: str
-    kernels: tuple
+    kernels: tuple[str, ...]
     read: int
     written: int
-    product: tuple = ()
+    product: tuple[int, ...] = ()
 
 
 class _Kernels(TorchDispatchMode):
     """Notes each operator, and gives it the result that CUDA would give."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.operators = []
+        self.operators: list[Operator] = []
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         if not computes(operator):
             return operator(*args, **kwargs)
         name = operator.overloadpacket.__name__
         kernels = RULES[name](*args, **kwargs) if name in RULES else None
         if kernels is None:
-            raise ValueError(
+            raise FusionError(
                 f"module: expected operators whose kernels are known, got {operator} of "
                 f"{_shapes(args)}; hfusion.timing.eager.RULES lists the known ones"
             )
@@ -143,7 +161,9 @@ class _Kernels(TorchDispatchMode):
         return y
 
 
-def _noted(name, kernels, args, y, convolves):
+def _noted(
+    name: str, kernels: tuple[str, ...], args: Any, y: Any, convolves: bool
+) -> Operator:
     """An Operator, with what it read and wrote."""
     results = y if isinstance(y, list | tuple) else (y,)
     sizes = [each.numel() for each in _tensors(args)]
@@ -155,7 +175,7 @@ def _noted(name, kernels, args, y, convolves):
     return Operator(name, kernels, sum(sizes), written, product)
 
 
-def _tensors(args):
+def _tensors(args: Sequence) -> Iterator[torch.Tensor]:
     """The tensors among arguments, those in lists too."""
     for each in args:
         if isinstance(each, torch.Tensor):
@@ -164,11 +184,18 @@ def _tensors(args):
             yield from _tensors(each)
 
 
-def _shapes(args):
+def _shapes(args: Sequence) -> list:
     return [tuple(a.shape) if isinstance(a, torch.Tensor) else a for a in args]
 
 
-def _convolved(x, weight, bias, stride, padding, dilation):
+def _convolved(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+) -> torch.Tensor:  # fmt: skip
     """The result in cuDNN's layout, which is not the one that torch takes on "meta"."""
     y = nn.functional.conv2d(x, weight, bias, stride, padding, dilation)
     return torch.empty_like(y, memory_format=_cudnn_format(x, weight))
@@ -181,13 +208,15 @@ class _Found(Exception):
 class _Channels(TorchDispatchMode):
     """Stops a call at its first convolution."""
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if "convolution" in operator.overloadpacket.__name__:
             raise _Found(args[1].shape[1])
         return operator(*args, **(kwargs or {}))
 
 
-def _image(module, images):
+def _image(module: nn.Module, images: Callable[..., torch.Tensor]) -> tuple[int, int, int]:
     """(channels, height, width) of images for a module that begins with a convolution."""
     x = images(1, SIDE, SIDE)
     try:
@@ -196,14 +225,16 @@ def _image(module, images):
     except _Found as found:
         return (found.args[0], SIDE, SIDE)
     except Exception as error:
-        raise ValueError(
+        raise FusionError(
             "image: expected (channels, height, width) for this module, got None "
             f"({type(error).__name__}: {error})"
         ) from error
-    raise ValueError("image: expected (channels, height, width) for this module, got None")
+    raise FusionError("image: expected (channels, height, width) for this module, got None")
 
 
-def launches(module, dtype, layout, batch, image=None):
+def launches(
+    module: nn.Module, dtype: str, layout: str, batch: int, image: tuple | None = None
+) -> Launches:
     """What eager CUDA PyTorch launches for one call in eval mode: a `timing.Launches`.
 
     See `cost.kernels`, which gives the number. Print it for a table:
@@ -233,25 +264,25 @@ def operators(
     """
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
+        raise FusionError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
     if layout not in FORMATS:
-        raise ValueError(f"layout: expected NCHW or NHWC, got {layout!r}")
+        raise FusionError(f"layout: expected NCHW or NHWC, got {layout!r}")
     if type(batch) is not int or batch < 1:
-        raise ValueError(f"batch: expected an int of at least 1, got {batch!r}")
+        raise FusionError(f"batch: expected an int of at least 1, got {batch!r}")
     kind, form = getattr(torch, dtype), FORMATS[layout]
 
-    def images(*shape):
-        shape = batch, *shape
-        return torch.empty(shape, dtype=kind, device="meta", memory_format=form)
+    def images(*shape: int) -> torch.Tensor:
+        return torch.empty((batch, *shape), dtype=kind, device="meta", memory_format=form)
 
-    double = _on_meta(module).to(kind, memory_format=form).eval()
+    double = _on_meta(module).eval()
+    double.to(kind, memory_format=form)  # type: ignore[call-overload]  # torch lacks it
     x = images(*(_image(double, images) if image is None else image))
     with torch.no_grad(), _Kernels() as counter:
         double(x)
     return counter.operators
 
 
-def _on_meta(module):
+def _on_meta(module: nn.Module) -> nn.Module:
     """A copy of a module without its numbers; they are not copied on the way either."""
     named = [*module.named_parameters(), *module.named_buffers()]
     memo = {id(tensor): torch.empty_like(tensor, device="meta") for _, tensor in named}
