@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import logging
 import pickle
 import re
 import threading
@@ -10,10 +11,12 @@ import weakref
 
 import pytest
 import torch
+from fusing import net
 from torch import nn
 from two_siblings import (
     BETWEEN,
     MOVES,
+    Doubling,
     Net,
     answer,
     conv,
@@ -161,15 +164,25 @@ def test_sizes_that_do_not_fit_are_refused_when_it_is_planned(name, shape, said)
     assert any(re.match(said, group.reason) for group in groups)
 
 
-def test_fuse_says_where_nothing_is_fused(caplog):
+def test_fuse_says_once_what_it_did(caplog):
+    """A warning where that is nothing; refused groups are named with the reason."""
+    caplog.set_level(logging.INFO, "hfusion")
     model, x = linear()
-    hfusion.fuse(model, x)
-    assert caplog.messages == []
-    alone = nn.Sequential(nn.Linear(4, 4))
-    for given in (None, x):
+    alone, other = nn.Sequential(nn.Linear(4, 4)), Net(lambda: Doubling(4, 4))
+    both = net(lambda self, x: (self.a(x), self.b(x)), a=model, b=other)
+    for given, inputs, level, said in (
+        (both, x, "INFO", "fused"),
+        (other, x, "WARNING", "nothing is fused"),
+        (alone, None, "WARNING", "nothing is fused"),
+        (alone, x, "WARNING", "nothing is fused"),
+    ):
         caplog.clear()
-        hfusion.fuse(alone, given)
-        assert caplog.messages == [f"nothing is fused:\n{hfusion.plan(alone, given)}"]
+        hfusion.fuse(given, inputs)
+        (record,) = caplog.records
+        table = str(hfusion.plan(given, inputs))
+        assert (record.name, record.levelname) == ("hfusion", level)
+        assert record.getMessage() == f"{said}:\n{table}"
+        assert ("refused: type of " in table) is (given is not alone)
 
 
 def test_margins_that_differ_when_it_is_planned():

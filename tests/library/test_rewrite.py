@@ -429,8 +429,8 @@ REFUSED = {
     "a buffer of its own": (lambda m: m.a.register_buffer("seen", torch.ones(1)),
                             r"extras of a: .*, got \['seen'\]", "keys"),
     "quantised": (quantised, "type of a: .* itself, .*, got Conv2d", "fails"),
-    "groups": (lambda m: setattr(m, "a", conv(3, groups=3)), "groups of a: expected 1, got 3",
-               "fails"),
+    "groups": (lambda m: setattr(m, "a", conv(3, groups=3)),
+               "groups of a: expected 1, got 3", "fails"),
     "two dtypes": (by_halves, r"dtype of a: .*, got \['torch.float16', 'torch.float64'\]",
                    "fails"),
 }  # fmt: skip

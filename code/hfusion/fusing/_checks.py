@@ -22,11 +22,12 @@ from . import _operators
 
 logger = logging.getLogger("hfusion")
 
-_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
-_GEOMETRY += ("_reversed_padding_repeated_twice",)
-_geometry = operator.itemgetter(*_GEOMETRY)
+_geometry = operator.itemgetter(
+    "stride", "padding", "dilation", "groups", "padding_mode",
+    "_reversed_padding_repeated_twice",
+)  # fmt: skip
 # How many tensors know a memory. Up to torch 2.8, those for CPUs cannot tell …
-_count = getattr(torch._C, "_storage_Use_Count", None)
+_count: Any = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class Row:
@@ -36,8 +37,10 @@ class Row:
     have moved them on; then the row says so.
     """
 
-    __slots__ = ("_bias", "_bias_place", "_complex", "_geometry", "_kind", "_layer")
-    __slots__ += ("_place", "_weight")
+    __slots__ = (
+        "_bias", "_bias_place", "_complex", "_geometry", "_kind", "_layer", "_place",
+        "_weight",
+    )  # fmt: skip
 
     def __init__(self, layer: Any, place: torch.Tensor, bias_place: torch.Tensor | None):
         # Weakly, so that a deleted model is gone at once.
@@ -100,8 +103,9 @@ class Round:
     parts: one for each, the first taken; whole: see `followers`, or None.
     """
 
-    __slots__ = ("_counts", "_mode", "_place", "_rows", "_version")
-    __slots__ += ("left", "parts", "whole", "x")
+    __slots__ = (
+        "_counts", "_mode", "_place", "_rows", "_version", "left", "parts", "whole", "x",
+    )  # fmt: skip
 
     def __init__(
         self, x: torch.Tensor, mode: tuple, rows: list[Row], counts: list[int],
@@ -221,4 +225,4 @@ def _uses(tensor: torch.Tensor) -> int:
     return _count(tensor.untyped_storage()._cdata)
 
 
-_ALONE = _count and _uses(torch.empty(1))
+_ALONE: Any = _count and _uses(torch.empty(1))

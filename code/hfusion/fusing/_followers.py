@@ -26,7 +26,7 @@ from . import _checks
 logger = logging.getLogger("hfusion")
 
 WASTED = 8  # so many unwanted results in a row, and a group makes no more
-FORWARD = {kind: kind.forward for kind in rules.POINTWISE}
+FORWARD: dict[Any, Any] = {kind: kind.forward for kind in rules.POINTWISE}
 _SETTINGS = {kind: tuple(getattr(kind, "__constants__", ())) for kind in FORWARD}
 
 
@@ -107,7 +107,7 @@ class Follower:
     def forward(self, input: Any, *more: Any, **named: Any) -> Any:
         module: Any = self._module()
         if not (more or named or torch.compiler.is_dynamo_compiling()):
-            mark = _here.marks.get(id(input))
+            mark: Any = _here.marks.get(id(input))
             if mark is not None and mark() is input:
                 result = mark.take(input, module)
                 if result is not None:
@@ -166,20 +166,24 @@ class Whole:
         """No more parts will be asked for: let go of everything."""
         self.y = self.results = None
 
-    def compute(self, module: nn.Module) -> bool:
-        """Apply an activation to all parts; whether that could be."""
+    def compute(self, module: nn.Module) -> list[Any] | None:
+        """Apply an activation to all parts; the results, or None where y is gone."""
         y, self.y, group = self.y, None, self.group
-        if y is None:
-            return False
-        y = FORWARD[type(module)](module, y)
-        self.results = _memory.cut(y, group.sizes, group.dim)
-        return True
+        if y is not None:
+            y = FORWARD[type(module)](module, y)
+            self.results = _memory.cut(y, group.sizes, group.dim)
+        return self.results
 
 
 class _Mark(weakref.ref):
     """Whose part a tensor is, and what it was when its layer returned it."""
 
     __slots__ = ("index", "key", "marks", "was", "whole")
+    index: int
+    key: int
+    marks: "dict[int, _Mark]"
+    was: tuple
+    whole: Whole
 
     def take(self, part: torch.Tensor, module: nn.Module) -> torch.Tensor | None:
         """The part's result, once; None if anything is not as it was."""
@@ -191,10 +195,11 @@ class _Mark(weakref.ref):
             return None
         if _checks.mode(whole.group.packing.device) != whole.mode:
             return None
-        if whole.results is None and not whole.compute(module):
+        results = whole.results or whole.compute(module)
+        if results is None:
             return None
         del self.marks[self.key]
-        result, whole.results[index] = whole.results[index], None
+        result, results[index] = results[index], None
         whole.left -= 1
         if not whole.left:
             whole.then.wasted = 0

@@ -146,8 +146,8 @@ class FusedGroup:
             y = self._product(x, weight, bias)
         except RuntimeError:  # the layer will say it in its own words
             return None
-        parts = _memory.cut(y, self.sizes, self.dim)
-        whole = self.then and self.then.whole(self, y, parts, mode)
+        parts: Any = _memory.cut(y, self.sizes, self.dim)
+        whole = self.then.whole(self, y, parts, mode) if self.then else None
         for index in self.dense:
             parts[index] = _memory.dense(parts[index], y)
         first, parts[0] = parts[0], None
@@ -251,7 +251,7 @@ class FusedGroup:
         turn, self._traced = self._traced, None
         if index == 0 and turn is None:
             whole = packing.together[1:] if packing.together else (None, None)
-            settings = _operators.settings_of(layers[0])
+            settings: Any = _operators.settings_of(layers[0])
             y = torch.ops.hfusion.product(x, weights, biases, *whole, *settings)
             turn = tensors, written, list(y.split(self.sizes, self.dim))
         elif turn is None:

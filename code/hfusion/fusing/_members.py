@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +29,7 @@ class Member:
     def __init__(self, group: Asked, index: int, layer: nn.Module | None):
         self.group, self.index = group, index
         # Weakly, so that a deleted model is gone at once.
-        self._layer = gone if layer is None else weakref.ref(layer)
+        self._layer: Callable[[], Any] = gone if layer is None else weakref.ref(layer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"group": self.group, "index": self.index, "layer": self._layer()}

@@ -64,7 +64,7 @@ def traceable(layers: Sequence[Any], sizes: tuple[int, ...], x: Any) -> bool:
     return tuple(layer.weight.shape[0] for layer in layers) == sizes
 
 
-def _traced_kind(layer: nn.Module) -> tuple | None:
+def _traced_kind(layer: Any) -> tuple | None:
     """What siblings have in common, for a layer that `product` can stand for, or None."""
     own, kind = vars(layer), type(layer)
     getattr(layer, "_conv_forward", None)  # so that compiled code looks whether it is there
@@ -150,7 +150,7 @@ def _in(parts: Tensors, weights: Tensors, whole: torch.Tensor | None) -> bool:
 
 
 def _apply(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *geometry: Any
+    x: torch.Tensor, weight: Any, bias: torch.Tensor | None, *geometry: Any
 ) -> torch.Tensor:
     if weight.ndim == 2:
         return F.linear(x, weight, bias)

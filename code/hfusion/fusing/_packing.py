@@ -22,7 +22,6 @@ from ..stacking import _memory, rules, windows
 from . import _checks, _members
 from ._gate import Gate
 
-Layer = nn.Module
 Together = tuple[list[_checks.Row], torch.Tensor, torch.Tensor | None]
 GONE = "one of them is gone"
 
@@ -142,7 +141,7 @@ class Packing:
                         _memory.close(weight)
 
 
-def _margins(layer: Layer) -> tuple[int, ...] | None:
+def _margins(layer: Any) -> tuple[int, ...] | None:
     """What a convolution really pads with where it does not pad with zeros, if at all."""
     if getattr(layer, "padding_mode", "zeros") == "zeros":
         return None
@@ -150,7 +149,7 @@ def _margins(layer: Layer) -> tuple[int, ...] | None:
     return margins if any(margins) else None
 
 
-def _part(members: list[Layer | None]) -> None:
+def _part(members: list[nn.Module | None]) -> None:
     """Move what is left of a group out of the memory of those that are gone."""
     for layer in members:
         if layer is None or _members.member_of(layer) is None:

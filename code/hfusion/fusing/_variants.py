@@ -1,7 +1,8 @@
 """What a group of siblings is raced as: its layers, and what is to run for them. torch."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,9 +43,7 @@ def together(group: Group, inputs: list[torch.Tensor]) -> bool | str:
     return True
 
 
-def arms(
-    group: Group, inputs: list[torch.Tensor]
-) -> dict[str, Callable[[], list[list[torch.Tensor]]]]:
+def variants(group: Group, inputs: Sequence[torch.Tensor]) -> dict[str, Callable[[], Any]]:
     """What a group is raced as, each with layers made anew."""
     separate, (fused, _) = _separate(group), _fused(group)
     return {
@@ -56,7 +55,7 @@ def arms(
 def _separate(group: Group) -> Parts:
     """The layers as they are, each with the activation that all have. No hooks run."""
     calls = [layer.forward for layer in group.layers.values()]
-    activation = group.activation
+    activation: Any = group.activation
     if activation is None:
         return lambda x: [call(x) for call in calls]
     return lambda x: [activation(call(x)) for call in calls]
@@ -71,12 +70,17 @@ def _fused(group: Group) -> tuple[Parts, _group.FusedGroup]:
             k: p if p is None else nn.Parameter(p, p.requires_grad) for k, p in mine
         }
     side_by_side = _group.route(doubles, group.members, group.dense)
-    after = [copy.copy(group.activation) for _ in group.followers]
+    after: list[Any] = [copy.copy(group.activation) for _ in group.followers]
     if after:
         _followers.route(side_by_side, after, group.hoist)
     calls = [double.forward for double in doubles]
-    if not after:
-        # The doubles go with the function: their group only has weak references.
-        return lambda x, keep=doubles: [call(x) for call in calls], side_by_side
-    pairs = [*zip(calls, after, strict=True)]
-    return lambda x, keep=doubles: [act(call(x)) for call, act in pairs], side_by_side
+    pairs = [*zip(calls, after, strict=False)]
+
+    # The doubles go with these functions: their group only has weak references.
+    def layers(x: torch.Tensor, keep: list = doubles) -> list[torch.Tensor]:
+        return [call(x) for call in calls]
+
+    def with_activations(x: torch.Tensor, keep: list = doubles) -> list[torch.Tensor]:
+        return [after(call(x)) for call, after in pairs]
+
+    return with_activations if after else layers, side_by_side

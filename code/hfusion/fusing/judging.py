@@ -18,7 +18,8 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from ..errors import FusionError
 from ..finding import running
 from ..finding._aside import undisturbed
 from ..timing import benchmark, graphed, quartiles, wall
-from ._variants import arms, inputs_like, together
+from ._variants import inputs_like, together, variants
 from .siblings import Group
 
 CHANCE = 0.05  # so often, at most, what is no faster is taken to be
@@ -37,7 +38,7 @@ TURN_US = 300  # a turn of a race ends after so long, or after `calls` calls
 BURST_S = 0.5  # a burst of a race ends after so long, or after `rounds` rounds …
 LEAST = 3  # … but not before so many
 
-Arms = dict[str, Callable[[], Any]]
+Variants = dict[str, Callable[[], Any]]
 Answer = bool | str  # True, or a reason
 
 
@@ -47,22 +48,44 @@ def faster(
 ) -> "Judge":  # fmt: skip
     """A judge for `hfusion.plan(…, accept=…)`: is it faster here, on this device?
 
-    example_inputs: what the model is called with, as the plan's: a tensor, a tuple or a
-    dict. For each group it races, without gradients and with inputs of the sizes that the
-    group gets, its layers one by one against the layers side by side, with the checks of
-    each call; contiguous where readers may need it. In `bursts` bursts of `rounds` rounds,
-    in which the bursts of all groups take turns, `apart` seconds or more from one to the
-    next.
+    Each group is timed without gradients, with inputs of the sizes that it gets: its layers
+    one by one, against its layers together, with the checks of each call and the copies
+    that readers may need. A group is accepted if all bursts but `allowed(bursts)` have a
+    gain above 1 + margin; otherwise it is left alone, "not faster" or "undecided".
 
-    A group is accepted if all bursts but `allowed(bursts)` have a gain above 1 + margin;
-    "undecided" is an answer, and leaves it alone. Then the whole model, as planned, is
-    raced as it is against the accepted groups fused. Unless so many bursts are above 1,
-    all groups are left alone, since nobody would notice; whole=False leaves this out.
+    The bursts of all groups take turns. That takes bursts · apart seconds at least, twice.
+    The model runs 14 · bursts times or more, on copies, and random numbers go on as if
+    nothing had run.
 
-    Takes bursts · apart seconds at least, twice; the model runs 14 · bursts times or more,
-    on copies, and random numbers go on as if nothing had run. rounds, and calls of a turn:
-    fewer where they are slow. graph: True races CUDA graphs, as a deployed model runs.
+    Parameters
+    ----------
+    example_inputs
+        What the model is called with, as for `plan`: a tensor, a tuple or a dict.
+    margin
+        By how much fusing must be faster, as a share of the fused time.
+    bursts
+        How many answers each group gives.
+    rounds, calls
+        Rounds of a burst, and calls of a turn; fewer where they are slow.
+    apart
+        Seconds from the start of one burst to the next, at least.
+    whole
+        Whether to time the whole model at last, as it is against the accepted groups fused.
+        All groups are left alone unless it is faster in as many bursts.
+    graph
+        Whether to time CUDA graphs, as a deployed model runs.
 
+    Returns
+    -------
+    Judge
+
+    Raises
+    ------
+    FusionError
+        For a wrong argument; for graph=True when it is asked about layers on a CPU.
+
+    Examples
+    --------
     >>> from hfusion import models, plan
     >>> x = torch.zeros(1, 192, 28, 28)
     >>> judge = faster(x, margin=1e6, bursts=5, rounds=1, calls=1, apart=0)
@@ -73,16 +96,14 @@ def faster(
         ("bursts", 5, bursts), ("rounds", 1, rounds), ("calls", 1, calls),
     ):  # fmt: skip
         if type(value) is not int or value < least:
-            raise FusionError(
-                f"{name}: expected a whole number from {least}, got {value!r}"
-            )
-    for name, value in (("margin", margin), ("apart", apart)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
-            raise FusionError(f"{name}: expected a number from 0, got {value!r}")
-    for name, value in (("whole", whole), ("graph", graph)):
-        if type(value) is not bool:
-            raise FusionError(f"{name}: expected True or False, got {value!r}")
+            raise FusionError(f"{name}: expected an int of at least {least}, got {value!r}")
+    for name, share in (("margin", margin), ("apart", apart)):
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not number or not 0 <= share < math.inf:
+            raise FusionError(f"{name}: expected a number of at least 0, got {share!r}")
+    for name, flag in (("whole", whole), ("graph", graph)):
+        if type(flag) is not bool:
+            raise FusionError(f"{name}: expected True or False, got {flag!r}")
     running.arguments(example_inputs)
     return Judge(example_inputs, margin, bursts, rounds, calls, apart, whole, graph)
 
@@ -116,7 +137,7 @@ def verdict(gains: list[float], threshold: float) -> Answer:
     >>> verdict([1.1, 1.2, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1], 1.02)
     True
     >>> print(verdict([1.1, 1.0, 1.1, 0.9, 1.1, 1.1, 1.1, 1.1], 1.02))
-    undecided: 1.10 times as fast (8 bursts, 0.90 to 1.10), 6 above 1.02; 7 fit
+    undecided: 1.10 times as fast (8 bursts, 0.90 to 1.10), 6 above 1.02, 7 needed
     """
     wanted = len(gains) - allowed(len(gains))
     above = sum(gain > threshold for gain in gains)
@@ -126,7 +147,7 @@ def verdict(gains: list[float], threshold: float) -> Answer:
     _, middle, _ = quartiles(gains)
     return (
         f"{word}: {middle:.2f} times as fast ({len(gains)} bursts, {min(gains):.2f} to "
-        f"{max(gains):.2f}), {above} above {threshold:g}; {wanted} fit"
+        f"{max(gains):.2f}), {above} above {threshold:g}, {wanted} needed"
     )
 
 
@@ -149,13 +170,14 @@ class Judge:
 
     def groups(self, groups: list[Group]) -> list[Answer]:
         """For each of these groups of one model: True, or why it is left alone."""
-        got = running.Run(groups[0].model, self.example_inputs).inputs
+        model: Any = groups[0].model
+        got = running.Run(model, self.example_inputs).inputs
         inputs = [inputs_like(got.get(group.members[0], ())) for group in groups]
         answers: list[Answer] = [
             together(group, xs) for group, xs in zip(groups, inputs, strict=True)
         ]
         raced = [index for index, answer in enumerate(answers) if answer is True]
-        makers = [lambda i=i: arms(groups[i], inputs[i]) for i in raced]
+        makers = [partial(variants, groups[i], inputs[i]) for i in raced]
         devices = [inputs[index][0].device for index in raced]
         for index, gains in zip(raced, self._race(makers, devices), strict=True):
             answers[index] = verdict(gains, 1 + self.margin)
@@ -168,11 +190,11 @@ class Judge:
         alone = running.Run(model, self.example_inputs).copy
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-        def networks() -> Arms:
-            made = {}
+        def networks() -> Variants:
+            made: Variants = {}
             for name, network in (("separate", alone), ("fused", fused)):
                 args, kwargs = running.arguments(copy.deepcopy(self.example_inputs))
-                made[name] = lambda n=network, a=args, k=kwargs: n(*a, **k)
+                made[name] = partial(network, *args, **kwargs)
             return made
 
         with undisturbed(model):
@@ -181,9 +203,9 @@ class Judge:
         return answer if answer is True else f"the whole model: {answer}"
 
     def _race(
-        self, makers: list[Callable[[], Arms]], devices: list[torch.device]
+        self, makers: Sequence[Callable[[], Variants]], devices: Sequence[torch.device]
     ) -> list[list[float]]:
-        """For each race the gains of its bursts; `makers` make the arms of a burst."""
+        """For each race the gains of its bursts; `makers` make the variants of a burst."""
         gains: list[list[float]] = [[] for _ in makers]
         begun = -math.inf
         for _ in range(self.bursts if makers else 0):
@@ -191,17 +213,17 @@ class Judge:
             begun = time.monotonic()
             for found, make, device in zip(gains, makers, devices, strict=True):
                 with torch.no_grad():
-                    arms = _as_graphs(make(), device) if self.graph else make()
+                    made = _as_graphs(make(), device) if self.graph else make()
                     samples = benchmark(
-                        arms, device, self.rounds, warm_up=1, calls=self.calls,
-                        watches=dict.fromkeys(arms, _watch), late=_late(),
+                        made, device, self.rounds, warm_up=1, calls=self.calls,
+                        watches=dict.fromkeys(made, _watch), late=_late(),
                     )  # fmt: skip
                 found.append(gain_of(samples))
         return gains
 
 
 def _late() -> Callable[[], bool]:
-    """Whether a burst has lasted long enough; it is asked before each turn of two arms."""
+    """Whether a burst has lasted long enough; asked before each turn of a variant."""
     end, asked = time.monotonic() + BURST_S, itertools.count()
     return lambda: next(asked) >= 2 * (1 + LEAST) and time.monotonic() > end
 
@@ -213,11 +235,14 @@ def _watch(call: Callable[[], Any], calls: int, device: torch.device) -> float:
     return (first + more * wall(call, more, device)) / (more + 1) if more > 0 else first
 
 
-def _as_graphs(arms: Arms, device: torch.device) -> Arms:
+def _as_graphs(variants: Variants, device: torch.device) -> Variants:
     if device.type != "cuda":
         raise FusionError(
             f"graph: expected False for layers on {device}, got True; only a CUDA device "
             "replays graphs"
         )
-    outputs = lambda arm: [t for t in tree_leaves(arm()) if torch.is_tensor(t)]
-    return {name: graphed(lambda arm=arm: outputs(arm)) for name, arm in arms.items()}
+
+    def outputs(call: Callable[[], Any]) -> list[torch.Tensor]:
+        return [t for t in tree_leaves(call()) if torch.is_tensor(t)]
+
+    return {name: graphed(partial(outputs, call)) for name, call in variants.items()}

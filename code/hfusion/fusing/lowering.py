@@ -11,9 +11,11 @@ siblings is one layer with weights of its own.
 import copy
 import itertools
 import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .. import stacking
 from ..errors import FusionError
@@ -21,25 +23,42 @@ from ..finding import reading
 from ..finding.reading import Reading
 from ..stacking import rules
 from .planning import FusionPlan
+from .siblings import Group
 
 
 def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     """The planned network as one graph, in which each group of siblings is one layer.
 
     For exporters and compilers, which cannot look at addresses at each call; everything
-    else is better served by `plan.apply()`. plan: a FusionPlan of a model in eval mode,
-    found by reading, so without example_inputs. once: whether an activation that all
-    members of a group have is applied to all branches at once (True) or to each (False);
-    None: at once where a branch is in one piece, or where consumers copy less than that
-    saves. Returns a torch.fx.GraphModule in eval mode that takes what the model's forward
-    takes and returns the same within rounding. Each fused group is a `stacking.Stacked` in
-    it. It is a snapshot: its weights are copies, its keys are those of torch.fx, and only
-    what the graph calls is there. Siblings that cannot be one layer in it stay separate:
-    with several calls or hooks, with weights that the graph reads itself, or whose
-    consumers count on the layout of memory.
-    Raises FusionError for a plan found by running, a model in training mode, one that has
-    changed since it was planned, and one that does more than a graph can say.
+    else is better served by `plan.apply()`. Siblings that cannot be one layer in a graph
+    stay separate: with several calls or hooks, with weights that the graph reads itself, or
+    whose consumers count on the layout of memory.
 
+    Parameters
+    ----------
+    plan
+        Of a model in eval mode, found by reading, so without example_inputs.
+    once
+        Whether an activation that all members of a group have is applied to all branches at
+        once (True) or to each (False). None: at once where a branch is in one piece, or
+        where consumers copy less than that saves.
+
+    Returns
+    -------
+    torch.fx.GraphModule
+        In eval mode. It takes what the model's forward takes and returns the same within
+        rounding; each fused group is a `stacking.Stacked` in it. It is a snapshot: its
+        weights are copies, its keys are those of torch.fx, and only what the graph calls is
+        there.
+
+    Raises
+    ------
+    FusionError
+        For a plan found by running, a model in training mode or changed since it was
+        planned, and one that does more than a graph can say.
+
+    Examples
+    --------
     >>> from hfusion import models, plan
     >>> network = lower(plan(models.Inception.from_table("3a").eval()))
     >>> print(network.stacked)
@@ -59,7 +78,7 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
         nodes = [node for path in group.members for node in now.nodes[path]]
         activation, ends = reading.shared_activation(now, nodes)
         if once is False:
-            activation, ends = None, nodes
+            activation, ends = None, tuple(nodes)
         if not _one_layer(now, group, ends):
             continue
         hoist = bool(once or reading.count_copies(now, ends) < len(ends) - 1)
@@ -95,7 +114,7 @@ def _read(plan: FusionPlan) -> Reading:
     return now
 
 
-def _one_layer(now, group, ends):
+def _one_layer(now: Reading, group: Group, ends: Sequence[fx.Node]) -> bool:
     """Whether a group's calls can become one call of one layer, in a graph."""
     members, embed = group.layers, group.window is not None
     if reason := rules.refusal(members, embed, rules.KEPT):
@@ -105,7 +124,7 @@ def _one_layer(now, group, ends):
     return not any(now.memory.counts_on_layout(end) for end in ends)
 
 
-def _read_by_graph(now, members):
+def _read_by_graph(now: Reading, members: Mapping[str, nn.Module]) -> bool:
     """Whether a graph reads weights of these layers itself; it may write to them, too."""
     nodes = now.graph.find_nodes(op="get_attr")
     paths = {node.target for node in nodes} - now.trace.constants.keys()
@@ -113,7 +132,10 @@ def _read_by_graph(now, members):
     return any(id(p) in read for layer in members.values() for p in layer.parameters())
 
 
-def _call_stacked(graph, path, nodes, ends, views):
+def _call_stacked(
+    graph: fx.Graph, path: str, nodes: Sequence[fx.Node], ends: Sequence[fx.Node],
+    views: Sequence[fx.Node],
+) -> None:  # fmt: skip
     """In a graph: one call of the stacked layer at `path` in place of a group's calls."""
     with graph.inserting_before(nodes[0]):
         whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
@@ -130,7 +152,7 @@ def _call_stacked(graph, path, nodes, ends, views):
             graph.erase_node(old)
 
 
-def _free_path(graph, members):
+def _free_path(graph: fx.Graph, members: Sequence[str]) -> str:
     """A name for the stacked layer, after what its members have in common."""
     columns = zip(*(member.split(".") for member in members), strict=False)
     alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
@@ -140,7 +162,10 @@ def _free_path(graph, members):
     return next(name for name in names if name not in taken)
 
 
-def _copies(model, graph, constants, stacked):
+def _copies(
+    model: nn.Module, graph: fx.Graph, constants: Mapping[str, Any],
+    stacked: Mapping[str, nn.Module],
+) -> dict[str, Any]:  # fmt: skip
     """{path: a copy} of what a graph calls or reads, less the stacked layers' members."""
     found = {}
     for node in graph.nodes:
@@ -153,11 +178,11 @@ def _copies(model, graph, constants, stacked):
         raise FusionError(f"model cannot be copied: {error}") from error
 
 
-def _at(model, path):
+def _at(model: nn.Module, path: str) -> Any:
     return operator.attrgetter(path)(model)
 
 
-def _keep_out_of_state(network, paths):
+def _keep_out_of_state(network: fx.GraphModule, paths: Iterable[str]) -> None:
     """Tensors that no state of the model has, such as those that forward makes."""
     for path in paths:
         if torch.is_tensor(tensor := _at(network, path)):

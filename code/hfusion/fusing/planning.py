@@ -6,14 +6,12 @@
                                       or refused, and the reason
 
 A plan changes nothing and can be printed; `apply` makes a copy of the model whose siblings
-compute together (`_group`). Which layers are siblings, and what speaks against
-fusing them, is decided in `siblings`.
+compute together (`_group`). Which layers are siblings, and what speaks against fusing them,
+is decided in `siblings`.
 """
 
 import dataclasses
-import itertools
 import logging
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -29,28 +27,52 @@ from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
 from ..stacking import rules
 from . import _followers, _group, _members, siblings
+from ._table import table
+from .siblings import Group
 
 logger = logging.getLogger("hfusion")
+
+Asked = Callable[[Group], Group]  # has the last word on a group
 
 
 def plan(
     model: nn.Module, example_inputs: Any = None, *, min_siblings: int = 2,
     accept: Callable | None = None, embed: bool = False,
 ) -> "FusionPlan":  # fmt: skip
-    """Find every group of siblings in a model, and decide about each: a FusionPlan.
+    """Find every group of siblings in a model, and decide about each.
 
-    model: an nn.Module, left as it was. example_inputs: a tensor, a tuple of positional
-    arguments or a dict of keywords. With them the model runs once (twice where there are
-    siblings), and layers that get the same tensor are siblings, whatever control flow led
-    there. Without them torch.fx reads the model, which has to be traceable, or a
-    GraphModule; that also tells why layers are no siblings. min_siblings: smaller groups
-    are refused. accept: is asked about every group that could be fused, and returns True or
-    a reason, a string; or it is a judge of all of them together, as `hfusion.faster(…)`
-    makes one. embed: let convolutions with smaller windows join siblings with larger ones
-    (see `embedding`): more multiply-adds, which the plan tells, and for finite inputs only.
-    Raises FusionError for arguments that do not fit and for models that can be neither
-    traced nor run.
+    Parameters
+    ----------
+    model
+        Left as it was.
+    example_inputs
+        What the model is called with: a tensor, a tuple of positional arguments or a dict
+        of keywords. The model then runs once (twice where there are siblings), and layers
+        that get the same tensor are siblings, whatever control flow led there. Without
+        them torch.fx reads the model, which must be traceable, or a GraphModule; reading
+        also tells why layers are no siblings.
+    min_siblings
+        Smaller groups are refused.
+    accept
+        Is asked about every group that could be fused; returns True or a reason, a string.
+        Or a judge of all groups together, such as `hfusion.faster(…)` makes.
+    embed
+        Let convolutions with smaller windows join siblings with larger ones (see
+        `stacking.windows`). That costs multiply-adds, which the plan tells, and is right
+        for finite inputs only.
 
+    Returns
+    -------
+    FusionPlan
+        Print it to see each group and each reason; `apply` it.
+
+    Raises
+    ------
+    FusionError
+        For a wrong argument, and for a model that can be neither traced nor run.
+
+    Examples
+    --------
     >>> from hfusion import models
     >>> print(plan(models.Inception.from_table("3a")))
     members                      c_out   then saved   B/px
@@ -71,22 +93,24 @@ def plan(
     ('Attention', ['q.weight', 'q.bias', 'k.weight', 'k.bias'])
     """
     if type(min_siblings) is not int or min_siblings < 2:
-        raise FusionError(f"min_siblings was {min_siblings!r}; a whole number from 2 fits")
+        raise FusionError(
+            f"min_siblings: expected an int of at least 2, got {min_siblings!r}"
+        )
     if accept is not None and not callable(accept):
-        raise FusionError(f"accept was {accept!r}; a function of a group fits")
+        raise FusionError(f"accept: expected a function of a group, got {accept!r}")
     if type(embed) is not bool:
-        raise FusionError(f"embed was {embed!r}; True or False fits")
+        raise FusionError(f"embed: expected True or False, got {embed!r}")
     _refuse_wrapper(model)
     calls = _read(model) if example_inputs is None else running.Run(model, example_inputs)
 
-    def found(asked):
+    def found(asked: Asked) -> FusionPlan:
         groups = siblings.find(calls, min_siblings, embed, asked)
         return FusionPlan(tuple(groups), model, calls)
 
     return _judged(found, accept)
 
 
-def _read(model):
+def _read(model: nn.Module) -> Reading:
     try:
         return Reading(model)
     except FusionError as error:
@@ -94,8 +118,8 @@ def _read(model):
         raise FusionError(f"{error}{run}") from error
 
 
-def _judged(found, accept):
-    """The plan that `found` makes with who has the last word on a group.
+def _judged(found: Callable[[Asked], "FusionPlan"], accept: Any) -> "FusionPlan":
+    """The plan that `found` makes where `accept` has the last word on each group.
 
     A judge of all of them has two methods. groups(groups) returns an answer for each; it
     is asked again about parts of those that it refused. whole(model, fused) is asked at
@@ -103,9 +127,9 @@ def _judged(found, accept):
     """
     if not all(callable(getattr(accept, name, None)) for name in ("groups", "whole")):
         return found(partial(_asked, accept))
-    answers = {}
+    answers: dict[tuple[str, ...], Any] = {}
 
-    def so_far(group):
+    def so_far(group: Group) -> Group:
         return _answered(group, answers.get(group.members, True))
 
     while True:
@@ -131,7 +155,7 @@ _WRAPPERS = {
 }
 
 
-def _refuse_wrapper(model):
+def _refuse_wrapper(model: nn.Module) -> None:
     """Raise FusionError for what is no model but holds one, or cannot be looked into."""
     kind = type(model).__name__
     if kind in _WRAPPERS and type(model).__module__.startswith("torch."):
@@ -144,26 +168,53 @@ def _refuse_wrapper(model):
         )
 
 
-def _asked(accept, group):
+def _asked(accept: Callable | None, group: Group) -> Group:
     return _answered(group, accept(group) if accept and group.fused else True)
 
 
-def _answered(group, answer):
+def _answered(group: Group, answer: Any) -> Group:
     """A group as it is to be, with what was answered about it."""
     if answer is True:
         return group
     if not isinstance(answer, str) or not answer:
-        raise FusionError(f"accept returned {answer!r}; True or a reason, a string, fits")
+        raise FusionError(
+            f"accept: expected it to return True or a reason, a string, got {answer!r}"
+        )
     return dataclasses.replace(group, fused=False, reason=answer)
 
 
 def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
-    """`plan(model, example_inputs).apply()`: the fused model, beside the model.
+    """Plan with the defaults, and apply: `plan(model, example_inputs).apply()`.
 
-    Where nothing can be fused, a warning of the logger "hfusion" holds the plan.
+    The logger "hfusion" gets the plan, once: what was fused, what was refused, and why. It
+    is a warning where nothing could be fused, INFO otherwise.
+
+    Parameters
+    ----------
+    model, example_inputs
+        As for `plan`.
+
+    Returns
+    -------
+    torch.nn.Module
+        A fused copy, see `FusionPlan.apply`.
+
+    Raises
+    ------
+    FusionError
+        As `plan` does.
+
+    Examples
+    --------
+    >>> from hfusion import models
+    >>> fused = fuse(models.Inception.from_table("3a"))
+    >>> type(fused).__name__
+    'Inception'
     """
     found = plan(model, example_inputs)
-    if not any(group.fused for group in found.groups):
+    if any(group.fused for group in found.groups):
+        logger.info("fused:\n%s", found)
+    else:
         logger.warning("nothing is fused:\n%s", found)
     return found.apply()
 
@@ -187,51 +238,51 @@ class FusionPlan:
     was read; running shows it for one input. Each call checks again, either way.
     """
 
-    groups: tuple[siblings.Group, ...]
+    groups: tuple[Group, ...]
     model: nn.Module = dataclasses.field(repr=False)
     found: Calls = dataclasses.field(repr=False)
 
     @property
     def calls(self) -> dict[str, tuple[int, int]]:
         """How often layers of each kind are called: {kind: (before, after)}."""
-        saved = Counter()
+        saved: Counter[str] = Counter()
         for group in self.groups:
             saved[group.kind] += (len(group.members) - 1) * group.calls * group.fused
         kinds = sorted(self.found.kinds.items())
         return {kind: (count, count - saved[kind]) for kind, count in kinds}
 
     def __str__(self) -> str:
-        lines = [line for group in self.groups for line in _rows(group)]
-        if lines:
-            lines.insert(0, _ROW.format("members", "c_out", "then", "saved", "B/px"))
-        fused = sum(group.fused for group in self.groups)
-        groups = f"{fused} of {len(self.groups)} groups fused" if lines else "no siblings"
-        calls = [f"{kind} {old} -> {new} calls" for kind, (old, new) in self.calls.items()]
-        how = f"found by {self.found.found}"
-        return "\n".join([*lines, *_unseen(self.found), "; ".join([groups, *calls, how])])
+        return table(self.groups, self.found, self.calls)
 
     def apply(self) -> nn.Module:
-        """The fused model: a copy of the model, whose siblings compute together.
-
-        It is what the model is: an instance of its class, with its methods, hooks, modes
-        and containers, and each weight a Parameter at its own path. It takes over what the
-        model is now. Where a group of the plan cannot be fused any more, that is a
-        FusionError. Nothing is stored twice, and nothing is shared with the model.
+        """The fused model: a copy of the model whose siblings compute together.
 
         A call computes together what the plan says if all is as it was planned: the same
         tensor, not written to in between, the same weights, the same modes. Otherwise, and
-        while gradients are recorded, each layer computes as it would without us.
+        while gradients are recorded, each layer computes as in the model.
 
-        Not noticed are writes between two siblings' calls that autograd does not count
-        either (through `.data` or NumPy), and a change of precision there, such as TF32.
+        Writes that autograd does not count either (through `.data` or NumPy) go unnoticed
+        between two siblings' calls, as does a change of precision there, such as TF32.
         On a path that was not planned, a reader may count on a part without gaps: `.view`
-        fails, and after `reshape` or `contiguous`, which copy, a later write to one is none
-        to the other. `fusing._group` names the rest.
+        fails, and after `reshape` or `contiguous`, which copy, a later write to one no
+        longer reaches the other. `fusing._group` names the rest.
 
-        Exact equality is not promised: a matrix product of another size may add in another
-        order. Each output then differs by rounding, for one layer by at most
-        `algebra.rounding_bound`, under the conditions that it names (TF32 off, no
-        underflow, no Winograd); that error travels on through the network.
+        A matrix product of another size may add in another order, so outputs differ by
+        rounding: for one layer by at most `algebra.rounding_bound`, under the conditions
+        that it names (TF32 off, no underflow, no Winograd). That error travels on through
+        the network.
+
+        Returns
+        -------
+        torch.nn.Module
+            An instance of the model's class, with its methods, hooks, modes and containers,
+            as they are now, and each weight a Parameter at its own path. Nothing is stored
+            twice, and nothing is shared with the model.
+
+        Raises
+        ------
+        FusionError
+            Where a group of the plan cannot be fused any more.
         """
         fused = copy_model(self.model)
         owned = owners(fused)
@@ -250,81 +301,38 @@ class FusionPlan:
 
 
 def unfuse(fused: nn.Module) -> nn.Module:
-    """The model with separate layers again, with the current weights, beside `fused`.
+    """The model with separate layers again, and with the current weights.
 
-    fused: what `fuse` or `FusionPlan.apply` made. Raises FusionError for anything else.
+    Parameters
+    ----------
+    fused
+        What `fuse` or `FusionPlan.apply` returned; left as it was.
+
+    Returns
+    -------
+    torch.nn.Module
+        A copy, of the same class.
+
+    Raises
+    ------
+    FusionError
+        Where no layer of `fused` is fused.
+
+    Examples
+    --------
+    >>> from hfusion import models
+    >>> module = models.Inception.from_table("3a")
+    >>> list(unfuse(fuse(module)).state_dict()) == list(module.state_dict())
+    True
     """
-    if not isinstance(fused, nn.Module) or not any(
-        map(_members.member_of, fused.modules())
-    ):
+    layers = fused.modules() if isinstance(fused, nn.Module) else ()
+    if not any(map(_members.member_of, layers)):
         raise FusionError(
-            f"fused was a {type(fused).__name__} without fused layers; what fuse() "
-            "returned fits"
+            "fused: expected a model that fuse() returned, got a "
+            f"{type(fused).__name__} without fused layers"
         )
     apart = copy_model(fused)
     for layer in apart.modules():
         _members.release(layer)
         _followers.release(layer)
     return apart
-
-
-def _unseen(calls):
-    """A line about layers that no call was seen of."""
-    unseen = calls.unseen()
-    if not unseen:
-        return []
-    paths = [*unseen][:3] + ["…"] * (len(unseen) > 3)
-    why = _UNSEEN[calls.found]
-    return textwrap.wrap(f"not called: {', '.join(paths)} ({why})", 76)
-
-
-# Why a layer may not have been called, by how the others were found.
-_UNSEEN = {
-    "reading": "forward takes their weights, goes another way, or a module of torch calls "
-    "them: then example_inputs may show more",
-    "running": "forward takes their weights, or goes another way with these inputs",
-}
-
-
-_ROW = "{:<41} {:>13} {:>6} {:>6} {:>6}"
-
-
-def _rows(group):
-    """The lines of a table for one group."""
-    sizes = "+".join(str(size) for size in group.c_out)
-    then = type(group.activation).__name__ if group.activation else ""
-    saved, moved = "0", ""
-    if group.fused:
-        saved, moved = str(group.launches_saved), f"{group.split_bytes:,}"
-        if group.saved_in_one_piece:
-            saved += f" to {group.launches_saved + group.saved_in_one_piece}"
-    yield _ROW.format(_short(group.members), sizes, then, saved, moved).rstrip()
-    if group.window:
-        before = sum(layer.weight.numel() for layer in group.layers.values())
-        after = before + group.extra_macs
-        yield (
-            f"    embedded in {group.window}: {before:,} -> {after:,} multiply-adds a pixel"
-        )
-    if group.reason:
-        reason = f"    refused: {group.reason}"
-        yield from textwrap.wrap(reason, 76, subsequent_indent="    ")
-
-
-def _short(members):
-    """Several paths as one: a.{b,c}.conv.
-
-    >>> _short(["inception.3a.b1.conv", "inception.3a.b3.conv"])
-    'inception.3a.{b1,b3}.conv'
-    """
-    steps = [member.split(".") for member in members]
-    if len(steps) == 1:
-        return members[0]
-    head = _common_start(steps)
-    tail = _common_start([step[len(head) :][::-1] for step in steps])
-    middle = [".".join(step[len(head) : len(step) - len(tail)]) for step in steps]
-    return ".".join([*head, "{" + ",".join(middle) + "}", *tail[::-1]])
-
-
-def _common_start(lists):
-    columns = zip(*lists, strict=False)
-    return [c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns)]

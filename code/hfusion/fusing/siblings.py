@@ -9,8 +9,10 @@ reason is what the user reads. What cannot be shown to be safe is refused.
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import nn
 
 from ..errors import FusionError
@@ -42,12 +44,12 @@ class Group:
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
 
     @property
-    def layers(self) -> dict[str, nn.Module]:
+    def layers(self) -> dict[str, Any]:
         """The members themselves: {path: layer}, as they are in the model now."""
         return layers_at(self.model, self.members)
 
 
-def layers_at(model: nn.Module, paths: Sequence[str]) -> dict[str, nn.Module]:
+def layers_at(model: Any, paths: Sequence[str]) -> dict[str, Any]:
     """{path: module}; FusionError where there is none any more."""
     try:
         return {path: model.get_submodule(path) for path in paths}
@@ -73,7 +75,9 @@ def shared_memory(calls: Calls, path: str) -> str:
     return shared(calls.owners, path, calls.layer(path))
 
 
-def shared(owners: dict[int, set[tuple[int, str]]], path: str, layer: nn.Module) -> str:
+def shared(
+    owners: dict[Hashable, set[tuple[int, str]]], path: str, layer: nn.Module
+) -> str:
     """Which weights of a layer share memory with other tensors, in a sentence, or ""."""
     for name, tensor in layer.named_parameters():
         sharing = owners[_memory.storage(tensor)]
@@ -107,7 +111,9 @@ def find(
     return sorted(groups, key=lambda group: calls.seen[group.members[0]][0].turn)
 
 
-def _grouped(calls, families, min_siblings, embed=False):
+def _grouped(
+    calls: Calls, families: Iterable[Sequence[str]], min_siblings: int, embed: bool = False
+) -> list[tuple[tuple[str, ...], Group]]:
     """(paths, their Group) for each part of these families that is judged by itself."""
     judged = [
         found for family in families for found in judge(calls, family, min_siblings, embed)
@@ -120,7 +126,9 @@ def judge(
     calls: Calls, family: Sequence[str], min_siblings: int, embed: bool = False
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """(paths, why they cannot be fused or ""), for layers that read the same values."""
-    fit, parts, alone = [], defaultdict(list), []
+    fit: list[str] = []
+    alone: list[str] = []
+    parts: dict[tuple, list[str]] = defaultdict(list)
     for path in family:
         reason = next(filter(None, (rule(calls, path) for rule in RULES)), "")
         if reason:
@@ -144,12 +152,14 @@ def judge(
 _NOT_IN_TURN = "they do not take turns: one is called with several inputs before another"
 
 
-def _unlike(calls, paths, embed):
+def _unlike(calls: Calls, paths: Sequence[str], embed: bool) -> str:
     labelled = {path: calls.layer(path) for path in paths}
     return rules.unlike(labelled, embed, rules.KEPT) or rules.tied(labelled)
 
 
-def _why_alone(calls, fit, alone, min_siblings, embed):
+def _why_alone(
+    calls: Calls, fit: Sequence[str], alone: Sequence[str], min_siblings: int, embed: bool
+) -> str:
     """Why members that could be fused have nobody to be fused with."""
     if len(fit) == 1:
         return "no other layer that reads its input can be fused"
@@ -160,20 +170,23 @@ def _why_alone(calls, fit, alone, min_siblings, embed):
     return f"{len(alone)} siblings; min_siblings is {min_siblings}"
 
 
-def _group(calls, paths, reason, asking):
+def _group(
+    calls: Calls, paths: Sequence[str], reason: str, asking: dict[str, str]
+) -> Group:
     """What these layers are, and what fusing them saves, unless there is a reason not to.
 
     An activation that is applied to each part returns dense branches; applied once it
     leaves strided parts, which consumers may copy. So it is applied once only where that
     saves more launches than copies may cost, or where the parts lie in one piece.
     """
-    members = [calls.layer(path) for path in paths]
+    members: list[Any] = [calls.layer(path) for path in paths]
     sizes = tuple(
         getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members
     )
     times = len(calls.seen[paths[0]])
+    kind: Any = rules.kind_of(members[0])
     group = Group(
-        members=tuple(paths), kind=rules.kind_of(members[0]).__name__, c_out=sizes,
+        members=tuple(paths), kind=kind.__name__, c_out=sizes,
         fused=False, reason=reason, found=calls.found, calls=times, model=calls.model,
     )  # fmt: skip
     if reason:
@@ -201,11 +214,11 @@ def _group(calls, paths, reason, asking):
     )  # fmt: skip
 
 
-def _split_bytes(members, sizes):
+def _split_bytes(members: Sequence[Any], sizes: Sequence[int]) -> int:
     return 2 * sum(sizes) * members[0].weight.element_size()
 
 
-def _pays(device):
+def _pays(device: torch.device) -> bool:
     """Whether to call an activation once for all: what is checked for it takes some µs.
 
     On a CPU that is more than the calls that it saves (`tools/benchmarks/followers.py`).
@@ -213,7 +226,7 @@ def _pays(device):
     return device.type != "cpu"
 
 
-def _extra_macs(members, window):
+def _extra_macs(members: Sequence[Any], window: windows.Window) -> int:
     """For each pixel of the output a convolution multiplies with each of its weights."""
     taps = math.prod(window.kernel_size)
     whole = sum(m.out_channels * m.in_channels * taps for m in members)
