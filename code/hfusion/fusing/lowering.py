@@ -173,7 +173,7 @@ def _copies(
             known = constants.get(node.target)
             found[node.target] = _at(model, node.target) if known is None else known
     try:
-        return copy.deepcopy(found) | stacked  # at once: what is shared stays so
+        return {**copy.deepcopy(found), **stacked}  # at once: what is shared stays so
     except Exception as error:
         raise FusionError(f"model cannot be copied: {error}") from error
 
