@@ -16,7 +16,7 @@ from IPython.core.pylabtools import print_figure
 from PIL import Image
 
 import hfusion
-from hfusion import algebra
+from hfusion import algebra, timing, webgpu
 from sideways import figures, recorder, records, show
 from sideways.experiments import variants
 from sideways.show import missing
@@ -398,6 +398,24 @@ def test_a_reference_has_every_public_name_and_no_other():
     assert "```python\nThing.half(self)\n```\n\nHalf of it." in text
     for name in ("_hidden", "undocumented", "doctest", "getsource"):
         assert name not in text
+
+
+def test_a_package_s_reference_has_what_is_in_its_all_from_whichever_file():
+    text = show.reference(timing).data
+    found = re.findall(r"```python\n(\w+)(?=[(\n])", text)
+    wanted = {n for n in timing.__all__ if hasattr(getattr(timing, n), "__name__")}
+    assert sorted(found) == sorted(wanted)
+    assert {"agree", "Launches", "Disagreement"} < wanted
+    assert found.index("agree") < found.index("near") < found.index("count_launches")
+    assert "```python\ngenerator" not in show.reference(webgpu).data  # a module
+
+
+def test_a_section_of_numpydoc_is_a_title_and_a_list():
+    text = show.reference(example).data
+    listed = (
+        "**Parameters**\n\n- `n : int`:\n  How many \\*times\\*.\n- `x`\n\n**Examples**"
+    )
+    assert f"{listed}\n\n```pycon\n>>> last(2)" in text
 
 
 def test_the_reference_page_has_what_the_library_offers():

@@ -33,3 +33,20 @@ class Thing:
 
     def undocumented(self):
         return None
+
+
+def last(n, x=0):
+    """Has sections.
+
+    Parameters
+    ----------
+    n : int
+        How many *times*.
+    x
+
+    Examples
+    --------
+    >>> last(2)
+    2
+    """
+    return n + x

@@ -66,22 +66,40 @@ def beside(**blocks):
 
 
 def reference(module):
-    """What a module offers, from its docstrings: public functions and classes, in order."""
+    """What a module offers, from its docstrings: public functions and classes, in order.
+
+    A package offers what is in its `__all__`, file by file.
+    """
     members = [
         thing
-        for name, thing in vars(module).items()
-        if not name.startswith("_")
-        and getattr(thing, "__module__", "") == module.__name__
-        and hasattr(thing, "__name__")  # a constant has the module of its class
+        for thing in _offered(module)
+        # A constant has the module of its class, and a module has none.
+        if hasattr(thing, "__name__") and not inspect.ismodule(thing)
     ]
     entries = [_documented(inspect.getdoc(module))]
-    for thing in sorted(members, key=lambda thing: inspect.getsourcelines(thing)[1]):
+    for thing in sorted(members, key=_place):
         entries += _entry(thing.__name__, thing)
         for name, method in vars(thing).items() if inspect.isclass(thing) else ():
             shown = inspect.isroutine(method) or isinstance(method, _PROPERTIES)
             if shown and not name.startswith("_") and method.__doc__:
                 entries += _entry(f"{thing.__name__}.{name}", getattr(thing, name))
     return Markdown("\n\n".join(entries))
+
+
+def _offered(module):
+    """The values of its `__all__`, or else of the public names that it defines itself."""
+    if hasattr(module, "__all__"):
+        return [getattr(module, name) for name in module.__all__]
+    members = vars(module).items()
+    own = {
+        name: v for name, v in members if getattr(v, "__module__", "") == module.__name__
+    }
+    return [thing for name, thing in own.items() if not name.startswith("_")]
+
+
+def _place(thing):
+    """Where it is written: its file and line."""
+    return inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
 
 
 _PROPERTIES = (property, functools.cached_property)  # which are called by no signature
@@ -98,21 +116,42 @@ def _entry(name, thing):
     return ["```python\n" + "\n".join(lines) + "\n```", _documented(inspect.getdoc(thing))]
 
 
+_TITLE = re.compile(r"^([\w ]+)\n-{4,}\n", re.M)  # of a section of numpydoc
+_LISTS = ("Parameters", "Attributes", "Returns", "Yields", "Raises")
+_WHOLE = {"break_on_hyphens": False}
+
+
 def _documented(text):
     """A docstring as Markdown: examples and diagrams as they are, the rest as text."""
-    blocks, text = [], re.sub(r"  # doctest: .*", "", text)
+    blocks, section = [], ""
+    text = _TITLE.sub(r"**\1**\n\n", re.sub(r"  # doctest: .*", "", text))
     for paragraph in text.split("\n\n"):
-        if paragraph.startswith(">>>"):
+        if title := re.fullmatch(r"\*\*([\w ]+)\*\*", paragraph):
+            section = title[1]
+            blocks.append(paragraph)
+        elif paragraph.startswith(">>>"):
             blocks.append(f"```pycon\n{paragraph}\n```")
         elif all(line.startswith("    ") for line in paragraph.splitlines()):
             # Blank lines within a diagram belong to it.
             joins = blocks and blocks[-1].startswith("```text")
             before = blocks.pop().removesuffix("\n```") + "\n\n" if joins else "```text\n"
             blocks.append(f"{before}{paragraph}\n```")
+        elif section in _LISTS:
+            entries = re.split(r"\n(?! )", paragraph)
+            blocks.append("\n".join(_item(*entry.split("\n", 1)) for entry in entries))
         else:
-            text = re.sub(r"([*|<])", r"\\\1", paragraph)
-            blocks.append("\n".join(textwrap.wrap(text, 76, break_on_hyphens=False)))
+            blocks.append("\n".join(textwrap.wrap(_escaped(paragraph), 76, **_WHOLE)))
     return "\n\n".join(blocks)
+
+
+def _escaped(text):
+    return re.sub(r"([*|<])", r"\\\1", text)
+
+
+def _item(head, text=""):
+    """A parameter, a result or an error of numpydoc, as an item of a list."""
+    lines = textwrap.wrap(_escaped(" ".join(text.split())), 74, **_WHOLE)
+    return "\n  ".join([f"- `{head}`" + (":" if lines else ""), *lines])
 
 
 def photographs(figure):
