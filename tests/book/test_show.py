@@ -416,6 +416,7 @@ def test_a_section_of_numpydoc_is_a_title_and_a_list():
         "**Parameters**\n\n- `n : int`:\n  How many \\*times\\*.\n- `x`\n\n**Examples**"
     )
     assert f"{listed}\n\n```pycon\n>>> last(2)" in text
+    assert "```python\nlast(n, x=0)\n```" in text  # its types are in the list
 
 
 def test_the_reference_page_has_what_the_library_offers():

@@ -35,7 +35,7 @@ class Thing:
         return None
 
 
-def last(n, x=0):
+def last(n: int, x: float = 0) -> float:
     """Has sections.
 
     Parameters

@@ -110,10 +110,16 @@ def _entry(name, thing):
     bare = isinstance(thing, _PROPERTIES) or (
         inspect.isclass(thing) and issubclass(thing, Exception)
     )
-    signature = "" if bare else str(inspect.signature(thing))
+    signature = "" if bare else str(_untyped(inspect.signature(thing)))
     plain = re.sub(r" at 0x[0-9a-f]+|<class '|'>", "", signature)
     lines = textwrap.wrap(name + plain, 76, subsequent_indent="    ")
     return ["```python\n" + "\n".join(lines) + "\n```", _documented(inspect.getdoc(thing))]
+
+
+def _untyped(signature):
+    """Without annotations: evaluated, they are long, and the docstring has the types."""
+    plain = [each.replace(annotation=each.empty) for each in signature.parameters.values()]
+    return signature.replace(parameters=plain, return_annotation=signature.empty)
 
 
 _TITLE = re.compile(r"^([\w ]+)\n-{4,}\n", re.M)  # of a section of numpydoc
