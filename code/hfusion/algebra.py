@@ -8,60 +8,76 @@ P = H·W pixels, K output channels, K_i those of branch i.
                                  W  [K, C]   one row a filter
                                  Y = W X + b 1ᵀ   [N, K, P] ──reshape──► y
 
-Every function that computes refuses input that is not finite, and every
-function input of the wrong rank or of sizes that do not fit, with a ValueError
-that names the argument, what it was and what fits.
+Every function that computes refuses input that is not finite, and every function refuses
+input of the wrong rank or of sizes that do not fit: with a FusionError, a ValueError, that
+names the argument, what was expected and what came.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from .errors import FusionError
+
+Array = np.ndarray[Any, Any]
 
 
-def _array(name, value, *shape):
+def _array(name: str, value: ArrayLike, *shape: int | str) -> Array:
     """`value` as a finite array that fits `shape`, a list of sizes or letters."""
     wanted = "[" + ", ".join(str(size) for size in shape) + "]"
     try:
         array = np.asarray(value)
     except ValueError:  # NumPy's word for it is "inhomogeneous"
-        raise ValueError(f"{name} is ragged; an array {wanted} fits") from None
+        raise FusionError(f"{name}: expected an array {wanted}, got ragged rows") from None
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} has dtype {array.dtype}; real numbers fit")
+        raise FusionError(f"{name}: expected real numbers, got dtype {array.dtype}")
     fits = array.ndim == len(shape) and all(
         isinstance(want, str) or want == have
         for want, have in zip(shape, array.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{name} has shape {list(array.shape)}; {wanted} fits")
+        raise FusionError(f"{name}: expected shape {wanted}, got {list(array.shape)}")
     bad = int(np.count_nonzero(~np.isfinite(array)))
     if bad:
-        raise ValueError(f"{name} has {bad} NaN or infinite entries; finite numbers fit")
+        raise FusionError(
+            f"{name}: expected finite numbers, got {bad} NaN or infinite ones"
+        )
     return array
 
 
-def _whole(name, value, least=None):
+def _whole(name: str, value: Any, least: int | None = None) -> int:
     """`value` as an int, of at least `least`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or (least is not None and value < least):
-        fits = "a whole number" if least is None else f"a whole number of at least {least}"
-        raise ValueError(f"{name} was {value!r}; {fits} fits")
+        bound = "" if least is None else f" of at least {least}"
+        raise FusionError(f"{name}: expected an int{bound}, got {value!r}")
     return int(value)
 
 
-def _listed(name, value):
+def _listed(name: str, value: Iterable[Any]) -> list[Any]:
     """`value` as a list."""
     try:
         return list(value)
     except TypeError:
-        raise ValueError(f"{name} was {value!r}; a list fits") from None
+        raise FusionError(f"{name}: expected a list, got {value!r}") from None
 
 
-def _pad(x, padding):
+def _pad(x: Array, padding: int) -> Array:
     """Images [N, C, H, W] with a border of `padding` zeros."""
     border = (padding, padding)
     return np.pad(x, ((0, 0), (0, 0), border, border))
 
 
-def conv_loops(x, weight, bias=None, stride=1, padding=0):
-    """A 2-d convolution as its definition says: one loop an index, in float64.
+def conv_loops(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    stride: int = 1,
+    padding: int = 0,
+) -> Array:
+    """A 2-d convolution as its definition says: one loop per index, in float64.
 
     x [N, C, H, W], weight [K, C, kh, kw], bias [K] or None -> y [N, K, H', W'].
     What deep learning calls convolution is cross-correlation: the kernel is
@@ -78,8 +94,8 @@ def conv_loops(x, weight, bias=None, stride=1, padding=0):
     x = _pad(x, padding)
     N, _, H, W = x.shape
     if kh > H or kw > W:
-        raise ValueError(
-            f"x is {H} by {W} after padding; the kernel of {kh} by {kw} does not fit"
+        raise FusionError(
+            f"x: expected at least {kh} by {kw} pixels after padding, got {H} by {W}"
         )
     y = np.zeros((N, K, (H - kh) // stride + 1, (W - kw) // stride + 1))
     for n, k, row, col in np.ndindex(*y.shape):
@@ -90,7 +106,7 @@ def conv_loops(x, weight, bias=None, stride=1, padding=0):
     return y
 
 
-def pointwise(x, weight, bias=None):
+def pointwise(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
     """A 1×1 convolution as one matrix product.
 
     x [N, C, H, W], weight [K, C], bias [K] or None -> y [N, K, H, W], in the
@@ -110,8 +126,8 @@ def pointwise(x, weight, bias=None):
     return Y.reshape(N, len(weight), H, W)  # [N, K, H, W]
 
 
-def im2col(x, kernel_size, stride=1, padding=0):
-    """The patches that a kernel visits, one patch a column.
+def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) -> Array:
+    """The patches that a kernel visits, one patch per column.
 
     x [N, C, H, W], square kernel of `kernel_size` -> [N, C·k·k, P'], so that a
     convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al.
@@ -128,8 +144,9 @@ def im2col(x, kernel_size, stride=1, padding=0):
     padding = _whole("padding", padding, 0)
     x = _pad(x, padding)
     if min(x.shape[2:]) < k:
-        raise ValueError(
-            f"x is {x.shape[2]} by {x.shape[3]} after padding; kernel_size {k} does not fit"
+        got = f"{x.shape[2]} by {x.shape[3]}"
+        raise FusionError(
+            f"x: expected at least {k} by {k} pixels after padding, got {got}"
         )
     windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
     windows = windows[:, :, ::stride, ::stride]  # [N, C, H', W', k, k]
@@ -138,7 +155,7 @@ def im2col(x, kernel_size, stride=1, padding=0):
     return patches.reshape(N, C * k * k, H * W)
 
 
-def embed(weight, side):
+def embed(weight: ArrayLike, side: int) -> Array:
     """A convolution's weights in a larger window: zeros around them, the same sums.
 
     weight [K, C, k, k] -> [K, C, side, side], where side − k is even. The window begins
@@ -152,13 +169,19 @@ def embed(weight, side):
     weight = _array("weight", weight, "K", "C", "k", "k")
     k, side = weight.shape[-1], _whole("side", side, 1)
     if weight.shape[2] != k:
-        raise ValueError(f"weight has shape {list(weight.shape)}; a square window fits")
+        raise FusionError(
+            f"weight: expected a square window, got shape {list(weight.shape)}"
+        )
     if side < k or (side - k) % 2:
-        raise ValueError(f"side was {side}; {k}, {k + 2}, {k + 4}, … fit, for a middle")
+        raise FusionError(
+            f"side: expected {k}, {k + 2}, {k + 4}, …, for a middle, got {side}"
+        )
     return _pad(weight, (side - k) // 2)
 
 
-def stack(weights, biases=None):
+def stack(
+    weights: Iterable[ArrayLike], biases: Iterable[ArrayLike | None] | None = None
+) -> tuple[Array, Array | None, tuple[int, ...]]:
     """Stack the branches' matrices along their rows, the output channels.
 
         W = [W_1; W_2; …; W_B]  [K, C],   K = ΣK_i
@@ -172,22 +195,21 @@ def stack(weights, biases=None):
            [3, 4],
            [5, 6]]), None, (1, 2))
     """
-    weights = _listed("weights", weights)
-    if not weights:
-        raise ValueError("weights is empty; one [K_i, C] a branch fits")
-    weights = [
+    listed = _listed("weights", weights)
+    if not listed:
+        raise FusionError("weights: expected [K_i, C] for each branch, got none")
+    matrices = [
         _array(f"weights[{i}]", w, "K_i", "C")  # [K_i, C]
-        for i, w in enumerate(weights)
+        for i, w in enumerate(listed)
     ]
-    widths = sorted({w.shape[1] for w in weights})
+    widths = sorted({w.shape[1] for w in matrices})
     if len(widths) > 1:
-        raise ValueError(f"weights have C = {widths} inputs; one C fits")
-    sizes = tuple(w.shape[0] for w in weights)
-    weight = np.concatenate(weights)  # [K, C]
-    biases = [None] * len(weights) if biases is None else biases
-    biases = _listed("biases", biases)
-    if len(biases) != len(weights):
-        raise ValueError(f"biases has {len(biases)}; {len(weights)} fit")
+        raise FusionError(f"weights: expected one C, got {widths}")
+    sizes = tuple(w.shape[0] for w in matrices)
+    weight = np.concatenate(matrices)  # [K, C]
+    biases = [None] * len(matrices) if biases is None else _listed("biases", biases)
+    if len(biases) != len(matrices):
+        raise FusionError(f"biases: expected {len(matrices)}, got {len(biases)}")
     if all(b is None for b in biases):
         return weight, None, sizes
     parts = []
@@ -197,25 +219,34 @@ def stack(weights, biases=None):
     return weight, np.concatenate(parts), sizes  # [K, C], [K]
 
 
-def split(y, sizes, axis):
+def split(y: ArrayLike, sizes: Iterable[int], axis: int) -> list[Array]:
     """Cut `y` along `axis` into the branches' parts, in order: views, no copies.
 
     >>> [part.tolist() for part in split(np.arange(5), (2, 3), axis=0)]
     [[0, 1], [2, 3, 4]]
     """
-    y, sizes = np.asarray(y), [_whole("sizes", size, 0) for size in _listed("sizes", sizes)]
+    y = np.asarray(y)
+    sizes = [_whole("sizes", size, 0) for size in _listed("sizes", sizes)]
     if not -y.ndim <= _whole("axis", axis) < y.ndim:
-        raise ValueError(f"axis was {axis}; y has {y.ndim} axes")
+        raise FusionError(f"axis: expected one of the {y.ndim} axes of y, got {axis}")
     if not sizes:
-        raise ValueError("sizes is empty; one size a branch fits")
+        raise FusionError("sizes: expected one for each branch, got none")
     if sum(sizes) != y.shape[axis]:
-        raise ValueError(
-            f"sizes {sizes} add up to {sum(sizes)}; axis {axis} of y has {y.shape[axis]}"
+        raise FusionError(
+            f"sizes: expected the sum {y.shape[axis]} of axis {axis} of y, got {sizes}"
         )
     return np.split(y, np.cumsum(sizes)[:-1], axis=axis)
 
 
-def fold(weight, bias, mean, var, gamma, beta, eps):
+def fold(
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    mean: ArrayLike,
+    var: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    eps: float,
+) -> tuple[Array, Array]:
     """Fold a batch norm in eval mode into the matrix in front of it.
 
         γ (Wx + b − μ) / √(σ² + ε) + β  =  (s W) x + (s (b − μ) + β)
@@ -234,9 +265,9 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
     mean, var = _array("mean", mean, K), _array("var", var, K)
     gamma, beta = _array("gamma", gamma, K), _array("beta", beta, K)
     if not 0 <= eps < np.inf:
-        raise ValueError(f"eps was {eps}; a finite number from 0 fits")
+        raise FusionError(f"eps: expected a finite number of at least 0, got {eps}")
     if np.any(var + eps <= 0):
-        raise ValueError(f"var was {var.min()}, eps {eps}; a sum > 0 fits")
+        raise FusionError(f"var: expected var + eps > 0, got {var.min()} + {eps}")
     scale = gamma / np.sqrt(var + eps)  # [K]
     return weight * scale[:, None], (bias - mean) * scale + beta
 
@@ -245,7 +276,12 @@ def fold(weight, bias, mean, var, gamma, beta, eps):
 ROUNDED = (np.float16, np.float32, np.float64)
 
 
-def rounding_bound(x, weight, bias=None, dtype=np.float32):
+def rounding_bound(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Array:
     """How far two honest evaluations of W X + b 1ᵀ may lie apart, entry by entry.
 
     A sum of n rounded products, in whatever order, is within
@@ -259,7 +295,7 @@ def rounding_bound(x, weight, bias=None, dtype=np.float32):
     float32; and not for Winograd's algorithm, which adds other terms.
 
     x [N, C, H, W], weight [K, C]; dtype: NumPy's float16, float32 or float64
-    -> float64 [N, K, H, W], in units of y. Raises ValueError for another dtype, or if
+    -> float64 [N, K, H, W], in units of y. Raises FusionError for another dtype, or if
     n u is 1 or more.
 
     >>> rounding_bound([[[[1.0]], [[1.0]]]], [[1.0, 1.0]]) < 1e-6
@@ -272,11 +308,13 @@ def rounding_bound(x, weight, bias=None, dtype=np.float32):
     unit = _unit_roundoff(dtype)
     n = weight.shape[1] + 1
     if n * unit >= 1:
-        raise ValueError(f"dtype {np.dtype(dtype)} has no bound for sums of {n} terms")
+        raise FusionError(
+            f"dtype: expected more digits for sums of {n} terms, got {np.dtype(dtype)}"
+        )
     return 2 * n * unit / (1 - n * unit) * pointwise(x, weight, bias)
 
 
-def _unit_roundoff(dtype):
+def _unit_roundoff(dtype: DTypeLike) -> float:
     """Half the distance from 1 to the next number of a dtype of ROUNDED."""
     try:
         known = dtype is not None and np.dtype(dtype).type in ROUNDED
@@ -284,5 +322,5 @@ def _unit_roundoff(dtype):
         known = False
     if not known:
         names = ", ".join(kind.__name__ for kind in ROUNDED)
-        raise ValueError(f"dtype: expected one of NumPy's {names}, got {dtype!r}")
+        raise FusionError(f"dtype: expected one of NumPy's {names}, got {dtype!r}")
     return float(np.finfo(dtype).eps) / 2

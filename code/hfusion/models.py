@@ -1,15 +1,21 @@
 """The Inception module, GoogLeNet, and a small network for digits. torch only.
 
 Nothing here knows that fusion exists: these are the networks as one writes
-them, so that what the book does to them could be done to anybody's.
+them, so that what the book does to them could be done to any others.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
+
+from .errors import FusionError
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Arrays by name, no pickle: loading runs no code.
 DIGITS_WEIGHTS = Path(__file__).with_name("digits.npz")
@@ -38,7 +44,14 @@ class ConvUnit(nn.Module):
     the paper of 2014, which is older than batch norm.
     """
 
-    def __init__(self, c_in, c_out, kernel_size=1, batch_norm=True, stride=1):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel_size: int = 1,
+        batch_norm: bool = True,
+        stride: int = 1,
+    ) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(
@@ -47,7 +60,7 @@ class ConvUnit(nn.Module):
         self.bn = nn.BatchNorm2d(c_out, eps=0.001) if batch_norm else nn.Identity()
         self.relu = nn.ReLU()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.relu(self.bn(self.conv(x)))
 
 
@@ -67,15 +80,15 @@ class Inception(nn.Module):
     torch.Size([1, 256, 28, 28])
     """
 
-    def __init__(self, widths, batch_norm=True):
+    def __init__(self, widths: Sequence[int], batch_norm: bool = True) -> None:
         super().__init__()
-        widths = tuple(widths) if isinstance(widths, list | tuple) else (widths,)
-        if len(widths) != 7 or any(type(w) is not int or w < 1 for w in widths):
-            raise ValueError(
-                f"widths was {widths}; seven whole numbers above 0 fit: "
-                "c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj"
+        listed = tuple(widths) if isinstance(widths, list | tuple) else (widths,)
+        if len(listed) != 7 or any(type(w) is not int or w < 1 for w in listed):
+            raise FusionError(
+                "widths: expected seven ints of at least 1 (c_in, b1, b3_reduce, b3, "
+                f"b5_reduce, b5, pool_proj), got {listed}"
             )
-        c_in, w1, r3, w3, r5, w5, wp = widths
+        c_in, w1, r3, w3, r5, w5, wp = listed
         self.b1 = ConvUnit(c_in, w1, 1, batch_norm)
         self.b3_reduce = ConvUnit(c_in, r3, 1, batch_norm)
         self.b3 = ConvUnit(r3, w3, 3, batch_norm)
@@ -85,14 +98,14 @@ class Inception(nn.Module):
         self.pool_proj = ConvUnit(c_in, wp, 1, batch_norm)
 
     @classmethod
-    def from_table(cls, row, batch_norm=True):
+    def from_table(cls, row: str, batch_norm: bool = True) -> Self:
         """The module of the paper's table: row "3a", "3b", "4a" … "5b"."""
         if not isinstance(row, str) or row not in TABLE:
-            raise ValueError(f"row was {row!r}; one of {', '.join(TABLE)} fits")
+            raise FusionError(f"row: expected one of {', '.join(TABLE)}, got {row!r}")
         c_in, _, *widths = TABLE[row]
         return cls((c_in, *widths), batch_norm)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y1 = self.b1(x)
         y3 = self.b3(self.b3_reduce(x))
         y5 = self.b5(self.b5_reduce(x))
@@ -111,7 +124,7 @@ class GoogLeNet(nn.Module):
     57
     """
 
-    def __init__(self, classes=1000, batch_norm=True):
+    def __init__(self, classes: int = 1000, batch_norm: bool = True) -> None:
         super().__init__()
         self.conv1 = ConvUnit(3, 64, 7, batch_norm, stride=2)
         self.conv2_reduce = ConvUnit(64, 64, 1, batch_norm)
@@ -125,7 +138,7 @@ class GoogLeNet(nn.Module):
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(1024, classes)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.pool(self.conv1(x))
         x = self.pool(self.conv2(self.conv2_reduce(x)))
         for row, module in self.inception.items():
@@ -138,14 +151,14 @@ class GoogLeNet(nn.Module):
 class Digits(nn.Module):
     """Two small Inception modules for handwritten digits of 8 by 8 pixels.
 
-    x [N, 1, 8, 8], gray from 0 to 1 -> [N, 10], one score a digit.
+    x [N, 1, 8, 8], gray from 0 to 1 -> [N, 10], one score per digit.
     `Digits.trained()` has the weights that `tools/train_digits.py` made.
 
     >>> Digits.trained()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem = ConvUnit(1, 16, 3)
         self.first = Inception((16, 16, 16, 24, 8, 12, 12))
@@ -153,12 +166,12 @@ class Digits(nn.Module):
         self.second = Inception((64, 24, 24, 40, 8, 16, 16))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 10))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(self.stem(x))
         return self.head(self.second(self.pool(x)))
 
     @classmethod
-    def trained(cls):
+    def trained(cls) -> Self:
         """The network with its trained weights, in eval mode."""
         model = cls()
         with np.load(DIGITS_WEIGHTS, allow_pickle=False) as arrays:
@@ -166,7 +179,7 @@ class Digits(nn.Module):
         return model.eval()
 
 
-def randomise(model, seed=0):
+def randomise(model: Model, seed: int = 0) -> Model:
     """Give every parameter and every batch-norm statistic a random value, in place.
 
     A fresh batch norm (mean 0, variance 1, γ 1, β 0) is nearly the identity, and
@@ -175,7 +188,7 @@ def randomise(model, seed=0):
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(tensor, low, high):
+    def draw(tensor: torch.Tensor | None, low: float, high: float) -> None:
         if tensor is not None:  # a layer may have no bias, a norm no parameters
             shape, kind = tensor.shape, torch.float64
             values = torch.rand(shape, generator=generator, dtype=kind)
@@ -188,8 +201,8 @@ def randomise(model, seed=0):
                 draw(module.running_var, 0.25, 4)
                 draw(module.weight, 0.5, 2)
                 draw(module.bias, -1, 1)
-            elif getattr(module, "weight", None) is not None:
-                limit = math.sqrt(6 / module.weight[0].numel())
-                draw(module.weight, -limit, limit)
+            elif isinstance(weight := getattr(module, "weight", None), torch.Tensor):
+                limit = math.sqrt(6 / weight[0].numel())
+                draw(weight, -limit, limit)
                 draw(getattr(module, "bias", None), -1, 1)
     return model

@@ -123,8 +123,8 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     home = getattr(node.target, "__module__", "torch").partition(".")[0]
     known = home in ("torch", "builtins", "_operator") and name not in IN_PLACE
-    flags = (*node.args, node.kwargs.get("inplace"), "out" in node.kwargs)
-    return not known or name.endswith("_") or any(flag is True for flag in flags)
+    told = node.kwargs.get("inplace", False) or "out" in node.kwargs
+    return told or not known or name.endswith("_")
 
 
 class _Proxy(fx.Proxy):

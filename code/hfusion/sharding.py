@@ -31,10 +31,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import timing
-
-
-class WorkerError(RuntimeError):
-    """A process failed, died, or took too long."""
+from .errors import WorkerError
 
 
 def rows(whole, rank, world, sizes=None):

@@ -16,15 +16,15 @@ CODE = ROOT / "code"
 # A folder, or a module of its own: the parts of the house that it may import, and packages.
 ALLOWED = {
     "hfusion.errors": "",
-    "hfusion.algebra": "numpy",
-    "hfusion.models": "numpy torch",
+    "hfusion.algebra": "errors numpy",
+    "hfusion.models": "errors numpy torch",
     "hfusion.one_screen": "torch",
     "hfusion.stacking": "errors torch",
     "hfusion.timing": "errors numpy torch cuda",
     "hfusion.finding": "errors stacking numpy torch",
     "hfusion.fusing": "errors stacking finding timing torch",
     "hfusion.folding": "errors stacking finding torch",
-    "hfusion.sharding": "timing torch",
+    "hfusion.sharding": "errors timing torch",
     "hfusion.kernels": "errors models timing torch triton",
     "hfusion.webgpu": "models numpy torch",
     "hfusion.named": "finding torch",

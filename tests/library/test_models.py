@@ -179,22 +179,36 @@ def test_batch_norm_takes_the_place_of_the_biases():
     assert not list(without.bn.parameters())
 
 
-SEVEN = "seven whole numbers above 0 fit: c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj"
+SEVEN = (
+    r"seven ints of at least 1 \(c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj\), got"
+)
 
 REFUSED = [
-    (rf"widths was \(\); {SEVEN}", lambda: models.Inception(())),
-    (rf"widths was \(1, 1, 1, 1, 1, 1\); {SEVEN}", lambda: models.Inception([1] * 6)),
-    (rf"widths was .*; {SEVEN}", lambda: models.Inception(models.TABLE["3a"])),  # the size
-    (rf"widths was \(1, 0, .*; {SEVEN}", lambda: models.Inception((1, 0, 1, 1, 1, 1, 1))),
-    (rf"widths was .* -1\); {SEVEN}", lambda: models.Inception([1] * 6 + [-1])),
-    (rf"widths was \(1.0, .*; {SEVEN}", lambda: models.Inception([1.0] * 7)),
-    (rf"widths was .* True\); {SEVEN}", lambda: models.Inception([1] * 6 + [True])),
-    (rf"widths was .*1234567.*; {SEVEN}", lambda: models.Inception("1234567")),
-    (rf"widths was .*5.*; {SEVEN}", lambda: models.Inception(5)),
-    (r"row was '9z'; one of 3a, 3b, .*, 5b", lambda: models.Inception.from_table("9z")),
-    (r"row was '3A'; one of 3a", lambda: models.Inception.from_table("3A")),
-    (r"row was 3; one of 3a", lambda: models.Inception.from_table(3)),
-    (r"row was \['3a'\]; one of 3a", lambda: models.Inception.from_table(["3a"])),
+    (rf"widths: expected {SEVEN} \(\)", lambda: models.Inception(())),
+    (rf"widths: expected {SEVEN} \(1, 1, 1, 1, 1, 1\)", lambda: models.Inception([1] * 6)),
+    (
+        rf"widths: expected {SEVEN} .*",
+        lambda: models.Inception(models.TABLE["3a"]),
+    ),  # the size
+    (
+        rf"widths: expected {SEVEN} \(1, 0, .*",
+        lambda: models.Inception((1, 0, 1, 1, 1, 1, 1)),
+    ),
+    (rf"widths: expected {SEVEN} .* -1\)", lambda: models.Inception([1] * 6 + [-1])),
+    (rf"widths: expected {SEVEN} \(1.0, .*", lambda: models.Inception([1.0] * 7)),
+    (rf"widths: expected {SEVEN} .* True\)", lambda: models.Inception([1] * 6 + [True])),
+    (rf"widths: expected {SEVEN} .*1234567.*", lambda: models.Inception("1234567")),
+    (rf"widths: expected {SEVEN} .*5.*", lambda: models.Inception(5)),
+    (
+        r"row: expected one of 3a, 3b, .*, 5b.*, got '9z'",
+        lambda: models.Inception.from_table("9z"),
+    ),
+    (r"row: expected one of 3a.*, got '3A'", lambda: models.Inception.from_table("3A")),
+    (r"row: expected one of 3a.*, got 3", lambda: models.Inception.from_table(3)),
+    (
+        r"row: expected one of 3a.*, got \['3a'\]",
+        lambda: models.Inception.from_table(["3a"]),
+    ),
 ]
 
 

@@ -204,3 +204,17 @@ def test_with_and_without_a_batch(shape):
     a, b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
     fused = check(Two(a=a, b=b), torch.randn(shape), refused=0)
     assert convolutions(fused) == 1
+
+
+class Trained(Two):
+    def forward(self, x):
+        self.b.weight.mul_(2)
+        return super().forward(x)
+
+
+def test_a_layer_whose_weight_is_read_directly_stays_apart():
+    """Of a copy, the write would miss the stacked weight."""
+    model, x = Trained().requires_grad_(False), torch.randn(2, 4)
+    fused, expected = one_screen.fuse(copy.deepcopy(model)), model(x)
+    assert "of b is read directly" in next(iter(fused.meta["refused"].values()))
+    agree(fused(x)[1], expected[1], 1e-4)
