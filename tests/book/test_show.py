@@ -412,9 +412,8 @@ def test_a_package_s_reference_has_what_is_in_its_all_from_whichever_file():
 
 def test_a_section_of_numpydoc_is_a_title_and_a_list():
     text = show.reference(example).data
-    listed = (
-        "**Parameters**\n\n- `n : int`:\n  How many \\*times\\*.\n- `x`\n\n**Examples**"
-    )
+    parameters = "- `n : int`:\n  How many \\*times\\*.\n- `x : float`:\n  A number."
+    listed = f"**Parameters**\n\n{parameters}\n\n**Returns**\n\n- `float`\n\n**Examples**"
     assert f"{listed}\n\n```pycon\n>>> last(2)" in text
     assert "```python\nlast(n, x=0)\n```" in text  # its types are in the list
 

@@ -42,7 +42,12 @@ def last(n: int, x: float = 0) -> float:
     ----------
     n : int
         How many *times*.
-    x
+    x : float
+        A number.
+
+    Returns
+    -------
+    float
 
     Examples
     --------
