@@ -14,18 +14,20 @@ Or a whole network, which stays itself: same class, same weights at the same pat
 >>> type(fused).__name__, hfusion.plan(network).calls["Conv2d"]   # calls before, after
 ('GoogLeNet', (57, 39))
 
-The modules, in the order in which the book needs them: `algebra` (NumPy), `timing`
-(agree, count, time), `stacking` (the stacked layer), `models` (Inception, GoogLeNet);
-then whole networks: `calls` (who reads what: read from a graph by `reading`, with
-`aliasing`, or seen in a run by `running`), `siblings` (judged), `planning`
-(plan, fuse, unfuse), `_group` (what a fused model does at a call, with `placing`,
-`_checks`, `_followers` and `_operators`), `folding`; for
-exporters and compilers: `lowering` (a plan as one graph); then time: `judging` (faster, or
-left alone, with `_variants`), `recording`, `apart`, `records`, `experiments`, `cost`,
-`estimates`; at last `kernels`, an Inception module in two launches, `embedding`, unlike
-windows as one, and `sharding`, a stacked matrix cut across processes. `figures` and `show`
-draw. What needs matplotlib or Triton is imported by name, so that
-`import hfusion` needs neither.
+Where to look, from one layer to a whole network:
+
+`algebra`     a 1×1 convolution as a matrix product, stacked and split, in NumPy
+`stacking`    who may be stacked, and the stacked layer
+`one_screen`  the smallest fuser of a network; read it first
+`finding`     which layers read the same value, read from a graph or seen in a run
+`fusing`      `plan`, `fuse`, `unfuse`, `faster`, `lower`
+`folding`     batch norms into convolutions, which comes before fusing
+`timing`      results agree, launches counted, variants timed; `cost` predicts
+`kernels`     an Inception module in two launches (Triton); `webgpu` for any GPU
+`sharding`    a stacked matrix cut across processes
+`models`      Inception, GoogLeNet, a small network for digits
+
+Import `kernels`, `webgpu` and `sharding` by name: `import hfusion` needs no Triton.
 """
 
 from . import algebra, models, stacking, timing

@@ -123,7 +123,7 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     home = getattr(node.target, "__module__", "torch").partition(".")[0]
     known = home in ("torch", "builtins", "_operator") and name not in IN_PLACE
-    told = node.kwargs.get("inplace", False) or "out" in node.kwargs
+    told = bool(node.kwargs.get("inplace")) or "out" in node.kwargs
     return told or not known or name.endswith("_")
 
 
