@@ -17,6 +17,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """A browser takes long, and so does compiling every kernel."""
+    for item in items:
+        if {"browser", "launch", "fox", "compiled_again"} & set(
+            getattr(item, "fixturenames", ())
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def in_float64():
     """Seeded, and float64 wherever a test does not say otherwise."""

@@ -34,6 +34,7 @@ LEFT_OUT = runpy.run_path(ROOT / "conftest.py")["REASONS"]  # what cannot run he
 READS = ("experiments.result", "experiments.several", "records.load_all")
 
 LOAD = records.load
+pytestmark = pytest.mark.slow
 SAID = r"not recorded|in two launches yet|not reached within 1 s"
 
 # Pages that still stop on some cut, or leave out what is missing without a word.
@@ -253,7 +254,6 @@ def test_no_two_things_are_taken_for_one(page_on_a_gpu, capsys):
     assert re.search(r"chapter 6, a race .* \(median of 20\)", said)
 
 
-@pytest.mark.slow
 @on_a_gpu
 def test_a_page_runs_on_whatever_record_of_a_gpu_is_there(page_on_a_gpu, capsys):
     page = page_on_a_gpu

@@ -26,6 +26,9 @@ AT_GITLAB = {
 }
 
 
+pytestmark = pytest.mark.slow  # builds a book for each
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """A notebook and a text, with the book's configuration."""

@@ -19,6 +19,9 @@ PARTS = ("_config.yml", "_ext", "_static", "_toc.yml", "back", "chapters",
          "tests", "tools", ".github")  # fmt: skip
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
     """A copy of what the book is made of."""

@@ -19,7 +19,7 @@ AGAIN = "make it again: python -m hfusion.kernels.compiled"
 
 
 @pytest.fixture(scope="module")
-def made():
+def compiled_again():
     """All of it, compiled now."""
     return compiled.compile_all()
 
@@ -52,8 +52,8 @@ def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
     assert compiled.sources(paths[0]) != ABOUT["kernels"]
 
 
-def test_compiled_again_it_is_the_same(made):
-    about, rows = made
+def test_compiled_again_it_is_the_same(compiled_again):
+    about, rows = compiled_again
     tools = {name: (ABOUT[name], about[name]) for name in ("triton", "ptxas")}
     if other := [f"{name} {now}, not {then}" for name, (then, now) in tools.items()
                  if now != then]:  # fmt: skip
@@ -62,9 +62,9 @@ def test_compiled_again_it_is_the_same(made):
     assert different == [], AGAIN
 
 
-def test_numbers_arrive_sixteen_bytes_at_a_time_and_without_waiting(made):
+def test_numbers_arrive_sixteen_bytes_at_a_time_and_without_waiting(compiled_again):
     """All of x and weight, under way before they are needed, with any version of Triton."""
-    for (_, dtype, tile), row in made[1].items():
+    for (_, dtype, tile), row in compiled_again[1].items():
         rows, columns, depth, warps, stages = tile
         item_bytes = getattr(torch, dtype).itemsize
         step = (rows + columns) * depth * item_bytes // (32 * warps)  # bytes of a thread
@@ -72,8 +72,8 @@ def test_numbers_arrive_sixteen_bytes_at_a_time_and_without_waiting(made):
         assert row.copies == {16: loops * stages * step // 16}, row
 
 
-def test_tensor_cores_multiply_halves_and_buffers_are_as_chapter_10_says(made):
-    for (_, dtype, tile), row in made[1].items():
+def test_tensor_cores_multiply_halves_and_buffers_are_as_chapter_10_says(compiled_again):
+    for (_, dtype, tile), row in compiled_again[1].items():
         kind, stages = row.multiply.split(".")[0], tile[-1]
         if dtype == "float32":
             assert kind == "FFMA"
@@ -83,52 +83,58 @@ def test_tensor_cores_multiply_halves_and_buffers_are_as_chapter_10_says(made):
             assert (row.stack_bytes, row.spills) == (0, 0), row
 
 
-def test_each_step_multiplies_all_of_its_tile(made):
+def test_each_step_multiplies_all_of_its_tile(compiled_again):
     """Products of all warps in a step, by hand: rows · columns · depth, in one loop."""
-    for (_, _, (rows, columns, depth, warps, _)), row in made[1].items():
+    for (_, _, (rows, columns, depth, warps, _)), row in compiled_again[1].items():
         kind = row.multiply.split(".")[0]
         of_an_instruction = compiled._products(row.multiply)
         by_a_warp = row.step[kind] * of_an_instruction // (4 if kind == "HGMMA" else 1)
         assert by_a_warp * warps == rows * columns * depth, row
 
 
-def test_nothing_is_divided_in_a_step(made):
+def test_nothing_is_divided_in_a_step(compiled_again):
     """A division by a number that is not known is some 20 instructions; IABS is one."""
     assert all(row.step.get("IABS", 0) > 2 for row in OLD.values())
-    assert not any("IABS" in loop for row in made[1].values() for loop in row.loops)
+    assert not any(
+        "IABS" in loop for row in compiled_again[1].values() for loop in row.loops
+    )
 
 
-def test_a_dependent_launch_signals_and_waits_and_no_other_does(made):
-    for (name, _, _), row in made[1].items():
+def test_a_dependent_launch_signals_and_waits_and_no_other_does(compiled_again):
+    for (name, _, _), row in compiled_again[1].items():
         assert bool(row.signals) is name.endswith("dependent"), row
 
 
-def test_one_cooperative_launch_needs_what_the_hungrier_launch_does_or_more(made):
+def test_one_cooperative_launch_needs_what_the_hungrier_launch_does_or_more(compiled_again):
     """So the places of the two launches bound how many of its programs could reside."""
-    for name, dtype, tile in made[1]:
+    for name, dtype, tile in compiled_again[1]:
         if name == "both, cooperative":
-            two = [made[1][launch, dtype, tile] for launch in compiled.LAUNCHES]
-            one = made[1][name, dtype, tile]
+            two = [compiled_again[1][launch, dtype, tile] for launch in compiled.LAUNCHES]
+            one = compiled_again[1][name, dtype, tile]
             assert one.shared_bytes >= max(row.shared_bytes for row in two)
             assert one.registers >= max(row.registers for row in two) - 8, tile
             assert len(one.loops) == 2
 
 
-def test_a_part_of_a_sum_has_steps_hardly_longer_than_the_whole(made):
+def test_a_part_of_a_sum_has_steps_hardly_longer_than_the_whole(compiled_again):
     """Splitting adds what comes after the loop, and at most a fifth to a step."""
-    for name, dtype, tile in made[1]:
+    for name, dtype, tile in compiled_again[1]:
         if name == "_second, in 4 parts":
-            part, whole = (made[1][each, dtype, tile] for each in (name, "_second"))
+            part, whole = (
+                compiled_again[1][each, dtype, tile] for each in (name, "_second")
+            )
             assert part.issued <= 1.2 * whole.issued, tile
             assert part.instructions > whole.instructions
             assert (part.spills, part.stack_bytes) == (0, 0)
 
 
-def test_operands_come_from_shared_memory_as_often_as_the_warps_are_laid_out(made):
+def test_operands_come_from_shared_memory_as_often_as_the_warps_are_laid_out(
+    compiled_again,
+):
     """By hand: a warp multiplies 16 rows by some columns at a time, so n warps beside each
     other read the rows n times, and n below each other the columns.
     """
-    for (_, dtype, tile), row in made[1].items():
+    for (_, dtype, tile), row in compiled_again[1].items():
         if dtype == "float32":
             assert row.shared_read == 0
         elif row.multiply.startswith("HMMA"):
