@@ -1,4 +1,4 @@
-"""compiled.py: the table says what Triton and ptxas make of the kernels now."""
+"""compiled.py and compiling.py: the table says what Triton and ptxas make of the kernels now."""
 
 import dataclasses
 import hashlib
@@ -9,33 +9,33 @@ import pytest
 import torch
 
 from hfusion import models
-from hfusion.kernels import compiled, programs, two_launches
+from hfusion.kernels import compiled, compiling, programs, two_launches
 
 triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
 
 ABOUT, ROWS = compiled.read()
 BEFORE, OLD = compiled.read(compiled.BEFORE)
-AGAIN = "make it again: python -m hfusion.kernels.compiled"
+AGAIN = "make it again: python -m hfusion.kernels.compiling"
 
 
 @pytest.fixture(scope="module")
 def compiled_again():
     """All of it, compiled now."""
-    return compiled.compile_all()
+    return compiling.compile_all()
 
 
 def test_the_table_has_every_tile_in_every_dtype_and_each_variant():
     launches = {
-        (launch, dtype) for launch in compiled.LAUNCHES for dtype in compiled.DTYPES
+        (launch, dtype) for launch in compiled.LAUNCHES for dtype in compiling.DTYPES
     }
     wanted = {(*each, tile) for each in launches for tile in two_launches.TILES}
-    more = set(compiled.VARIANTS) - set(compiled.LAUNCHES)
-    few = two_launches.TILES[: compiled.FEW]
+    more = set(compiling.VARIANTS) - set(compiled.LAUNCHES)
+    few = two_launches.TILES[: compiling.FEW]
     assert set(ROWS) == wanted | {(name, "float16", tile) for name in more for tile in few}
 
 
 def test_the_table_is_of_the_kernels_as_they_are():
-    assert ABOUT["kernels"] == compiled.sources(), AGAIN
+    assert ABOUT["kernels"] == compiling.sources(), AGAIN
 
 
 def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
@@ -48,8 +48,8 @@ def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
     ):
         assert text.count(old) == 1
         copy.write_text(text.replace(old, new), encoding="utf-8")
-        assert (compiled.sources(copy, paths[1]) == ABOUT["kernels"]) is same
-    assert compiled.sources(paths[0]) != ABOUT["kernels"]
+        assert (compiling.sources(copy, paths[1]) == ABOUT["kernels"]) is same
+    assert compiling.sources(paths[0]) != ABOUT["kernels"]
 
 
 def test_compiled_again_it_is_the_same(compiled_again):
@@ -152,13 +152,13 @@ def test_the_kernels_as_they_first_were_read_as_much_from_shared_memory():
 
 def test_only_some_rows_can_be_asked_for():
     wanted = ("_second", "float16", two_launches.TILES[1])
-    _, rows = compiled.compile_all([wanted])
+    _, rows = compiling.compile_all([wanted])
     assert list(rows) == [wanted]
 
 
 def test_what_does_not_compile_is_said():
     with pytest.raises(RuntimeError, match="no_such_kernel"):
-        compiled.compile_all([("no_such_kernel", "float16", two_launches.TILES[0])])
+        compiling.compile_all([("no_such_kernel", "float16", two_launches.TILES[0])])
 
 
 def test_the_table_before_is_never_edited():
@@ -228,9 +228,9 @@ LISTING = """
 
 
 def test_a_listing_is_read():
-    instructions = compiled._instructions(LISTING)
+    instructions = compiling._instructions(LISTING)
     assert [at for at, _, _ in instructions] == list(range(0, 0xB0, 16))
-    assert compiled._counted(instructions) == {
+    assert compiling._counted(instructions) == {
         "spills": 2,
         "multiply": "HMMA.16816.F32",
         "copies": {16: 1},
@@ -246,7 +246,7 @@ def test_two_loops_are_both_read_and_the_longer_one_is_the_step():
     listing = listing.replace("@P1 BRA 0x10", "@P1 BRA 0x80").replace(
         "BRA 0xa0", "BRA 0x90"
     )
-    loops = compiled._counted(compiled._instructions(listing))["loops"]
+    loops = compiling._counted(compiling._instructions(listing))["loops"]
     assert loops[1] == {"HMMA": 1, "BRA": 1}
     row = dataclasses.replace(next(iter(ROWS.values())), loops=loops[::-1])
     assert row.step == loops[0]
@@ -259,9 +259,9 @@ def test_two_loops_are_both_read_and_the_longer_one_is_the_step():
 def test_a_load_of_fewer_matrices_is_not_counted_as_one_of_four(name):
     listing = LISTING.replace("LDG.E.U16 R4, [R2.64]", f"{name} R4, [R2]")
     with pytest.raises(ValueError, match=f"four matrices only, got {name}$"):
-        compiled._counted(compiled._instructions(listing))
+        compiling._counted(compiling._instructions(listing))
     four = listing.replace(name, "LDSM.16.MT88.4")
-    assert compiled._counted(compiled._instructions(four))["loops"][0]["HMMA"] == 1
+    assert compiling._counted(compiling._instructions(four))["loops"][0]["HMMA"] == 1
 
 
 def test_bounds_worked_by_hand():

@@ -633,9 +633,9 @@ def test_without_triton_it_says_so(monkeypatch):
 
 ORDERS = """
 import re
-from hfusion.kernels import compiled, programs, two_launches
+from hfusion.kernels import compiling, programs, two_launches
 for kernel in (programs._first, programs._second):
-    done = compiled._by_triton(kernel, "float16", two_launches.TILES[0], 2, True)
+    done = compiling._by_triton(kernel, "float16", two_launches.TILES[0], 2, True)
     names = r"griddepcontrol[.a-z_]+|cp.async.cg|st.global|bar.sync|atom[.a-z_0-9]+"
     print(*re.findall(names, done.asm["ptx"]))
 """
