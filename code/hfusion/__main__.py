@@ -14,8 +14,14 @@ why in one line.
 """
 
 import argparse
+import io
 import os
 import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, TextIO
+
+import torch
+from torch import nn
 
 import hfusion
 
@@ -26,29 +32,29 @@ COMMANDS = ("plan", "record")
 
 
 class _Parser(argparse.ArgumentParser):
-    more = str  # makes what stands below the help
+    more: Callable[[], str] = str  # makes what stands below the help
 
-    def format_help(self):
+    def format_help(self) -> str:
         return super().format_help() + self.more()
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; {self.prog} --help lists what fits\n")
 
 
-def _from_two(text):
+def _from_two(text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"expected an int of at least 2, got {text!r}")
     return int(text)
 
 
-def _example(text):
+def _example(text: str) -> torch.Tensor:
     try:
         return named.example(text)
     except (ValueError, TypeError, RuntimeError) as error:  # torch's: it is too large
         raise argparse.ArgumentTypeError(str(error).partition("\n")[0]) from error
 
 
-def _parser(command):
+def _parser(command: str) -> _Parser:
     parser = _Parser(prog=PROGRAM, description="Horizontal fusion of layers.")
     version = f"hfusion {hfusion.__version__}"
     parser.add_argument("--version", action="version", version=version)
@@ -64,7 +70,7 @@ def _parser(command):
     return parser
 
 
-def _plan_options(plan):
+def _plan_options(plan: argparse.ArgumentParser) -> None:
     plan.add_argument(
         "model",
         metavar="package.module:factory",
@@ -95,7 +101,7 @@ def _plan_options(plan):
     )
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     try:
         try:
@@ -113,14 +119,14 @@ def main(arguments=None):
         return _fail(130, "interrupted")
 
 
-def _silence(*streams):
+def _silence(*streams: TextIO) -> None:
     """What is still to be written to them goes nowhere."""
     for stream in filter(None, streams):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _run(arguments):
-    if sys.stdout:
+def _run(arguments: Sequence[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without the sign ×
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -136,13 +142,13 @@ def _run(arguments):
     return {"plan": _plan, "record": _record}[options.command](options)
 
 
-def _record(options):
+def _record(options: argparse.Namespace) -> int:
     from sideways.command import record
 
     return record(options, _fail)
 
 
-def _plan(options):
+def _plan(options: argparse.Namespace) -> int:
     sys.path.insert(0, "")  # as for python -m: what lies in the current folder is found
     try:
         model = named.load(options.model)
@@ -161,7 +167,7 @@ def _plan(options):
     return 0
 
 
-def _planned(model, options):
+def _planned(model: nn.Module, options: argparse.Namespace) -> hfusion.FusionPlan:
     if options.eval or options.fold:
         model.eval()
     if options.fold:
@@ -171,12 +177,12 @@ def _planned(model, options):
     return hfusion.plan(model, inputs, min_siblings=least, embed=options.embed)
 
 
-def _as_options(said):
+def _as_options(said: object) -> str:
     """What the library says, with the names that its arguments have here."""
     return str(said).replace("example_inputs", "--input")
 
 
-def _fail(status, error):
+def _fail(status: int, error: object) -> int:
     print(f"{PROGRAM}: " + " ".join(str(error).split()), file=sys.stderr)
     return status
 
