@@ -11,7 +11,7 @@ import signal
 import time
 
 from . import experiments, recorder
-from .records import FAILED, LATE
+from .records import EVERY, FAILED, LATE
 
 STILL_S = 60  # a process of which nothing is heard for so long hangs …
 PREPARES_S = (
@@ -71,7 +71,7 @@ class _Told:
         self.say(words, every_s)
 
     def lost(self, variant, reason):
-        self.variant = variant if variant != recorder.EVERY else self.variant
+        self.variant = variant if variant != EVERY else self.variant
         raise _Ended(reason)
 
     def broken(self, reason):

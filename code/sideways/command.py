@@ -14,6 +14,7 @@ from hfusion.named import near
 
 from . import apart, experiments, recorder, records, runs
 from .progress import Bar
+from .recorder import machines
 
 MINUTES = 8  # for all experiments
 
@@ -82,7 +83,7 @@ def record(options, fail):
             Path(place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             return fail(2, f"{option}: expected a folder, got {place!r}: {error.strerror}")
-    run = runs.Run(options.folder, recorder.machine(device), names, options.pack)
+    run = runs.Run(options.folder, machines.machine(device), names, options.pack)
     try:
         with _stopped_by_a_signal():
             run.begin()

@@ -17,6 +17,7 @@ from hfusion import models, timing
 from hfusion.timing import _devices, cost
 from sideways import estimates, experiments, recorder, records
 from sideways.experiments import ceilings, variants
+from sideways.recorder import machines, measuring
 
 NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype"
 GPUS = ("mps", "xpu")
@@ -71,8 +72,8 @@ def gpu(request, monkeypatch):
         torch, "get_device_module", lambda name=None: modules.get(name) or known(name)
     )
     monkeypatch.setattr(timing, "device_name", lambda device: f"A GPU by {device}")
-    monkeypatch.setattr(recorder, "ROUNDS", 2)
-    monkeypatch.setattr(recorder, "LEAST_ROUNDS", 1)
+    monkeypatch.setattr(measuring, "ROUNDS", 2)
+    monkeypatch.setattr(measuring, "LEAST_ROUNDS", 1)
     overwrite = torch.__future__.set_overwrite_module_params_on_conversion
     overwrite(True)  # else parameters stay plain tensors
     with Made(kind):
@@ -181,12 +182,12 @@ def test_its_ceilings_have_no_kernel_in_a_graph(gpu, monkeypatch):
     ],
 )
 def test_its_words_for_no_memory_are_known(text):
-    assert recorder._reason(RuntimeError(text)) == "out of memory"
+    assert measuring._reason(RuntimeError(text)) == "out of memory"
 
 
 def test_what_is_not_implemented_there_is_no_failure():
     error = NotImplementedError("The operator 'aten::x' is not implemented for MPS")
-    assert recorder._reason(error) == str(error)
+    assert measuring._reason(error) == str(error)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("xpu", "Intel Arc"), ("mps", "Apple M2 GPU")])
@@ -198,7 +199,7 @@ def test_it_has_a_name(kind, name, monkeypatch):
     )
     monkeypatch.setattr(_devices, "processor_name", lambda: "Apple M2")
     assert timing.device_name(kind) == name
-    assert recorder.machine(kind).kind == kind
+    assert machines.machine(kind).kind == kind
 
 
 def test_a_mac_names_its_processor(monkeypatch):

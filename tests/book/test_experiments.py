@@ -38,7 +38,7 @@ from sideways.experiments import (
     stage,
     variants,
 )
-from sideways.recorder import Unavailable, silent
+from sideways.recorder import Unavailable, measuring, silent
 
 MODULES = {
     name: importlib.import_module(f"sideways.experiments.{name}")
@@ -293,7 +293,7 @@ def test_the_whole_network_agrees_on_every_rung():
     with torch.no_grad():
         for name in benchmark.variants:
             if name in RUNGS:
-                recorder._checked(benchmark.variants[name], benchmark, "cpu")
+                measuring._checked(benchmark.variants[name], benchmark, "cpu")
 
 
 RUNGS = [
@@ -540,7 +540,7 @@ def agreed(benchmark, device="cpu"):
     """The variants of a benchmark, each of which computes what it must."""
     with torch.no_grad():
         return {
-            name: recorder._checked(make, benchmark, device)[0]
+            name: measuring._checked(make, benchmark, device)[0]
             for name, make in benchmark.variants.items()
         }
 

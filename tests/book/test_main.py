@@ -18,8 +18,9 @@ from made_up_record import RECORD
 import hfusion
 from hfusion import __main__ as command
 from hfusion import models, named
-from sideways import apart, experiments, recorder, records, runs
+from sideways import apart, experiments, records, runs
 from sideways.experiments import launch_overhead
+from sideways.recorder import machines
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTORIES = """
@@ -676,7 +677,7 @@ def ran(monkeypatch):
     shares |= dict.fromkeys([*ERRORS, *SKIPS], 0.1)
     monkeypatch.setattr(experiments, "SHARES", shares)
     monkeypatch.setattr(experiments, "here", lambda: "cpu")
-    monkeypatch.setattr(recorder, "machine", lambda device: RECORD.machine)
+    monkeypatch.setattr(machines, "machine", lambda device: RECORD.machine)
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     calls = []
 

@@ -1,4 +1,4 @@
-"""recorder.py: agreed before timed, skipped with a reason, in time within a case too."""
+"""recorder: agreed before timed, skipped with a reason, in time within a case too."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from stand_ins import Clock, X, raising
 
 from hfusion import timing
 from sideways import recorder, records
-from sideways.recorder import Benchmark, Unavailable
+from sideways.recorder import Benchmark, Unavailable, deadlines, machines, measuring
 
 TWICE = ((2 * X).double(),)
 
@@ -52,8 +52,8 @@ def test_a_record_has_what_was_raced():
     assert [case.parameters for case in made.cases] == [{"number": 0}, {"number": 1}]
     for case in made.cases:
         assert {name: len(us) for name, us in case.samples.items()} == {
-            "add": recorder.ROUNDS,
-            "multiply": recorder.ROUNDS,
+            "add": measuring.ROUNDS,
+            "multiply": measuring.ROUNDS,
         }
         assert case.launches == {"add": 1, "multiply": 1}
         assert case.skipped == {}
@@ -307,13 +307,15 @@ def test_the_limit_is_looked_at_within_a_race(clock):
     assert {len(us) for us in case.samples.values()} == {20}
     (case,), took_s = timed(clock, 60, variants)
     (rounds,) = {len(us) for us in case.samples.values()}
-    assert recorder.LEAST_ROUNDS <= rounds < 20
+    assert measuring.LEAST_ROUNDS <= rounds < 20
     assert 60 <= took_s < 60 + 12  # a turn, and four calls of each for counting
     assert case.skipped == {}
 
 
 def test_fewer_rounds_than_the_least_are_not_kept(clock, monkeypatch):
-    monkeypatch.setattr(recorder, "_benchmark_s", lambda call_s: 0)  # it hopes for the best
+    monkeypatch.setattr(
+        measuring, "_benchmark_s", lambda call_s: 0
+    )  # it hopes for the best
     (case,), took_s = timed(clock, 30, {"a": clock.variant(1), "b": clock.variant(1)})
     assert case.skipped == {"every arm": "not reached within 30 s"}
     assert (case.samples, case.launches, case.calls) == ({}, {}, {})
@@ -321,8 +323,8 @@ def test_fewer_rounds_than_the_least_are_not_kept(clock, monkeypatch):
 
 
 def test_the_limit_is_looked_at_while_warming_up(clock, monkeypatch):
-    monkeypatch.setattr(recorder, "_benchmark_s", lambda call_s: 0)
-    monkeypatch.setattr(recorder, "SLACK", 0)
+    monkeypatch.setattr(measuring, "_benchmark_s", lambda call_s: 0)
+    monkeypatch.setattr(measuring, "SLACK", 0)
     variants = {name: clock.variant(5) for name in "abcdef"}
     (case,), took_s = timed(clock, 31, variants)
     assert case.skipped == {"every arm": "not reached within 31 s"}
@@ -336,7 +338,7 @@ def test_fewer_rounds_are_enough_if_no_more_were_planned(clock):
 
 def test_what_takes_long_to_make_is_interrupted(clock, monkeypatch):
     """A compiler cannot look at the clock. What was ready is measured."""
-    monkeypatch.setattr(recorder, "SLACK", 0)
+    monkeypatch.setattr(measuring, "SLACK", 0)
     variants = {
         "a": clock.variant(0.01),
         "slow": clock.variant(0.01, 1000),
@@ -345,7 +347,7 @@ def test_what_takes_long_to_make_is_interrupted(clock, monkeypatch):
     (case, after), took_s = timed(clock, 20, variants, {"a": clock.variant(0.01)})
     reason = "not reached within 20 s"
     assert case.skipped == {"slow": reason, "late": reason}
-    assert len(case.samples["a"]) >= recorder.LEAST_ROUNDS
+    assert len(case.samples["a"]) >= measuring.LEAST_ROUNDS
     assert took_s < 20 + 2
     assert after.skipped == {"every arm": reason}
 
@@ -361,7 +363,7 @@ def test_what_is_interrupted_may_take_a_while_to_end_and_the_others_race(clock):
 
     (case,), took_s = timed(clock, 20, {"a": clock.variant(0.001), "slow": make})
     assert list(case.skipped) == ["slow"]
-    assert len(case.samples["a"]) >= recorder.LEAST_ROUNDS
+    assert len(case.samples["a"]) >= measuring.LEAST_ROUNDS
     assert took_s < 20 + 0.1
 
 
@@ -466,7 +468,7 @@ def test_in_a_race_every_turn_may_say_that_it_lives_once_a_second(clock):
     benchmark = Benchmark({"a": clock.variant(0.1)}, TWICE, 1e-6)
     say = lambda words=None, every_s=0: asked.append((words, every_s))
     recorder.run(experiment(benchmark, ROUNDS=4), say=say)
-    assert asked.count((None, recorder.TICK_S)) == recorder.WARM_UP + 4
+    assert asked.count((None, deadlines.TICK_S)) == measuring.WARM_UP + 4
 
 
 def test_what_a_record_has_is_not_measured_again():
@@ -578,7 +580,7 @@ def test_a_timeline_is_taken_after_the_race(monkeypatch):
 
 
 def test_a_device_that_is_lost_ends_the_measuring(monkeypatch):
-    monkeypatch.setattr(recorder, "_answers", lambda: False)
+    monkeypatch.setattr(measuring, "_answers", lambda: False)
     broken = twice(bad=raising(RuntimeError("CUDA error: illegal address")))
     with pytest.raises(recorder.Lost) as lost:
         recorder.run(experiment(broken, twice()))
@@ -591,9 +593,9 @@ def test_a_device_that_is_lost_ends_the_measuring(monkeypatch):
 def test_a_device_is_asked_whether_it_answers(monkeypatch, answers):
     asked = (lambda: None) if answers else raising(NO_MEMORY)
     monkeypatch.setattr(torch.cuda, "synchronize", asked)
-    assert recorder._answers()  # it was not used
+    assert measuring._answers()  # it was not used
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert recorder._answers() is answers
+    assert measuring._answers() is answers
 
 
 @pytest.mark.parametrize(("variant", "skipped"), [("add", "add"), ("", "every arm"),
@@ -639,7 +641,7 @@ def test_each_arm_has_as_many_calls_as_its_turn_needs(clock):
         "fastest": clock.variant(1e-6),
     }
     (case,), took_s = timed(clock, math.inf, variants)
-    assert case.calls == {"fast": recorder.TURN_US / 40, "slow": 1, "fastest": 100}
+    assert case.calls == {"fast": measuring.TURN_US / 40, "slow": 1, "fastest": 100}
     assert case.samples["slow"] == [40_000] * 20
     # 20 rounds of two calls, one not timed; ten more to find that out and to count.
     assert took_s < 50 * 0.04 + 20 * 2 * 0.003 + 0.1
@@ -710,25 +712,25 @@ def test_float32_stays_float32_and_the_settings_come_back(monkeypatch):
 
 def test_the_machine_is_named_after_its_device(monkeypatch):
     monkeypatch.setattr(timing, "device_name", lambda device: "Intel(R) Xeon(R), 2 threads")
-    assert recorder.machine().name == "intel-r-xeon-r-2-threads"
-    assert recorder.machine().kind == "cpu"
-    assert recorder.machine().driver is None
+    assert machines.machine().name == "intel-r-xeon-r-2-threads"
+    assert machines.machine().kind == "cpu"
+    assert machines.machine().driver is None
 
 
 def test_a_gpu_has_versions_of_its_own(monkeypatch):
     monkeypatch.setattr(timing, "device_name", lambda device: f"A GPU ({device})")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
-    monkeypatch.setattr(recorder, "_output", lambda *command: f"by {command[0]}")
-    monkeypatch.setattr(recorder, "_triton", lambda: "3.6.0")
-    found = recorder.machine("cuda")
+    monkeypatch.setattr(machines, "_output", lambda *command: f"by {command[0]}")
+    monkeypatch.setattr(machines, "_triton", lambda: "3.6.0")
+    found = machines.machine("cuda")
     assert (found.name, found.kind) == ("a-gpu-cuda", "cuda")
     assert (found.cuda, found.cudnn) == ("13.0", 91000)
     assert (found.driver, found.triton) == ("by nvidia-smi", "3.6.0")
 
 
 def test_the_hash_of_the_sources_changes_with_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "CODE", tmp_path)
+    monkeypatch.setattr(machines, "CODE", tmp_path)
     texts = [{"a.py": "1"}, {"a.py": "2"}, {"b.py": "1"}, {"a.py": "1", "c.py": ""}]
     hashes = []
     for files in texts:
@@ -737,32 +739,32 @@ def test_the_hash_of_the_sources_changes_with_them(tmp_path, monkeypatch):
         package.mkdir()
         for name, text in files.items():
             (package / name).write_text(text)
-        hashes.append(recorder.sources.__wrapped__())
+        hashes.append(machines.sources.__wrapped__())
     assert all(a != b for a, b in itertools.combinations(hashes, 2))
 
 
 def test_a_commit_is_marked_where_files_were_changed(monkeypatch):
     answers = {"rev-parse": "0" * 40, "status": None}
-    monkeypatch.setattr(recorder, "_output", lambda git, verb, *more: answers[verb])
-    assert recorder.commit.__wrapped__() == "0" * 40
+    monkeypatch.setattr(machines, "_output", lambda git, verb, *more: answers[verb])
+    assert machines.commit.__wrapped__() == "0" * 40
     answers["status"] = " M layers.py"
-    assert recorder.commit.__wrapped__() == "0" * 40 + "+"
+    assert machines.commit.__wrapped__() == "0" * 40 + "+"
     answers["rev-parse"] = None
     monkeypatch.delenv("HFUSION_COMMIT", raising=False)
-    assert recorder.commit.__wrapped__() is None
+    assert machines.commit.__wrapped__() is None
     monkeypatch.setenv("HFUSION_COMMIT", "1" * 40)  # where it is recorded without git
-    assert recorder.commit.__wrapped__() == "1" * 40 + "+"
+    assert machines.commit.__wrapped__() == "1" * 40 + "+"
     answers["status"] = None
-    assert recorder.commit.__wrapped__() == "1" * 40
+    assert machines.commit.__wrapped__() == "1" * 40
 
 
 def test_a_program_that_fails_or_is_missing_says_nothing():
-    assert recorder._output("git", "no-such-verb") is None
-    assert recorder._output("no-such-program-anywhere") is None
+    assert machines._output("git", "no-such-verb") is None
+    assert machines._output("no-such-program-anywhere") is None
 
 
 def python(code):
-    return recorder._output(sys.executable, "-I", "-S", "-c", code)
+    return machines._output(sys.executable, "-I", "-S", "-c", code)
 
 
 def test_of_what_a_program_says_the_first_line_is_kept():
@@ -775,7 +777,7 @@ def test_what_a_program_says_before_it_fails_is_not_kept():
 
 
 def test_a_program_is_asked_about_the_sources_wherever_this_one_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "CODE", tmp_path)
+    monkeypatch.setattr(machines, "CODE", tmp_path)
     assert Path(python("import os; print(os.getcwd())")).samefile(tmp_path)
 
 
@@ -785,7 +787,7 @@ def test_a_program_that_does_not_answer_is_given_up(monkeypatch):
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(subprocess, "run", waits)
-    assert recorder._output("git", "status") is None
+    assert machines._output("git", "status") is None
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no alarm here")

@@ -5,6 +5,7 @@ autotuned module. Some variants raise, are out of memory or give wrong results.
 """
 
 import importlib
+import signal
 import time
 import zlib
 
@@ -14,6 +15,7 @@ from stand_ins import Clock, raising
 from hfusion import timing
 from sideways import apart, command, experiments, recorder, records, runs
 from sideways.experiments import ceilings, launch_overhead, rivals, variants
+from sideways.recorder import machines, measuring
 
 MACHINE = records.Machine(
     "made-up-gpu", "cuda", "A made-up GPU", "a CPU", 1, "3.12", "2.11.0", "13.0", 91000,
@@ -112,10 +114,10 @@ def made_up(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(time, "monotonic", lambda: clock.now_s)
     monkeypatch.setattr(time, "perf_counter_ns", lambda: round(1e9 * clock.now_s))
-    monkeypatch.setattr(recorder.signal, "setitimer", clock.set)
-    monkeypatch.setattr(recorder.signal, "signal", clock.handle)
-    monkeypatch.setattr(recorder, "machine", lambda device: MACHINE)
-    monkeypatch.setattr(recorder, "_need", lambda *_: None)
+    monkeypatch.setattr(signal, "setitimer", clock.set)
+    monkeypatch.setattr(signal, "signal", clock.handle)
+    monkeypatch.setattr(machines, "machine", lambda device: MACHINE)
+    monkeypatch.setattr(measuring, "_need", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     counted = timing.Launches("kernels", ("kernel",) * 20)
     monkeypatch.setattr(timing, "count_launches", lambda *_: counted)
@@ -198,6 +200,6 @@ def recorded(clock, folder, minutes, until_s=float("inf")):
 
 def has(record, parameters, names):
     try:
-        return bool(record.measured(*variants, **parameters))
+        return bool(record.measured(*names, **parameters))
     except records.NotRecorded:
         return False
