@@ -1,4 +1,4 @@
-"""compiled.py and compiling.py: the table says what Triton and ptxas make of the kernels now."""
+"""compiled.py, compiling.py: what Triton and ptxas make of the kernels now."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,8 @@ def test_the_hash_is_of_what_is_compiled_and_of_nothing_else(tmp_path):
     text = paths[0].read_text(encoding="utf-8")
     copy = tmp_path / "programs.py"
     for old, new, same in (
-        ("triton = tl = None", "tl = triton = None", True),  # where Triton is missing
+        # Where Triton is missing.
+        ("triton = tl = constexpr = None", "tl = triton = constexpr = None", True),
         ("acc = tl.zeros((BM, BN)", "acc = tl.zeros((BN, BM)", False),
     ):
         assert text.count(old) == 1

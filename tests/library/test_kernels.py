@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hfusion import models, timing
 from hfusion.errors import FusionError
-from hfusion.kernels import programs, two_launches
+from hfusion.kernels import programs, tuning, two_launches
 from hfusion.timing import cost
 
 triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
@@ -365,7 +365,7 @@ def test_splits_that_do_not_fit_are_refused(splits):
 def test_only_launch_2_is_dependent_and_only_if_asked(monkeypatch, dependent):
     module = module_of((6, 5, 4, 5, 3, 5, 5))
     two = two_launches.convert(module, dependent=dependent)
-    monkeypatch.setattr(two, "_refuse_unfit", lambda x: None)
+    monkeypatch.setattr(two, "_check", lambda x: None)
     launched = launches_of(monkeypatch, two, image(1, 6, 4, 5))
     assert [given["DEPENDENT"] for _, given in launched] == [dependent] * 2
     assert [given.get("launch_pdl", False) for _, given in launched] == [False, dependent]
@@ -478,20 +478,20 @@ def test_two_launches_and_no_other_operator(monkeypatch):
 
 
 def test_the_fastest_tile_of_each_launch_is_kept(monkeypatch):
-    """No race: the time of an arm is made up from its tiles."""
+    """Nothing is timed: the time of a variant is made up from its tiles."""
     best = two_launches.TILES[3], two_launches.TILES[1]
 
-    def made_up(arms, device, rounds):
+    def made_up(variants, device, rounds):
         return {
-            tile: [float(arm.func.tiles[0] != best[0]) + (arm.func.tiles[1] != best[1])]
-            for tile, arm in arms.items()
+            tile: [float(one.func.tiles[0] != best[0]) + (one.func.tiles[1] != best[1])]
+            for tile, one in variants.items()
         }
 
     monkeypatch.setattr(timing, "benchmark", made_up)
     two, x = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
     if DEVICE == "cuda":
         monkeypatch.setattr(timing, "graphed", lambda call, times: call)
-    tables = two_launches.tune(two, x)
+    tables = tuning.tune(two, x)
     assert two.tiles == best
     assert [list(table) for table in tables] == [list(two_launches.TILES)] * 3
     assert tables[0] == {tile: 1.0 + (tile != best[0]) for tile in two_launches.TILES}
@@ -504,14 +504,14 @@ def test_a_tile_that_does_not_fit_the_device_is_left_out(monkeypatch):
 
     def small(self, x):
         if any(tile[0] == 128 for tile in self.tiles):
-            raise two_launches.OutOfResources(2**18, 2**17, "shared memory")
+            raise tuning.OutOfResources(2**18, 2**17, "shared memory")
         return forward(self, x)
 
     monkeypatch.setattr(two_launches.TwoLaunches, "forward", small)
-    monkeypatch.setattr(timing, "benchmark", lambda arms, *_: dict.fromkeys(arms, (1.0,)))
+    monkeypatch.setattr(timing, "benchmark", lambda calls, *_: dict.fromkeys(calls, (1.0,)))
     two, x = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5))), image(1, 6, 3, 3)
     fit = [tile for tile in two_launches.TILES if tile[0] != 128]
-    tables = two_launches.tune(two, x)
+    tables = tuning.tune(two, x)
     assert [list(table) for table in tables] == [fit] * 3
 
 
@@ -520,24 +520,24 @@ def test_a_tile_that_does_not_even_become_a_graph_is_left_out(monkeypatch):
 
     def graphed(call, times):
         if call.func.tiles[1][0] == 128:
-            raise two_launches.OutOfResources(2**18, 2**17, "shared memory")
+            raise tuning.OutOfResources(2**18, 2**17, "shared memory")
         return lambda: times
 
     monkeypatch.setattr(timing, "graphed", graphed)
     two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
-    arms = two_launches._choices(two, types.SimpleNamespace(is_cuda=True), 1)
-    assert list(arms) == [tile for tile in two_launches.TILES if tile[0] != 128]
+    variants = tuning._variants(two, types.SimpleNamespace(is_cuda=True), 1)
+    assert list(variants) == [tile for tile in two_launches.TILES if tile[0] != 128]
 
 
-def test_each_tile_is_raced_with_the_splits_that_suit_it(monkeypatch):
+def test_each_tile_is_timed_with_the_splits_that_suit_it(monkeypatch):
     """Of a device that is only said to be one: graphs are made, and never launched."""
     monkeypatch.setattr(timing, "graphed", lambda call, times: call)
     monkeypatch.setattr(two_launches.TwoLaunches, "forward", lambda self, x: x)
     monkeypatch.setattr(two_launches, "_processors", lambda device: PROCESSORS)
     two = two_launches.convert(models.Inception.from_table("5a").eval(), "natural")
     x = types.SimpleNamespace(is_cuda=True, device="cuda", numel=lambda: 832 * 49)
-    arms = two_launches._choices(two, x, 1)
-    splits = {tile: arm.func.splits_for(x) for tile, arm in arms.items()}
+    variants = tuning._variants(two, x, 1)
+    splits = {tile: one.func.splits_for(x) for tile, one in variants.items()}
     depths, widths = (9 * 160, 25 * 32, 832), (320, 128, 128)
     for tile in two_launches.TILES:
         natural = two_launches.natural_splits(depths, widths, 49, tile, PROCESSORS)
@@ -584,9 +584,13 @@ def test_the_module_is_left_as_it_was():
 
 
 MODULES = {
-    "module was a Linear; an Inception fits": lambda: torch.nn.Linear(2, 2),
-    "module is in training mode": lambda: models.Inception((6, 5, 4, 5, 3, 5, 5)),
-    "module is in torch.float64": lambda: module_of((6, 5, 4, 5, 3, 5, 5), torch.float64),
+    "module: expected a models.Inception, got a Linear": lambda: torch.nn.Linear(2, 2),
+    "module: expected eval mode, got training mode": lambda: models.Inception(
+        (6, 5, 4, 5, 3, 5, 5)
+    ),
+    "module: expected weights in one of .*, got torch.float64": lambda: module_of(
+        (6, 5, 4, 5, 3, 5, 5), torch.float64
+    ),
 }
 
 
@@ -597,13 +601,17 @@ def test_a_module_that_does_not_fit_is_refused(message):
 
 
 INPUTS = {
-    "x requires a gradient": lambda: image(1, 6, 4, 5).requires_grad_(),
-    "x was .3, 6, 5. of": lambda: torch.ones(3, 6, 5),
-    "x was .1, 7, 4, 5. of": lambda: image(1, 7, 4, 5),
-    "x was .2, 6, 4, 5. of torch.float32 with strides": lambda: torch.ones(2, 6, 4, 5),
-    "x was .1, 6, 4, 5. of torch.float16": lambda: image(1, 6, 4, 5, torch.float16),
-    "x was .0, 6, 4, 5. of": lambda: image(0, 6, 4, 5),
-    "x is on meta": lambda: image(1, 6, 4, 5).to("meta"),
+    "x: expected a tensor without a gradient": lambda: image(1, 6, 4, 5).requires_grad_(),
+    "got .3, 6, 5. of": lambda: torch.ones(3, 6, 5),
+    "x: expected .N, 6, H, W. of torch.float32 in .*, got .1, 7, 4, 5. of": lambda: image(
+        1, 7, 4, 5
+    ),
+    "got .2, 6, 4, 5. of torch.float32 with strides": lambda: torch.ones(2, 6, 4, 5),
+    "got .1, 6, 4, 5. of torch.float16": lambda: image(1, 6, 4, 5, torch.float16),
+    "got .0, 6, 4, 5. of": lambda: image(0, 6, 4, 5),
+    "x: expected the device of the weights, .*, got meta": lambda: image(1, 6, 4, 5).to(
+        "meta"
+    ),
 }
 
 
@@ -618,13 +626,15 @@ def test_an_input_that_does_not_fit_is_refused(message):
 def test_without_a_device_and_an_interpreter_it_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
-    with pytest.raises(FusionError, match="x is on cpu; a CUDA device fits, or TRITON_INT"):
+    with pytest.raises(
+        FusionError, match="x: expected a CUDA device, got cpu; to interpret"
+    ):
         two(image(1, 6, 4, 5))
 
 
 def test_without_triton_it_says_so(monkeypatch):
     monkeypatch.setattr(programs, "triton", None)
-    with pytest.raises(FusionError, match=r"Triton 3\.6 or newer is not"):
+    with pytest.raises(FusionError, match=r"triton: expected version 3\.6 or newer"):
         two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
 
 

@@ -3,6 +3,7 @@
 import random
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -150,3 +151,11 @@ def test_the_limits_are_those_of_compute_capability_nine():
     assert (H200.programs, occupancy.THREADS) == (32, 32)
     # 32 banks of 4 bytes; a published 32,348 GB/s at 1.755 GHz of 144 multiprocessors
     assert H200.shared_rate == 32 * 4 == round(32_348 / 144 / 1.755)
+
+
+def test_neither_occupancy_nor_the_table_needs_triton():
+    says = "import sys; sys.modules['triton'] = None; from hfusion import kernels; "
+    says += "print(len(kernels.compiled.read()[1]), kernels.occupancy.H200.name)"
+    done = subprocess.run([sys.executable, "-c", says], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "66 H200\n"

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import models
 from . import occupancy
@@ -32,28 +33,48 @@ LDSM_BYTES = 4 * 8 * 8 * 2  # to a warp: four matrices of 8 by 8 halves
 class Compiled:
     """One launch, compiled for one tile and dtype.
 
-    registers: of a thread. shared_bytes: of a program. stack_bytes: of a thread; spills:
-    instructions that write registers to memory or read them back, for want of room.
-    multiply: the instruction that multiplies. copies, loads: {bytes that one thread's
-    instruction carries: instructions}, to shared memory and to registers. buffers: steps
-    that the shared memory holds. loops: of each loop that multiplies, {instruction:
-    how many} of one step; instructions: in the whole kernel. signals: instructions that
-    let the next launch begin, or wait for the one before.
+    Attributes
+    ----------
+    kernel : str
+        One of `compiling.VARIANTS`.
+    dtype : str
+        "float32", "float16" or "bfloat16".
+    tile : tuple of int
+        A row of `two_launches.TILES`: rows, columns, depth, warps, stages.
+    registers, stack_bytes : int
+        Of a thread.
+    shared_bytes : int
+        Of a program.
+    spills : int
+        Instructions that write registers to memory or read them back, for want of room.
+    multiply : str
+        The instruction that multiplies.
+    copies, loads : dict
+        {bytes that one thread's instruction carries: instructions}, to shared memory and
+        to registers.
+    buffers : int
+        Steps that the shared memory holds.
+    instructions : int
+        In the whole kernel.
+    loops : list of dict
+        For each loop that multiplies, {instruction: how many} of one step.
+    signals : int
+        Instructions that let the next launch begin, or wait for the one before.
     """
 
-    kernel: str  # of compiling.VARIANTS
+    kernel: str
     dtype: str
-    tile: tuple  # a row of two_launches.TILES
+    tile: tuple[int, ...]
     registers: int
     shared_bytes: int
     stack_bytes: int
     spills: int
     multiply: str
-    copies: dict
-    loads: dict
+    copies: dict[int, int]
+    loads: dict[int, int]
     buffers: int
     instructions: int
-    loops: list
+    loops: list[dict[str, int]]
     signals: int = 0
 
     @property
@@ -128,12 +149,28 @@ class Compiled:
         return max(self.bounds.values())
 
 
-def read(path: str | Path | None = None) -> tuple[dict, dict[tuple, Compiled]]:
-    """(What the table says about itself, {(kernel, dtype, tile): Compiled}).
+Row = tuple[str, str, tuple[int, ...]]  # kernel, dtype, tile
+Rows = dict[Row, Compiled]
 
-    path: of a table; without it, that of the kernels as they are. BEFORE has them as they
-    first were.
 
+def read(path: str | Path | None = None) -> tuple[dict[str, str], Rows]:
+    """Read the table.
+
+    Parameters
+    ----------
+    path : str or Path, optional
+        Of a table; without it, that of the kernels as they are. `BEFORE` has them as they
+        first were.
+
+    Returns
+    -------
+    dict
+        What the table says about itself: target, versions of the tools, date, hash.
+    dict
+        {(kernel, dtype, tile): Compiled}.
+
+    Examples
+    --------
     >>> about, rows = read()
     >>> row = rows["_first", "float16", (32, 32, 128, 4, 3)]
     >>> about["target"], row.warps, row.resident
@@ -144,16 +181,30 @@ def read(path: str | Path | None = None) -> tuple[dict, dict[tuple, Compiled]]:
     return table, {(row.kernel, row.dtype, row.tile): row for row in rows}
 
 
-def _row(row):
-    widths = {
+def _row(row: dict[str, Any]) -> Compiled:
+    by_bytes = {
         name: {int(n): k for n, k in row[name].items()} for name in ("copies", "loads")
     }
-    return Compiled(**row | widths | {"tile": tuple(row["tile"])})
+    return Compiled(**row | by_bytes | {"tile": tuple(row["tile"])})
 
 
 def widths(module: str, launch: int) -> tuple[int, ...]:
-    """Of a row of models.TABLE, what a launch's branches are wide: its tiles' columns.
+    """How many columns each branch of a launch has, of a row of models.TABLE.
 
+    Parameters
+    ----------
+    module : str
+        A row of models.TABLE.
+    launch : int
+        0 or 1.
+
+    Returns
+    -------
+    tuple of int
+        Output channels of each branch.
+
+    Examples
+    --------
     >>> widths("3a", 0), widths("3a", 1)
     ((64, 96, 16, 192), (128, 32, 32))
     """
@@ -162,8 +213,22 @@ def widths(module: str, launch: int) -> tuple[int, ...]:
 
 
 def depths(module: str, launch: int) -> tuple[int, ...]:
-    """How many products each number of a launch's branches adds up; of the pooling, none.
+    """How many products each output of a branch adds up; the pooling adds up none.
 
+    Parameters
+    ----------
+    module : str
+        A row of models.TABLE.
+    launch : int
+        0 or 1.
+
+    Returns
+    -------
+    tuple of int
+        Products, for each branch of the launch.
+
+    Examples
+    --------
     >>> depths("3a", 0), depths("3a", 1)
     ((192, 192, 192, 0), (864, 400, 192))
     """
@@ -174,8 +239,23 @@ def depths(module: str, launch: int) -> tuple[int, ...]:
 def steps(module: str, launch: int, tile: Sequence[int], parts: int = 1) -> int:
     """How many steps the longest program of a launch takes.
 
-    parts: so many programs share the depth of a tile.
+    Parameters
+    ----------
+    module : str
+        A row of models.TABLE.
+    launch : int
+        0 or 1.
+    tile : sequence of int
+        A row of `two_launches.TILES`.
+    parts : int
+        How many programs share the depth of a tile.
 
+    Returns
+    -------
+    int
+
+    Examples
+    --------
     >>> steps("3a", 1, (32, 32, 128, 4, 3))  # 864 products, 128 at a time
     7
     >>> steps("3a", 1, (32, 32, 128, 4, 3), parts=2)
@@ -189,7 +269,26 @@ def programs(
 ) -> int:
     """How many programs a launch of a module is.
 
-    By hand: 3a has 28² = 784 pixels, 25 tiles of 32; its first launch 64, 96, 16 and 192
+    Parameters
+    ----------
+    module : str
+        A row of models.TABLE.
+    batch : int
+        Images.
+    launch : int
+        0 or 1.
+    tile : sequence of int
+        A row of `two_launches.TILES`.
+    parts : int
+        How many programs share the depth of a tile.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    3a has 28² = 784 pixels, 25 tiles of 32; its first launch has 64, 96, 16 and 192
     columns, which are 2, 3, 1 and 6 tiles.
 
     >>> programs("3a", 1, 0, (32, 32, 128, 4, 3))
@@ -201,7 +300,7 @@ def programs(
     return -(-pixels // rows) * across * parts
 
 
-def _products(instruction):
+def _products(instruction: str) -> int:
     """Multiply-adds of one instruction: HMMA.16816.F32, HGMMA.64x32x16.F32 or FFMA.
 
     >>> _products("HMMA.16816.F32"), _products("HGMMA.64x32x16.F32"), _products("FFMA")
@@ -212,7 +311,7 @@ def _products(instruction):
     return math.prod(_shape(instruction))
 
 
-def _shape(instruction):
+def _shape(instruction: str) -> tuple[int, ...]:
     """Rows, columns and depth of a tensor core's instruction.
 
     >>> _shape("HMMA.16816.F32"), _shape("HGMMA.64x32x16.F32")

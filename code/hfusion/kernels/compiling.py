@@ -15,39 +15,55 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from .compiled import FOLDER, LAUNCHES, MULTIPLIES, NOW, Compiled, read
+from .compiled import FOLDER, LAUNCHES, MULTIPLIES, NOW, Row, Rows, read
 
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # Launches as they can be asked for; those with a comma are for few pixels and in float16.
-VARIANTS = {launch: {} for launch in LAUNCHES} | {
+VARIANTS: dict[str, dict[str, Any]] = {launch: {} for launch in LAUNCHES} | {
     "_first, dependent": {"DEPENDENT": True},
     "_second, dependent": {"DEPENDENT": True},
     "_second, in 4 parts": {"SPLITS": 4},
     "both, cooperative": {"COOPERATIVE": True},  # of cooperative.py, which nothing launches
 }
+Instruction = tuple[int, str, str]  # address, name with its modifiers, operands
 FEW = 4  # so many rows of two_launches.TILES are for few pixels
 
 
 def compile_all(
-    wanted: Iterable[tuple] | None = None,
-) -> tuple[dict, dict[tuple, Compiled]]:
-    """The table, compiled now, as `read` returns it.
+    wanted: Iterable[Row] | None = None,
+) -> tuple[dict[str, str], Rows]:
+    """The table, compiled now.
 
-    wanted: (kernel, dtype, tile) of the rows to compile; without it all of them. Needs
-    Triton, and runs in a process of its own, because Triton's interpreter, once it is on,
-    stays on. Raises RuntimeError with what that process wrote.
+    It is compiled in a process of its own, because Triton's interpreter, once it is on,
+    stays on.
+
+    Parameters
+    ----------
+    wanted : iterable, optional
+        (kernel, dtype, tile) of the rows to compile; without it all of them.
+
+    Returns
+    -------
+    tuple of dict
+        As `compiled.read` returns it.
+
+    Raises
+    ------
+    RuntimeError
+        With what that process wrote.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "table.json")
-        said = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": folder}
+        settings = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": folder}
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(path)]
         asked = None if wanted is None else json.dumps(list(wanted))
         done = subprocess.run(
             command,
-            env=os.environ | said,
+            env=os.environ | settings,
             input=asked or "",
             capture_output=True,
             text=True,
@@ -59,10 +75,10 @@ def compile_all(
 
 def sources(*paths: str | Path) -> str:
     """A hash of the functions that Triton compiles, whatever else is in their files."""
-    paths = paths or [FOLDER / "programs.py", FOLDER / "cooperative.py"]
+    paths = paths or (FOLDER / "programs.py", FOLDER / "cooperative.py")
     texts = [Path(path).read_text(encoding="utf-8") for path in paths]
     functions = [
-        ast.get_source_segment(text, node)
+        ast.get_source_segment(text, node) or ""
         for text in texts
         for node in ast.parse(text).body
         if isinstance(node, ast.FunctionDef) and node.decorator_list
@@ -70,17 +86,17 @@ def sources(*paths: str | Path) -> str:
     return hashlib.sha256("\n".join(functions).encode()).hexdigest()[:16]
 
 
-def _rows():
+def _rows() -> list[Row]:
     from .two_launches import TILES
 
-    rows = [
+    rows: list[Row] = [
         (launch, dtype, tile) for launch in LAUNCHES for dtype in DTYPES for tile in TILES
     ]
     more = [name for name in VARIANTS if name not in LAUNCHES]
     return rows + [(name, "float16", tile) for name in more for tile in TILES[:FEW]]
 
 
-def _compiled(variant, dtype, tile):
+def _compiled(variant: str, dtype: str, tile: tuple[int, ...]) -> dict[str, Any]:
     """One row, as the file has it."""
     from . import cooperative, programs
 
@@ -92,8 +108,8 @@ def _compiled(variant, dtype, tile):
         path.write_bytes(done.asm["cubin"])
         code = _tool("cuobjdump", "-sass", "-res-usage", str(path))
     resources = {name: int(n) for name, n in re.findall(r"(REG|STACK):(\d+)", code)}
-    buffers = re.findall(r"local_alloc.*?memdesc<(\d+)x\d+x\d+x", done.asm["ttgir"])
-    (buffers,) = set(map(int, buffers)) or {0}
+    found = re.findall(r"local_alloc.*?memdesc<(\d+)x\d+x\d+x", done.asm["ttgir"])
+    (buffers,) = set(map(int, found)) or {0}
     return {
         "kernel": variant,
         "dtype": dtype,
@@ -107,20 +123,28 @@ def _compiled(variant, dtype, tile):
 
 
 def _by_triton(
-    kernel, dtype, tile, SPLITS=1, DEPENDENT=False, COOPERATIVE=False
-):  # fmt: skip
+    kernel: Any, dtype: str, tile: tuple[int, ...],
+    SPLITS: int = 1, DEPENDENT: bool = False, COOPERATIVE: bool = False,
+) -> Any:  # fmt: skip
     """What Triton makes of a kernel for a GPU that is not there."""
     from triton import compile
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     rows, columns, depth, warps, stages = tile
-    fixed = {"BM": rows, "BN": columns, "BK": depth, "WIDEN": False, "UNIT": 8}
+    fixed: dict[str, Any] = {
+        "BM": rows,
+        "BN": columns,
+        "BK": depth,
+        "WIDEN": False,
+        "UNIT": 8,
+    }
     fixed |= {"SPLITS": SPLITS, "DEPENDENT": DEPENDENT}
     memory = {"parts": "*fp32", "arrived": "*i32", "reached": "*i32"}
     if SPLITS == 1:
         fixed |= {"parts": None, "arrived": None}
-    signature, constants, aligned = {}, {}, {}
+    signature: dict[str, str] = {}
+    constants, aligned = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in fixed:
             signature[name], constants[(place,)] = "constexpr", fixed[name]
@@ -135,18 +159,18 @@ def _by_triton(
     return compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
-def _instructions(code):
-    """[(address, name with its modifiers, operands)] of what cuobjdump prints."""
+def _instructions(code: str) -> list[Instruction]:
+    """The lines of what cuobjdump prints."""
     line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);")
     return [(int(at, 16), name, rest) for at, name, rest in line.findall(code)]
 
 
-def _counted(instructions):
+def _counted(instructions: Sequence[Instruction]) -> dict[str, Any]:
     """What the rows of the table say of a kernel's instructions."""
     names = collections.Counter(name for _, name, _ in instructions)
     bases = _bases(instructions)
     kind = next(kind for kind in MULTIPLIES if bases[kind])
-    multiply = max((n for n in names if n.split(".")[0] == kind), key=names.get)
+    multiply = max((n for n in names if n.split(".")[0] == kind), key=names.__getitem__)
     if kind == "FFMA":
         multiply = kind
     if other := [n for n in names if n.startswith("LDSM") and not n.endswith("88.4")]:
@@ -162,13 +186,13 @@ def _counted(instructions):
     }
 
 
-def _bases(instructions):
+def _bases(instructions: Iterable[Instruction]) -> collections.Counter[str]:
     return collections.Counter(name.split(".")[0] for _, name, _ in instructions)
 
 
-def _by_bytes(names, base):
+def _by_bytes(names: collections.Counter[str], base: str) -> dict[int, int]:
     """{bytes that one thread's instruction carries: instructions}."""
-    found = collections.Counter()
+    found = collections.Counter[int]()
     for name, times in names.items():
         first, *modifiers = name.split(".")
         if first == base:
@@ -177,7 +201,7 @@ def _by_bytes(names, base):
     return dict(sorted(found.items()))
 
 
-def _loops(instructions, kind):
+def _loops(instructions: Sequence[Instruction], kind: str) -> list[list[Instruction]]:
     """The innermost loops with an instruction of this kind, each as its instructions: what
     lies between a jump backwards and where it goes.
     """
@@ -201,7 +225,7 @@ def _loops(instructions, kind):
     ]
 
 
-def _tool(name, *arguments):
+def _tool(name: str, *arguments: str) -> str:
     """What a program of NVIDIA's that Triton brings along writes."""
     from triton.backends import nvidia
 
@@ -210,14 +234,14 @@ def _tool(name, *arguments):
 
 
 def main(path: str | Path | None = None, wanted: str = "") -> None:
-    """Compile, and write the table; `wanted` as JSON for some of its rows only."""
+    """Compile, and write the table; `wanted`: JSON of the rows, for some of them only."""
     rows = json.loads(wanted) if wanted else _rows()
     from triton import __version__
 
     about = {
         "target": "sm_90",
         "triton": __version__,
-        "ptxas": re.search(r"V([\d.]+)", _tool("ptxas", "--version"))[1],
+        "ptxas": re.findall(r"V([\d.]+)", _tool("ptxas", "--version"))[0],
         "date": datetime.date.today().isoformat(),
         "kernels": sources(),
     }

@@ -8,6 +8,8 @@ the header cuda_occupancy.h, to which a test holds it.
 
 import dataclasses
 
+from ..errors import FusionError
+
 THREADS = 32  # of a warp
 
 
@@ -15,11 +17,22 @@ THREADS = 32  # of a warp
 class Device:
     """What a GPU has, and in which pieces it is handed out.
 
-    registers: 32 bits each, of one multiprocessor, as are shared_bytes, warps and
-    programs. A multiprocessor has four parts; a warp lives in one of them, with its
-    registers. register_unit: a warp gets a multiple of it; shared_unit: a program gets a
-    multiple of it, in bytes; shared_reserved: what CUDA takes of each program, in bytes.
-    shared_rate: bytes that a multiprocessor's shared memory hands out in a cycle.
+    Attributes
+    ----------
+    name : str
+    multiprocessors : int
+    registers : int
+        Of one multiprocessor, 32 bits each; shared_bytes, warps and programs are of one
+        multiprocessor too.
+    parts : int
+        Of a multiprocessor; a warp lives in one of them, with its registers.
+    register_unit, shared_unit : int
+        A warp gets a multiple of register_unit registers; a program gets a multiple of
+        shared_unit bytes.
+    shared_reserved : int
+        What CUDA takes of each program, in bytes.
+    shared_rate : int
+        Bytes that a multiprocessor's shared memory hands out in a cycle.
     """
 
     name: str
@@ -47,13 +60,30 @@ H200 = Device("H200", multiprocessors=132)
 def fitting(
     registers: int, shared_bytes: int, warps: int, device: Device = H200
 ) -> dict[str, int]:
-    """How many programs of a kernel fit on one multiprocessor, by each of what it has:
-    {resource: programs}. The least of them is how many reside there.
+    """How many programs of a kernel fit on one multiprocessor, by each of its resources.
 
-    registers: of one thread, from 1 to 255. shared_bytes: of one program. warps: of one
-    program. Raises ValueError for a number that no kernel can have.
+    Parameters
+    ----------
+    registers : int
+        Of one thread, from 1 to 255.
+    shared_bytes, warps : int
+        Of one program.
+    device : Device
+        Where it runs.
 
-    By hand, 80 registers, 32 KiB and 4 warps: a warp takes 32 · 80 = 2560 registers, a
+    Returns
+    -------
+    dict
+        {resource: programs}. The least of them is how many reside there.
+
+    Raises
+    ------
+    FusionError
+        For a number that no kernel can have.
+
+    Examples
+    --------
+    80 registers, 32 KiB and 4 warps, by hand: a warp takes 32 · 80 = 2560 registers, a
     multiple of 256. Each of four parts has 16384, which is 6 warps, and 24 in all: 6
     programs. In shared memory a program takes 32 + 1 KiB, and 228 KiB hold 6.
 
@@ -66,7 +96,7 @@ def fitting(
         ("warps", warps, 1, device.most_warps),
     ):
         if not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(
+            raise FusionError(
                 f"{name}: expected an int from {least} to {most}, got {value!r}"
             )
     a_warp = _up(registers * THREADS, device.register_unit)
@@ -81,9 +111,21 @@ def fitting(
 
 
 def resident(registers: int, shared_bytes: int, warps: int, device: Device = H200) -> int:
-    """How many programs of a kernel reside on one multiprocessor: the least of `fitting`,
-    whose arguments and errors it has.
+    """How many programs of a kernel reside on one multiprocessor: the least of `fitting`.
 
+    Parameters
+    ----------
+    registers, shared_bytes, warps : int
+        As for `fitting`, which also says what is refused.
+    device : Device
+        Where it runs.
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
     >>> resident(80, 32 * 1024, 4)
     6
     """
@@ -94,10 +136,20 @@ def resident(registers: int, shared_bytes: int, warps: int, device: Device = H20
 class Spread:
     """A grid on a device.
 
-    waves: how often the device is filled, the last time perhaps not quite. busiest: the
-    most programs that one multiprocessor runs, if each gets the next where it has room and
-    all take equally long. idle: multiprocessors that never get one. share: of the device's
-    time, until the busiest multiprocessor is done, how much is spent on programs.
+    Attributes
+    ----------
+    programs : int
+        Of the whole grid.
+    waves : int
+        How often the device is filled, the last time perhaps not quite.
+    busiest : int
+        The most programs that one multiprocessor runs, if each gets the next where it has
+        room and all take equally long.
+    idle : int
+        Multiprocessors that never get a program.
+    share : float
+        Of the device's time, until the busiest multiprocessor is done, the part that is
+        spent on programs.
     """
 
     programs: int
@@ -108,11 +160,30 @@ class Spread:
 
 
 def spread(programs: int, resident: int, device: Device = H200) -> Spread:
-    """How a grid of so many programs spreads over a device: a Spread.
+    """How a grid of so many programs spreads over a device.
 
-    resident: how many of them a multiprocessor holds. By hand, 150 programs on 132
-    multiprocessors, six fitting on each: one wave, in which 18 have two and the others one.
-    That is 150 of 2 · 132 places. Raises ValueError for a number that is no int above 0.
+    Parameters
+    ----------
+    programs : int
+        Of the grid.
+    resident : int
+        How many of them a multiprocessor holds.
+    device : Device
+        Where it runs.
+
+    Returns
+    -------
+    Spread
+
+    Raises
+    ------
+    FusionError
+        For a number that is no int above 0.
+
+    Examples
+    --------
+    150 programs on 132 multiprocessors, six fitting on each: one wave, in which 18 have two
+    and the others one. That is 150 of 2 · 132 places.
 
     >>> spread(150, 6)
     Spread(programs=150, waves=1, busiest=2, idle=0, share=0.5681818181818182)
@@ -121,7 +192,7 @@ def spread(programs: int, resident: int, device: Device = H200) -> Spread:
     """
     for name, value in (("programs", programs), ("resident", resident)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected an int of at least 1, got {value!r}")
+            raise FusionError(f"{name}: expected an int of at least 1, got {value!r}")
     each = device.multiprocessors
     busiest = -(-programs // each)
     return Spread(
@@ -133,6 +204,6 @@ def spread(programs: int, resident: int, device: Device = H200) -> Spread:
     )
 
 
-def _up(number, unit):
+def _up(number: int, unit: int) -> int:
     """The next multiple of `unit`."""
     return -(-number // unit) * unit

@@ -16,16 +16,19 @@ contiguous rows, a 1×1 convolution is X · W, and each tap of a larger window r
 the same matrix, shifted (an implicit GEMM: im2col's matrix is never written).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 try:
     import triton
     import triton.language as tl
+    from triton.language import constexpr
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
-    triton = tl = None
-constexpr = tl.constexpr if triton else None
+    triton = tl = constexpr = None
 
 
-def _jit(function):
+def _jit(function: Callable) -> Any:
     """triton.jit; one compilation does for images and branches of all sizes."""
     channels = ["c_in", "k1", "k3", "k5", "c3", "c5", "cp", "kp", "y_stride"]
     sizes = [*channels, "height", "wide", "positions"]

@@ -273,9 +273,9 @@ class Tuned(nn.Module):
 
     def forward(self, x):
         if not self.chosen:
-            from hfusion.kernels import two_launches
+            from hfusion.kernels import tuning
 
-            two_launches.tune(self.two, x)
+            tuning.tune(self.two, x)
             if self.two.splits != 1 and self.two.splits_for(x) == 1:
                 raise Unavailable("launch 2 is fastest with a tile that is not split")
             self.chosen = True
