@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import signal
 import time
+from typing import Any
 
 from . import experiments, recorder
-from .records import EVERY, FAILED, LATE
+from .records import EVERY, FAILED, LATE, Record
 
 STILL_S = 60  # a process of which nothing is heard for so long hangs …
 PREPARES_S = (
@@ -34,7 +35,8 @@ def run(
     there. Raises RuntimeError if it ends before there is a record.
     """
     ends = time.monotonic() + limit_s
-    so_far, lost = [known], []
+    so_far: list[Record | None] = [known]
+    lost: list[tuple[dict, str, str]] = []
 
     def hear(record):
         so_far.append(record)
@@ -84,7 +86,7 @@ class _Ended(Exception):
 
 def _attempt(told, work, ends):
     """Run one process until it is done: None, or why it was not."""
-    context = multiprocessing.get_context(METHOD)
+    context: Any = multiprocessing.get_context(METHOD)
     if METHOD == "forkserver":
         context.set_forkserver_preload([experiments.__name__])
     here, there = context.Pipe(duplex=False)

@@ -122,7 +122,7 @@ def bytes_us(moved: float, at: At) -> float:
 
 
 def tiled(
-    products: Sequence[Sequence[int]],
+    products: Sequence[Sequence[float]],
     tile: Sequence[int],
     resident: int,
     at: At,
@@ -242,7 +242,7 @@ def launch_us(
     """
     products, pooled = _parts(launch, widths, positions)
     rows, columns, _, warps, _ = tile
-    if splits == "natural":
+    if isinstance(splits, str):  # "natural"
         _, sizes, depths = zip(*products, strict=True)
         splits = two_launches.natural_splits(
             depths, sizes, positions, tile, int(at.multiprocessors)

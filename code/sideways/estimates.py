@@ -7,6 +7,7 @@ ceilings. The appendix "What the model misses" tries the alternatives on a CPU.
 import dataclasses
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ class Siblings:
         )
 
 
-def siblings(module: str, **others: int | str) -> Siblings:
+def siblings(module: str, **others: Any) -> Siblings:
     """The siblings of a case of the experiment `stage`, by its parameters.
 
     module: a row of models.TABLE. others: batch, dtype and layout, as for Siblings.

@@ -14,7 +14,9 @@ from . import records
 from .progress import Bar
 from .recorder import shared, unfinished
 
-KNOWN = {}  # {(experiment, device): what this session has measured}
+KNOWN: dict[
+    tuple[str, str], records.Record
+] = {}  # {(experiment, device): what this session has measured}
 LACKS = "It has no CUDA graphs, and kernels cannot be counted there: operators are. "
 AGAIN = "Run this cell again to measure the rest"
 

@@ -61,7 +61,7 @@ def brought(*records: Record) -> list[Outcome]:
     itself, folded, in the same mode. What was not measured is left out. Raises NotRecorded
     if nothing was: a table of nothing would look like a result.
     """
-    found = defaultdict(dict)
+    found: dict[tuple[str, str, str, str, str, int], dict] = defaultdict(dict)
     for record in records:
         for case in record.cases:
             p = case.parameters
@@ -124,7 +124,7 @@ def _rows(block):
     """(what all lines of a block share, [(line, {batch: entry})])."""
     ways = {o.way for o in block}
     modes = {o.mode for o in block}
-    rows = defaultdict(dict)
+    rows: dict[str, dict[int, str]] = defaultdict(dict)
     for o in block:
         entry = f"{o.middle:.2f} {o.faster}:{o.slower}{'▾' if o.slower else ' '}"
         names = [o.mode, o.way]
@@ -145,7 +145,7 @@ def panels(outcomes: Sequence[Outcome]) -> dict[str, dict]:
     >>> panels([one])
     {'module, eager, NHWC, half': {'batch 8': {'stacked': [(0.7, 0.8, 0.9)]}}}
     """
-    found = {}
+    found: dict[str, dict] = {}
     for o in outcomes:
         if o.mode in ("eager", "graph"):
             panel = found.setdefault(f"{o.what}, {o.mode}, {o.layout}, {o.dtype}", {})

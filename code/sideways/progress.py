@@ -6,6 +6,8 @@ A terminal and a notebook show the same line; the extra `record` has tqdm, which
 import math
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 EVERY_S = 0.2  # the line is drawn anew at most so often
 FORMAT = "{desc}: {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} cases{postfix}"
@@ -19,9 +21,12 @@ class Bar:
     drawn, on stderr by default.
     """
 
-    def __init__(self, name, limit_s=math.inf, file=None):
+    def __init__(
+        self, name: str, limit_s: float = math.inf, file: TextIO | None = None
+    ) -> None:
         self.name, self.limit_s, self.file = name, limit_s, file or sys.stderr
-        self.line, self.case, self.words, self.drawn_s = None, "", "", -math.inf
+        self.line: Any = None  # tqdm's, from the first case on
+        self.case, self.words, self.drawn_s = "", "", -math.inf
         self.began = self.case_began = time.monotonic()
         self.done = 0
 
@@ -34,7 +39,7 @@ class Bar:
             self.line.set_postfix_str(f"in {took}")
             self.line.close()
 
-    def cases(self, planned):
+    def cases(self, planned: list[dict]) -> Iterator[dict]:
         """Pass on the cases of an experiment, {parameter: value} each, one by one."""
         from tqdm import tqdm
 
@@ -47,17 +52,17 @@ class Bar:
             self.done += 1
             self.line.update()
 
-    def say(self, words=None, every_s=EVERY_S):
+    def say(self, words: str | None = None, every_s: float = EVERY_S) -> None:
         """Draw the line, with what is done now; without words, with the same as before."""
         self.words = self.words if words is None else words
         now = time.monotonic()
         if self.line is not None and now - self.drawn_s >= every_s:
             self.drawn_s = now
             left = clock(self.left_s())
-            now = ": ".join(filter(None, (f"{left} left", self.case, self.words)))
-            self.line.set_postfix_str(now)
+            parts = f"{left} left", self.case, self.words
+            self.line.set_postfix_str(": ".join(filter(None, parts)))
 
-    def left_s(self):
+    def left_s(self) -> float:
         """The seconds that are left: what the other cases take if they take as long as
         those before, and no more than the limit allows."""
         now = time.monotonic()
@@ -69,7 +74,7 @@ class Bar:
         return min(allowed, max(0, needed))
 
 
-def said(parameters):
+def said(parameters: Mapping[str, object]) -> str:
     """A case in words.
 
     >>> said({"module": "3a", "batch": 1, "dtype": "float32", "layout": "NCHW"})
@@ -81,7 +86,7 @@ def said(parameters):
     )
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Minutes and seconds.
 
     >>> clock(59.6), clock(3 * 60 + 5), clock(math.inf)

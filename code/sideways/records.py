@@ -10,13 +10,14 @@ digest of its own content, and reading it checks that.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import math
 import os
 import re
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from hfusion.timing import gains
 
@@ -42,7 +43,7 @@ class NotRecorded(RecordError, LookupError):
 class _Variants(dict):
     """{competitor: …} of a case; looking up one that did not run raises NotRecorded."""
 
-    skipped = {}  # noqa: RUF012 (each case sets its own)
+    skipped: Mapping[str, str] = MappingProxyType({})  # each case sets its own
 
     def __missing__(self, name):
         reason = self.skipped.get(name) or self.skipped.get(EVERY) or "no reason given"
@@ -101,11 +102,11 @@ class Case:
             variants.skipped = self.skipped
             object.__setattr__(self, name, variants)
 
-    def median(self, name):
+    def median(self, name: str) -> float:
         """The median of a competitor's samples, in µs. Raises NotRecorded."""
         return statistics.median(self.samples[name])
 
-    def gain(self, name, base):
+    def gain(self, name: str, base: str) -> tuple[float, float, float]:
         """How much faster than `base`: quartiles of the ratio per round.
 
         Raises NotRecorded if either did not run.
@@ -129,11 +130,11 @@ class Record:
     missing: dict = dataclasses.field(default_factory=dict)  # {competitor: why nowhere}
 
     @property
-    def label(self):
+    def label(self) -> str:
         """For every figure and table: "recorded on NVIDIA H200, 2026-11-22"."""
         return f"recorded on {self.machine.device}, {self.date}" if self.date else NOTHING
 
-    def select(self, **parameters):
+    def select(self, **parameters: object) -> list[Case]:
         """The cases with these parameters, in order, skipped ones as well.
 
         Raises NotRecorded if there is none: a table of nothing would look like a result.
@@ -144,7 +145,7 @@ class Record:
             raise self._lacks(f"has no case {_said(parameters)}")
         return found
 
-    def measured(self, *variants, **parameters):
+    def measured(self, *variants: str, **parameters: object) -> list[Case]:
         """The cases with these parameters in which all of these variants have samples, in
         order; without variants, those in which any has.
 
@@ -172,33 +173,32 @@ class Record:
 NOTHING = "not recorded"
 
 
-def nothing(experiment):
+def nothing(experiment: str) -> Record:
     """The Record of an experiment that no machine has run: no cases, label "not recorded".
 
     >>> nothing("stage").label
     'not recorded'
     """
     nowhere = Machine("none", "cpu", "no machine", "none", 1, "none", "none")
-    nobody = dict.fromkeys(("question", "date", "commit", "sources", "counted"), "")
-    return Record(experiment, machine=nowhere, protocol={"rounds": 0}, cases=(), **nobody)
+    return Record(experiment, "", nowhere, "", "", "", "", {"rounds": 0}, cases=())
 
 
 def _said(parameters):
     return ", ".join(f"{name} {value}" for name, value in parameters.items()) or "at all"
 
 
-def digest(content):
+def digest(content: dict) -> str:
     """Of a record's content, a dict: the same for the same numbers, however laid out."""
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def save(record, folder):
+def save(record: Record, folder: str | Path) -> Path:
     """Write a record below `folder`, whole or not at all; returns its path."""
     return write(record, Path(folder) / record.machine.name)
 
 
-def write(record, folder):
+def write(record: Record, folder: str | Path) -> Path:
     """Write a record into `folder` itself, whole or not at all; returns its path."""
     content = {"schema": SCHEMA, **dataclasses.asdict(record)}
     content = json.loads(json.dumps(content))  # as it will be read: tuples are lists
@@ -220,7 +220,7 @@ def _text(content):
     return f'{head[:-2]},\n "cases": [\n{lines}\n ]\n}}\n'
 
 
-def load(path):
+def load(path: str | Path) -> Record:
     """The record in a file. Raises RecordError, which names the file."""
     content = _read(path)
     if content.pop("digest", None) != digest(content):
@@ -228,7 +228,7 @@ def load(path):
     return _made(content, path)
 
 
-def adopt(path, folder):
+def adopt(path: str | Path, folder: str | Path) -> Path:
     """Add a record that a page's lab has saved to `folder`, with its digest.
 
     Returns its path. Where the machine has a record of this experiment already, it gets
@@ -247,7 +247,9 @@ def adopt(path, folder):
             raise RecordError(f"{path} is no record of a page's lab")
     if protocol.get("differ") != 0 or not protocol.get("entries"):
         raise RecordError(f"{path}: its results were not found to be right")
-    for place in itertools.count(1):
+    place = 0
+    while True:
+        place += 1
         name = machine.name if place == 1 else f"{machine.name}-{place}"
         own = dataclasses.replace(record, machine=dataclasses.replace(machine, name=name))
         there = Path(folder) / name / f"{record.experiment}.json"
@@ -287,7 +289,7 @@ def _made(content, path):
     return Record(**content)
 
 
-def load_all(folder, experiment):
+def load_all(folder: str | Path, experiment: str) -> dict[str, Record]:
     """All records of one experiment: {machine: record}, machines with a GPU first.
 
     Folders whose names begin with a dot are left out: runs that did not end. Where there
@@ -307,12 +309,12 @@ def _check(content, path):
         _check_fields(Case, case, set(), path)
         where = f"{path}, case {case['parameters']}"
         if case["unit"] != UNIT:
-            raise RecordError(f"{where}: unit was {case['unit']!r}; {UNIT!r} fits")
+            raise RecordError(f"{where}: unit: expected {UNIT!r}, got {case['unit']!r}")
         if len({len(samples) for samples in case["samples"].values()}) > 1:
-            raise RecordError(f"{where}: samples differ in number; as many each fit")
+            raise RecordError(f"{where}: samples: expected as many of each variant")
         for name, samples in case["samples"].items():
             if not samples or not all(map(_is_time, samples)):
-                raise RecordError(f"{where}: samples of {name}; times above 0 fit")
+                raise RecordError(f"{where}: samples of {name}: expected times above 0")
 
 
 def _place(machine):
@@ -329,7 +331,7 @@ def _is_time(sample):
 def _check_fields(kind, given, more, path):
     """Whether a dict has all fields of a dataclass, and no other."""
     if not isinstance(given, dict):
-        raise RecordError(f"{path}: a {kind.__name__} was {given!r:.40}; a dict fits")
+        raise RecordError(f"{path}: {kind.__name__}: expected a dict, got {given!r:.40}")
     wanted = {field.name for field in dataclasses.fields(kind)} | more
     if wrong := sorted((wanted ^ set(given)) - (LATER & wanted)):
         raise RecordError(f"{path}: a {kind.__name__} lacks or adds {', '.join(wrong)}")

@@ -20,6 +20,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .records import (
@@ -27,7 +28,10 @@ from .records import (
     FAILED,
     LATE,
     WRONG,
+    Adapter,
+    Machine,
     NotRecorded,
+    Record,
     RecordError,
     load,
     nothing,
@@ -37,7 +41,7 @@ from .records import (
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # What a page reads at least: (experiment, parameters of a case, variants it must have).
 WRITTEN, HOISTED, TWO = "as written", "folded, stacked, hoisted", "graph, two launches"
@@ -51,7 +55,7 @@ LIMITS = [
     ("ceilings", {"what": "matmul"} | FULL, ()),
     STEPS[1],
 ]
-READERS = {
+READERS: dict[str, list[tuple[str, dict, tuple[str, ...]]]] = {
     "chapter 6": [
         ("module_ladder", {"module": "3a", "batch": 1} | FULL, (WRITTEN, HOISTED))
     ],
@@ -95,12 +99,19 @@ class NotSaved(RuntimeError):
 class Run:
     """The records of one run, beside those that there are until `finish`."""
 
-    def __init__(self, folder, machine, names, pack=None):
+    def __init__(
+        self,
+        folder: str | Path,
+        machine: Machine | Adapter,
+        names: Sequence[str],
+        pack: str | Path | None = None,
+    ) -> None:
         """pack: a file that gets all records, too, whenever one has changed."""
-        self.pack = pack and Path(pack)
+        self.pack = Path(pack) if pack else None
         self.place, self.passed = choose(Path(folder), machine, names)
         self.staging = self.place.with_name(f".{self.place.name}.unfinished")
-        self.complete, self.broken = [], {}  # records; {experiment: why there is none}
+        self.complete: list[Record] = []
+        self.broken: dict[str, str] = {}  # {experiment: why there is no record}
         self.log = self.place.with_name(f".{self.place.name}.log")
         self.handle, self.next_s, self.placed = None, 0.0, False
 
@@ -250,7 +261,7 @@ class Run:
         yield "    git checkout records chapters back _static README.md"
 
 
-def unpack(pack, folder):
+def unpack(pack: str | Path, folder: str | Path) -> Run:
     """A Run whose records are those of a pack, each of them checked; to be finished.
 
     Raises RecordError, which names the file, where one was changed or they are of
@@ -316,7 +327,7 @@ def choose(folder, machine, names):
     no committed file and in which all records are of this machine. Where git cannot say
     what is committed, no file at all is replaced.
     """
-    passed = []
+    passed: list[str] = []
     for number in itertools.count(1):
         place = folder / (machine.name if number == 1 else f"{machine.name}-{number}")
         why = _taken(place, [f"{name}.json" for name in names], machine)
@@ -381,7 +392,8 @@ def _exchange(new, old):
 
 def _skipped(record):
     """The reasons of one record, each with what it was the reason for."""
-    cases, variants = Counter(), {}
+    cases: Counter[str] = Counter()
+    variants: dict[str, dict[str, None]] = {}
     for case in record.cases:
         for name, reason in case.skipped.items():
             if name == EVERY:
@@ -402,11 +414,11 @@ def _short(reason):
     return reason if len(reason) <= 100 else reason[:99] + "…"
 
 
-def readers(place):
+def readers(place: Path) -> Iterator[str]:
     """Which pages find what they read at least in the records of a folder: lines."""
     known = {path.stem: load(path) for path in place.glob("*.json")}
     for page, needs in READERS.items():
-        lacks = {}  # ordered
+        lacks: dict[str, None] = {}  # ordered
         for name, parameters, variants in needs:
             try:
                 (known.get(name) or nothing(name)).measured(*variants, **parameters)

@@ -232,15 +232,15 @@ FORGERIES = {
     lacks_the_date: "a Record lacks or adds date",
     adds_a_field: "a Record lacks or adds weather",
     lacks_threads: "a Machine lacks or adds threads",
-    no_machine: "a Machine was 'mine'; a dict fits",
+    no_machine: "Machine: expected a dict, got 'mine'",
     adds_to_a_case: "a Case lacks or adds note",
-    other_unit: "unit was 'ms'; 'us' fits",
-    fewer_samples: "samples differ in number; as many each fit",
-    no_samples: "samples of separate; times above 0 fit",
-    below_zero: "samples of stacked; times above 0 fit",
-    exactly_zero: "samples of stacked; times above 0 fit",
-    a_word: "samples of stacked; times above 0 fit",
-    a_truth: "samples of stacked; times above 0 fit",
+    other_unit: "unit: expected 'us', got 'ms'",
+    fewer_samples: "samples: expected as many of each variant",
+    no_samples: "samples of separate: expected times above 0",
+    below_zero: "samples of stacked: expected times above 0",
+    exactly_zero: "samples of stacked: expected times above 0",
+    a_word: "samples of stacked: expected times above 0",
+    a_truth: "samples of stacked: expected times above 0",
 }
 
 
@@ -294,7 +294,7 @@ def test_a_record_cut_short_leaves_the_old_one(path, tmp_path, monkeypatch):
 
 def test_nothing_is_written_of_a_record_that_does_not_fit(tmp_path):
     wrong = dataclasses.replace(CASES[0], samples={"a": (1.0,), "b": (float("nan"),)})
-    with pytest.raises(RecordError, match="samples of b; times above 0 fit"):
+    with pytest.raises(RecordError, match="samples of b: expected times above 0"):
         records.save(dataclasses.replace(RECORD, cases=(wrong,)), tmp_path)
     assert list(tmp_path.rglob("*")) == []
 

@@ -46,7 +46,8 @@ def graph(nodes, together=()):
     A node stands to the right of all its inputs, in its lane. together: names to
     draw a frame around.
     """
-    column, place = {}, {}
+    column: dict[str, int] = {}
+    place: dict[str, tuple[float, float]] = {}
     for name, (_, lane, _, inputs) in nodes.items():
         column[name] = 1 + max((column[source] for source in inputs), default=-1)
         place[name] = (column[name] * 2.55, lane * 1.1)
@@ -232,7 +233,8 @@ def launches(grids, stores):
     and a tile has 64. What an earlier launch has written is drawn faint.
     """
     figure, axes = canvas(7.4, 5.8, (-5, 750), (-45, 535))
-    written, places = [], {}
+    written: list[tuple] = []
+    places: dict[str, float] = {}
     for number, (title, problems) in enumerate(grids.items()):
         top, before, places = 300 * number, places, {}
         axes.text(0, top - 30, title, fontsize=10, weight="bold", va="center")

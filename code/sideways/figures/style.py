@@ -1,5 +1,7 @@
 """One style, one palette, and what all drawings are made of."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -12,9 +14,14 @@ FAINT = "#D5DAE1"
 # What is no branch is drawn in slate and ochre: kinds of operator, ways, machines.
 OTHERS = ("#2F3E56", "#6B7F9E", "#A9B6C8", "#B08900", "#DCC682")
 
-DASHED = {"color": INK, "linewidth": 0.9, "linestyle": (0, (3, 3))}  # where to compare
+# A line to compare with.
+DASHED: dict[str, Any] = {
+    "color": INK,
+    "linewidth": 0.9,
+    "linestyle": (0, (3, 3)),
+}  # where to compare
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.dpi": 180,
     "savefig.dpi": 180,
     "savefig.bbox": "tight",
@@ -35,7 +42,7 @@ STYLE = {
 
 def use_style():
     """Set the book's matplotlib style; a chapter calls it in its first cell."""
-    plt.rcParams.update(STYLE)
+    plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 
 
 def tint(colour, strength=0.3):

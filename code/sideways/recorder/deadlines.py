@@ -6,13 +6,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from ..records import LATE
 from .benchmark import Unavailable
 
-Name = TypeVar("Name", bound=Hashable)
 TICK_S = 1  # so often what takes long to make shows that it lives
 Name = TypeVar("Name")
 

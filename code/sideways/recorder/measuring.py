@@ -12,7 +12,7 @@ import torch
 from hfusion import timing
 
 from ..records import EVERY, FAILED, LATE, WRONG, Case
-from .benchmark import Lost, Unavailable
+from .benchmark import Lost, Unavailable, Variant
 from .deadlines import TICK_S, Deadline, TooLate, lost_in_silence
 
 ROUNDS, WARM_UP = 20, 3
@@ -90,7 +90,8 @@ def _notes(variants):
 
 def _ready(benchmark, device, deadline, left_out):
     """({variant: it, made and checked}, {variant: why not}), with those `left_out`."""
-    variants, skips, reserve_s = {}, dict(left_out), 0
+    variants: dict[str, Variant] = {}
+    skips, reserve_s = dict(left_out), 0.0
     for name, make in benchmark.variants.items():
         if name in left_out:
             continue
@@ -123,9 +124,9 @@ def _benchmark_s(call_s):
 def _measured(benchmark, variants, device, rounds, deadline):
     """(samples, calls of each variant, {variant: why not}) of variants that agree.
 
-    If one fails on the way, the others benchmark again.
+    If one fails on the way, the others are timed again.
     """
-    skips = {}
+    skips: dict[str, str] = {}
 
     def late():
         deadline.say(every_s=TICK_S)
@@ -161,7 +162,9 @@ def _counted(benchmark, variants, device):
     count = benchmark.count or (
         lambda variant: timing.count_launches(variant, device).count
     )
-    launches, faults, skips = {}, {}, {}
+    launches: dict[str, int] = {}
+    faults: dict[str, int] = {}
+    skips: dict[str, str] = {}
     for name, variant in variants.items():
         opaque = device != "cuda" and name in benchmark.opaque
         for counts, counter in (

@@ -39,6 +39,10 @@ def run(
 
     Parameters
     ----------
+    experiment
+        A module, as `sideways.recorder` describes it.
+    device
+        "cpu", "cuda", "mps" or "xpu".
     limit_s
         Seconds. What does not get its turn in time is skipped; within a case fewer rounds
         are kept, if they are `measuring.LEAST_ROUNDS`.

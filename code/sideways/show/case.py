@@ -48,9 +48,9 @@ class Case:
         """The case that one sees first: (machine, Siblings, mode)."""
         machine, preset = self.machines[0], self.presets[0]
         dtype = next(dtype for dtype in DTYPES if dtype in machine["ceilings"])
-        sizes = {name: preset[name] for name in ("c_in", "height", "width")}
-        lists = {name: tuple(preset[name]) for name in ("sizes", "copied")}
-        return machine, estimates.Siblings(**sizes, **lists, dtype=dtype), EAGER
+        given: dict = {name: preset[name] for name in ("c_in", "height", "width")}
+        given |= {name: tuple(preset[name]) for name in ("sizes", "copied")}
+        return machine, estimates.Siblings(**given, dtype=dtype), EAGER
 
     def _repr_html_(self):
         first = self._first()
@@ -151,7 +151,9 @@ def _recorded(stage, ceilings):
     for dtype in at:
         for graph, mode in enumerate((EAGER, GRAPH)):
             group = [one for one in made if one.graph == graph]
-            group = [one for one in group if one.case.parameters["dtype"] == dtype]
+            group = [
+                one for one in group if one.case and one.case.parameters["dtype"] == dtype
+            ]
             if error := estimates.error(group):
                 errors[f"{dtype}, {mode}"] = dataclasses.asdict(error)
     recorded = {

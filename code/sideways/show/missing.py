@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from ..records import NotRecorded
 from .glued import glue
 
-LACKING = []  # why blocks of this page were left before their end
+LACKING: list[str] = []  # why blocks of this page were left before their end
 
 
 class Missing:

@@ -51,7 +51,9 @@ def stacking(weights, x):
         for weight in weights
         for row in weight
     ]
-    frames = [  # caption, rows of Y known, W apart by, Y cut by, row being multiplied
+    frames: list[
+        tuple
+    ] = [  # caption, rows of Y known, W apart by, Y cut by, row being multiplied
         (
             "Three separate matrices, one for each branch, all for the same X.",
             0,
@@ -116,7 +118,7 @@ def splitting(sizes, pixels, batch):
         ],
     }
     size, columns = 26, total * pixels
-    steps = []
+    steps: list = []
     for layout, cells in layouts.items():
         for branch in range(len(sizes)):
             runs = sum(

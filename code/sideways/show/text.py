@@ -5,6 +5,7 @@ import inspect
 import io
 import re
 import textwrap
+from typing import Any
 
 import matplotlib.pyplot as plt
 from IPython.display import Image, Markdown
@@ -124,7 +125,7 @@ def _untyped(signature):
 
 _TITLE = re.compile(r"^([\w ]+)\n-{4,}\n", re.M)  # of a section of numpydoc
 _LISTS = ("Parameters", "Attributes", "Returns", "Yields", "Raises")
-_WHOLE = {"break_on_hyphens": False}
+_WHOLE: dict[str, Any] = {"break_on_hyphens": False}
 
 
 def _documented(text):

@@ -42,13 +42,14 @@ def walk(label, panels, colours):
     """
     until_us = max(event[3] for events in panels.values() for event in events)
     scale = (RIGHT - LEFT) / until_us
-    (parts, y), steps = _legend(colours), []
+    parts, y = _legend(colours)
+    steps: list = []
     for title, events in panels.items():
         events = sorted(events, key=lambda event: (event[2], event[3]))
         lanes = list(dict.fromkeys(lane for lane, *_ in events))
         parts.append(text(0, y + 16, title, text_anchor="start", font_weight="bold"))
-        for place, lane in enumerate(lanes):
-            parts.append(text(0, y + 44 + LANE * place, lane, text_anchor="start"))
+        for row, lane in enumerate(lanes):
+            parts.append(text(0, y + 44 + LANE * row, lane, text_anchor="start"))
         for step, (lane, name, begin, end) in enumerate(events, start=len(steps) + 1):
             place = LEFT + begin * scale, y + 26 + LANE * lanes.index(lane)
             parts += _block(
@@ -92,7 +93,8 @@ def _block(step, x, y, width, colours):
 
 def _sentences(title, events):
     """What a step says: which block it is, when, how long, and after what gap."""
-    free_since, sentences = {}, []
+    free_since: dict[str, float] = {}
+    sentences = []
     for lane, name, begin, end in events:
         gap = begin - free_since.get(lane, 0)
         after = f", after a gap of {_us(gap)}" if gap > 0 else ""
