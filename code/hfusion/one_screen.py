@@ -37,7 +37,7 @@ def fuse(model: nn.Module) -> fx.GraphModule:
 
     >>> from hfusion.models import Inception
     >>> fused = fuse(Inception.from_table("3a").eval())
-    >>> sum(isinstance(module, nn.Conv2d) for module in fused.modules())  # of six
+    >>> sum(isinstance(m, nn.Conv2d) for m in fused.modules())  # of six
     4
     """
     tracer = _Tracer()

@@ -429,9 +429,10 @@ def test_the_reference_page_has_what_the_library_offers():
     for name in hfusion.__all__:
         thing = getattr(hfusion, name)
         if inspect.ismodule(thing):
-            names = [n for n, f in vars(thing).items() if inspect.isfunction(f)]
-            own = [n for n in names if getattr(thing, n).__module__ == thing.__name__]
-            wanted = [n for n in own if not n.startswith("_")]
+            functions = {n: f for n, f in vars(thing).items() if inspect.isfunction(f)}
+            own = [n for n, f in functions.items() if f.__module__ == thing.__name__]
+            wanted = [n for n in getattr(thing, "__all__", own) if n in functions]
+            wanted = [n for n in wanted if not n.startswith("_")]
         else:
             wanted = [name]
         assert wanted

@@ -74,8 +74,7 @@ def reference(module):
     members = [
         thing
         for thing in _offered(module)
-        # A constant has the module of its class, and a module has none.
-        if hasattr(thing, "__name__") and not inspect.ismodule(thing)
+        if inspect.isroutine(thing) or inspect.isclass(thing)
     ]
     entries = [_documented(inspect.getdoc(module))]
     for thing in sorted(members, key=_place):
