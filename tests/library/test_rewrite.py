@@ -868,6 +868,24 @@ def test_an_input_changed_between_siblings(make, called, monkeypatch):
         check_same(together(fused, x), together(model, x), 1e-6)
 
 
+def changed_in_the_second_round(self, x):
+    """Until then they are siblings."""
+    x = x * 1
+    found = self.a(x), self.b(x), self.b(x)
+    x.relu_()
+    return *found, self.a(x)
+
+
+def test_an_input_changed_in_a_later_round():
+    model, x = net(changed_in_the_second_round, a=conv(4), b=conv(2)), image()
+    (group,) = plan(model).groups
+    assert group.members == ("a", "b")
+    assert group.reason == "`relu_` (relu_) may change their input between b and a"
+    assert not plan(model, x).groups[0].fused
+    for found in FOUND:
+        check(planned(model, x, found).apply(), model, x, rounds_each=0)
+
+
 def goes_another_way(self, x):
     x = x * 1
     a = self.a(x)

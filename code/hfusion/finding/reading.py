@@ -125,13 +125,16 @@ class Reading(Calls):
 
     def change(self, paths: Sequence[str]) -> str:
         """See `Calls`."""
-        first, last = self.nodes[paths[0]][0], self.nodes[paths[-1]][0]
+        versions = zip(*map(self.versions, paths), strict=True)
+        turn = next(turn for turn, found in enumerate(versions) if len({*found}) > 1)
+        calls = {self.nodes[path][turn]: path for path in paths}
+        first, *_, last = sorted(calls, key=self.memory.place.__getitem__)
         change = self.memory.between(first.all_input_nodes[0], first, last)
         called = f"`{aliasing.name(change, self.modules)}` ({change})"
         if change.op == "call_module":
             hooks = rules.hooks(aliasing.module_of(change, self.modules))
             called = f"a hook of {change.target}" if hooks else called
-        between = f"between {paths[0]} and {paths[-1]}"
+        between = f"between {calls[first]} and {calls[last]}"
         return f"{called} may change their input {between}"
 
 
