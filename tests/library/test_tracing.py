@@ -407,6 +407,21 @@ def test_an_operator_in_place_is_in_the_graph_as_itself(name):
     assert (node.args, node.kwargs, output.args) == ((x, 2), {}, (node,))
 
 
+def reads_before_it_changes(self, x):
+    x = x * 1
+    rows, turned = x.shape, x.mT
+    x.unsqueeze_(0)
+    return self.q(x).reshape(rows[0], -1), self.k(x), turned
+
+
+def test_an_attribute_is_read_where_forward_reads_it():
+    """torch.fx writes it down where it is used first; by then the tensor has changed."""
+    model = net(reads_before_it_changes).eval()
+    network = lower(plan(model))
+    with torch.no_grad():
+        assert same(network(X), model(X))
+
+
 def under_autocast(self, x):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = self.q(x)

@@ -26,8 +26,12 @@ class _Proxy(fx.Proxy):
     def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
-    def __getattr__(self, attribute: str) -> "_Attribute":
-        return _Attribute(self, attribute)
+    def __getattr__(self, attribute: str) -> fx.Proxy:
+        found = _Attribute(self, attribute)
+        # Of a method torch.fx keeps only the call. Anything else is read here and now,
+        # because a later call, such as squeeze_, may change it.
+        read_now = inspect.isdatadescriptor(getattr(torch.Tensor, attribute, None))
+        return self.tracer.proxy(found.node) if read_now else found
 
     def __setattr__(self, attribute: str, value: object) -> None:
         if hasattr(torch.Tensor, attribute):  # such as x.data = y
