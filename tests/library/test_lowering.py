@@ -525,6 +525,24 @@ def test_who_counts_on_the_layout_keeps_its_siblings_separate():
     assert stacked(check(model, image())) == {}
 
 
+@pytest.mark.parametrize("called", ["view", "reshape", "flatten"])
+def test_a_view_under_no_grad_keeps_its_siblings_separate(called):
+    """It still requires gradients, and a copy would not."""
+    model, graph = pair(), torch.fx.Graph()
+    x = graph.placeholder("x")
+    a, b = graph.call_module("a", (x,)), graph.call_module("b", (x,))
+    graph.call_function(torch._C._set_grad_enabled, (False,))
+    given = (a,) if called == "flatten" else (a, (-1,))
+    y = graph.call_method(called, given)
+    graph.call_function(torch._C._set_grad_enabled, (True,))
+    graph.output((y, b))
+    model = torch.fx.GraphModule(model, graph).eval()
+    network = check(model, image())
+    assert stacked(network) == {}
+    for mine, theirs in zip(network(image()), model(image()), strict=True):
+        assert mine.requires_grad and theirs.requires_grad
+
+
 def one_view(self, x):
     return self.a(x).view(2, -1), self.b(x), self.c(x).view(size=(2, -1)), self.d(x)
 

@@ -230,7 +230,7 @@ class Memory:
         self._writes: dict[Hashable, list[fx.Node]] = defaultdict(list)
         self._views: dict[Hashable, list[fx.Node]] = defaultdict(list)
         self._strict: dict[Hashable, fx.Node] = {}
-        self._copying: dict[Hashable, fx.Node] = {}
+        self._copying: dict[Hashable, list[fx.Node]] = defaultdict(list)
         owned = _tensors_read(graph, modules)
         for node in graph.nodes:
             changed = [*written(node, modules), *owned.get(node, ())]
@@ -249,7 +249,7 @@ class Memory:
         if node.op != "output" and (strict or not known(node, self._modules)):
             self._strict.setdefault(memory, node)
         elif called in _names.MAY_COPY or called == "Sequential":
-            self._copying.setdefault(memory, node)
+            self._copying[memory].append(node)
         if method and called == "view":
             self._views[memory].append(node)
 
@@ -290,8 +290,16 @@ class Memory:
         """A reader that may fail or answer otherwise if `node` becomes strided."""
         memory = self._find(node)
         # A copy in place of a view is the same until one of them is written to.
-        copying = self._copying.get(memory) if self._writes[memory] else None
-        return self._strict.get(memory, copying)
+        copying = self._copying[memory] if self._writes[memory] else ()
+        return self._strict.get(memory, next(iter(copying), None))
+
+    def viewed_in_another_mode(self, node: fx.Node) -> bool:
+        """Whether a view of `node` may be taken after a switch of modes, such as no_grad.
+
+        There a view still requires gradients if `node` does; a copy does not.
+        """
+        readers = self._copying[self._find(node)]
+        return any(self.mode(reader) != self.mode(node) for reader in readers)
 
     def views(self, node: fx.Node) -> list[fx.Node]:
         """The calls of `.view` that read the memory of `node`: they refuse to copy."""

@@ -32,7 +32,7 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     For exporters and compilers, which cannot look at addresses at each call; everything
     else is better served by `plan.apply()`. Siblings that cannot be one layer in a graph
     stay separate: with several calls or hooks, with weights that the graph reads itself, or
-    whose consumers count on the layout of memory.
+    whose consumers count on the layout of memory or take a view under another mode.
 
     Parameters
     ----------
@@ -121,7 +121,10 @@ def _one_layer(now: Reading, group: Group, ends: Sequence[fx.Node]) -> bool:
         raise FusionError(f"model has changed since it was planned: {reason}")
     if group.calls > 1 or rules.refusal(members, embed) or _read_by_graph(now, members):
         return False
-    return not any(now.memory.counts_on_layout(end) for end in ends)
+    memory = now.memory
+    return not any(
+        memory.counts_on_layout(end) or memory.viewed_in_another_mode(end) for end in ends
+    )
 
 
 def _read_by_graph(now: Reading, members: Mapping[str, nn.Module]) -> bool:
