@@ -18,7 +18,7 @@ On a path that was not planned, a reader may count on a part without gaps. Then 
 fails. `reshape` and `contiguous` copy, so a later write to one no longer reaches the other.
 All parts share one memory: `torch.save` saves it whole, and `resize_` may reach the next
 part. A convolution that reads a part may lay out its output in another order of axes, which
-only code that reads memory by strides, such as `as_strided`, can see.
+shows only where memory is read by strides, as by `as_strided`, or where `.view` then fails.
 
 A packed weight cannot be resized in place. `copy.copy` of a single layer computes with the
 layer that it was copied from; use `copy.deepcopy`.
