@@ -528,19 +528,18 @@ def test_who_counts_on_the_layout_keeps_its_siblings_separate():
 @pytest.mark.parametrize("called", ["view", "reshape", "flatten"])
 def test_a_view_under_no_grad_keeps_its_siblings_separate(called):
     """It still requires gradients, and a copy would not."""
-    model, graph = pair(), torch.fx.Graph()
+    members, graph = pair(c=nn.Conv2d(3, 2, 1)), fx.Graph()
     x = graph.placeholder("x")
-    a, b = graph.call_module("a", (x,)), graph.call_module("b", (x,))
+    a, b, c = (graph.call_module(path, (x,)) for path in "abc")
     graph.call_function(torch._C._set_grad_enabled, (False,))
-    given = (a,) if called == "flatten" else (a, (-1,))
-    y = graph.call_method(called, given)
+    y = graph.call_method(called, (a,) if called == "flatten" else (a, (-1,)))
     graph.call_function(torch._C._set_grad_enabled, (True,))
-    graph.output((y, b))
-    model = torch.fx.GraphModule(model, graph).eval()
+    graph.output((y, b, c))
+    model = fx.GraphModule(members, graph).eval()
+    assert hfusion.plan(model).groups[0].fused
     network = check(model, image())
     assert stacked(network) == {}
-    for mine, theirs in zip(network(image()), model(image()), strict=True):
-        assert mine.requires_grad and theirs.requires_grad
+    assert [y.requires_grad for net in (network, model) for y in net(image())] == [True] * 6
 
 
 def one_view(self, x):
