@@ -155,7 +155,7 @@ def test_nothing_but_the_order_of_axes_is_excused(monkeypatch):
     seed = 1181
     assert trial.check(seed).reordered == {"running"}
     with monkeypatch.context() as patched:
-        patched.setattr(_group.Group, "_product", rolled)
+        patched.setattr(_group.FusedGroup, "_product", rolled)
         assert failure(seed)
     monkeypatch.setattr(trial, "with_axes_in_order", contextlib.nullcontext)
     assert "found by running" in failure(seed)

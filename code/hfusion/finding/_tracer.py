@@ -26,12 +26,13 @@ class _Proxy(fx.Proxy):
     def __setitem__(self, key: object, value: object) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
 
-    def __getattr__(self, attribute: str) -> fx.Proxy:
+    def __getattr__(self, attribute: str) -> "_Attribute":
         found = _Attribute(self, attribute)
-        # Of a method torch.fx keeps only the call. Anything else is read here and now,
-        # because a later call, such as squeeze_, may change it.
-        read_now = inspect.isdatadescriptor(getattr(torch.Tensor, attribute, None))
-        return self.tracer.proxy(found.node) if read_now else found
+        # torch.fx makes a node where an attribute is used first. What is no method is read
+        # here, because a later call, such as squeeze_, may change it.
+        if inspect.isdatadescriptor(getattr(torch.Tensor, attribute, None)):
+            _ = found.node
+        return found
 
     def __setattr__(self, attribute: str, value: object) -> None:
         if hasattr(torch.Tensor, attribute):  # such as x.data = y
