@@ -18,7 +18,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hfusion import sharding, timing
+from hfusion import FusionError, sharding, timing
+from hfusion.sharding import _processes
 
 HERE = Path(__file__).parent
 # A machine that is busy takes long to start a process; a hang takes forever.
@@ -61,15 +62,28 @@ def test_the_columns_of_all_add_up_to_the_product(share, world, c_out):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda w: sharding.rows(w, 0, 4), "rows were 6; a multiple of 4 processes fits"),
-        (lambda w: sharding.rows(w, 0, 2, (3, 3)), "rows were 3; a multiple of 2"),
-        (lambda w: sharding.columns(w, 0, 2), "columns were 5; a multiple of 2"),
-        (lambda w: sharding.rows(w, 2, 2), "rank was 2 of 2; 0 to 1 fits"),
-        (lambda w: sharding.run(main_function), "work was f of __main__; a function of a"),
+        (
+            lambda w: sharding.rows(w, 0, 4),
+            "whole: .* multiple of 4 rows .*, got 6",
+        ),
+        (
+            lambda w: sharding.rows(w, 0, 2, (3, 3)),
+            "whole: .* multiple of 2 .*, got 3",
+        ),
+        (
+            lambda w: sharding.columns(w, 0, 2),
+            "weight: .* of 2 columns .*, got 5",
+        ),
+        (lambda w: sharding.rows(w, 0, 0), "world: expected an int of at least 1, got 0"),
+        (lambda w: sharding.rows(w, 2, 2), "rank: expected an int from 0 to 1, got 2"),
+        (
+            lambda w: sharding.run(main_function),
+            "work: .* function at the top .* f of __main__",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(FusionError, match=said):
         call(torch.zeros(6, 5))
 
 
@@ -193,7 +207,7 @@ def test_in_this_process_what_is_gathered_is_the_whole(mlp, world, monkeypatch):
 )
 def test_in_this_process_only_the_last_leaves(rank, world, ends, monkeypatch):
     calls = []
-    monkeypatch.setattr(sharding.os, "kill", lambda *args: calls.append(args))
+    monkeypatch.setattr(_processes.os, "kill", lambda *args: calls.append(args))
     monkeypatch.setattr(dist, "barrier", lambda: calls.append("waits"))
     sharding.leaves(rank, world)
     assert calls == [(os.getpid(), signal.SIGTERM)] * ends + ["waits"]
@@ -223,8 +237,8 @@ def noted(monkeypatch):
         "_exit": lambda status: noted.append(("ends", status)),
         "environ": {},
     }
-    monkeypatch.setattr(sharding, "os", types.SimpleNamespace(**system))
-    monkeypatch.setattr(sharding, "threading", types.SimpleNamespace(Thread=Thread))
+    monkeypatch.setattr(_processes, "os", types.SimpleNamespace(**system))
+    monkeypatch.setattr(_processes, "threading", types.SimpleNamespace(Thread=Thread))
     monkeypatch.setattr(dist, "FileStore", lambda *args: ("store", *args))
     monkeypatch.setattr(dist, "init_process_group", joins)
     monkeypatch.setattr(dist, "barrier", lambda: noted.append("waits"))
@@ -245,14 +259,14 @@ def powers(rank, world, x):
 def begin(folder, work=powers, count=False):
     """Rank 2 of 3, which may take 7 seconds."""
     torch.save((torch.tensor([1.0, 5.0]),), folder / "args.pt")
-    sharding._worker(2, 3, str(folder), 7, work.__module__, work.__name__, count)
+    _processes._worker(2, 3, str(folder), 7, work.__module__, work.__name__, count)
 
 
 def test_a_process_in_this_one_joins_works_and_parts(noted, tmp_path):
     torch.set_num_threads(4)
     begin(tmp_path)
     watches, *silent, joins, waits, parts = noted
-    assert watches == ("watches", sharding._end_with_parent, True)
+    assert watches == ("watches", _processes._end_with_parent, True)
     assert silent == [("silent", 1), ("silent", 2)]
     store = ("store", str(tmp_path / "store"), 3)
     assert joins == ("gloo", None, datetime.timedelta(seconds=7), "2 of 3", store)
@@ -274,10 +288,10 @@ def test_a_process_in_this_one_leaves_names_where_it_counts(noted, tmp_path):
 def test_a_process_in_this_one_talks_within_the_machine(
     noted, tmp_path, monkeypatch, platform, network
 ):
-    monkeypatch.setattr(sharding, "sys", types.SimpleNamespace(platform=platform))
+    monkeypatch.setattr(_processes, "sys", types.SimpleNamespace(platform=platform))
     begin(tmp_path)
     expected = {"GLOO_SOCKET_IFNAME": network} if network else {}
-    assert sharding.os.environ == expected
+    assert _processes.os.environ == expected
 
 
 def divides(rank, world, x):
@@ -301,7 +315,7 @@ def test_a_process_in_this_one_leaves_word_of_its_error(noted, tmp_path, work, s
         begin(tmp_path, work)
     finally:
         locale.setlocale(locale.LC_CTYPE, language)
-    when, words = sharding._last_word(tmp_path, 2)
+    when, words = _processes._last_word(tmp_path, 2)
     assert words == said
     assert before <= when <= time.monotonic_ns()
     assert noted[-1] == ("ends", 1)
@@ -311,7 +325,7 @@ def test_a_process_in_this_one_leaves_word_of_its_error(noted, tmp_path, work, s
 def test_a_process_in_this_one_ends_with_its_parent(noted, monkeypatch):
     parent = types.SimpleNamespace(join=lambda: noted.append("parent ended"))
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
-    sharding._end_with_parent()
+    _processes._end_with_parent()
     assert noted == ["parent ended", ("ends", 1)]
 
 
@@ -361,12 +375,12 @@ def test_the_first_to_fail_is_named(tmp_path):
     """Others fail because of it: who died without a word, or else who spoke first."""
     (tmp_path / "0.error").write_text("20 RuntimeError: connection closed: by peer")
     (tmp_path / "1.error").write_text("3 ZeroDivisionError: on purpose")
-    assert sharding._last_word(tmp_path, 0) == (
+    assert _processes._last_word(tmp_path, 0) == (
         20,
         "RuntimeError: connection closed: by peer",
     )
-    assert sharding._last_word(tmp_path, 1) == (3, "ZeroDivisionError: on purpose")
-    assert sharding._last_word(tmp_path, 2) == (0, "")
+    assert _processes._last_word(tmp_path, 1) == (3, "ZeroDivisionError: on purpose")
+    assert _processes._last_word(tmp_path, 2) == (0, "")
 
 
 def test_of_several_that_failed_the_cause_is_named(tmp_path):
@@ -379,29 +393,29 @@ def test_of_several_that_failed_the_cause_is_named(tmp_path):
     (tmp_path / "0.error").write_text("20 RuntimeError: connection closed")
     (tmp_path / "1.error").write_text("3 ZeroDivisionError: on purpose")
     with pytest.raises(sharding.WorkerError, match="rank 1 of 2: ZeroDivisionError"):
-        sharding._wait(processes, tmp_path, 10)
+        _processes._wait(processes, tmp_path, 10)
     (tmp_path / "0.error").unlink()
     with pytest.raises(sharding.WorkerError, match="rank 0 of 2: ended without a word"):
-        sharding._wait(processes, tmp_path, 10)
+        _processes._wait(processes, tmp_path, 10)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"world": 0}, "world was 0; a whole number from 1 fits"),
-        ({"world": 2.0}, "world was 2.0"),
-        ({"limit_s": 0}, "limit_s was 0; a number of seconds above 0 fits"),
-        ({"limit_s": None}, "limit_s was None"),
-        ({"limit_s": float("inf")}, "limit_s was inf"),
+        ({"world": 0}, "world: expected an int of at least 1, got 0"),
+        ({"world": 2.0}, "world: .* got 2.0"),
+        ({"limit_s": 0}, "limit_s: expected seconds, above 0 and below 1e6, got 0"),
+        ({"limit_s": None}, "limit_s: .* got None"),
+        ({"limit_s": float("inf")}, "limit_s: .* got inf"),
     ],
 )
 def test_bad_numbers_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(FusionError, match=said):
         sharding.run(leaves_nothing, **options)
 
 
 def test_a_function_that_others_cannot_find_is_refused():
-    with pytest.raises(ValueError, match=r"work was .*<lambda> of .*; a function of a mod"):
+    with pytest.raises(FusionError, match=r"work: expected .*<lambda> of test_"):
         sharding.run(lambda rank, world: None)
 
 
