@@ -26,7 +26,7 @@ ALLOWED = {
     "hfusion.folding": "errors stacking finding torch",
     "hfusion.sharding": "errors timing torch",
     "hfusion.kernels": "errors models timing torch triton",
-    "hfusion.webgpu": "models numpy torch",
+    "hfusion.webgpu": "errors models numpy torch",
     "hfusion.named": "errors finding torch",
     "hfusion": "errors algebra models stacking timing fusing folding",
     "hfusion.__main__": "hfusion named command torch",

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hfusion import models
+from hfusion import FusionError, models
 from hfusion.__main__ import main
 from hfusion.timing import cost
 from hfusion.webgpu import generator
@@ -127,9 +127,9 @@ def test_larger_weights_would_leave_it(monkeypatch):
 
 
 def test_a_row_or_a_value_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"row: expected one of 3a, .*, ragged, got '6a'"):
+    with pytest.raises(FusionError, match=r"row: expected one of 3a, .*, ragged, got '6a'"):
         generator.table("6a")
-    with pytest.raises(ValueError, match="expected quarters"):
+    with pytest.raises(FusionError, match="values: expected multiples of 1/4"):
         generator.digest([0.125])
     with pytest.raises(ValueError, match=r"end: .* a later line, got 'nothing'"):
         labs.kernel("product", "acc +=", "nothing")

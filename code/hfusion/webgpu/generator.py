@@ -9,35 +9,64 @@ the same numbers in a page.
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 
 from .. import models
+from ..errors import FusionError
 
 # Channels that fill no tile, pixels that fill none either: for tests.
-RAGGED = {"ragged": (40, 9, 36, 8, 44, 4, 12, 8)}
+RAGGED: dict[str, tuple[int, ...]] = {"ragged": (40, 9, 36, 8, 44, 4, 12, 8)}
 IMAGES = 5  # so many are different; a larger batch repeats them
 # Three siblings of no module, which make more channels than they read: [c_in, widths].
-WIDENING = {"widening": (64, 128, 128, 128)}
+WIDENING: dict[str, tuple[int, ...]] = {"widening": (64, 128, 128, 128)}
 UNITS = ("b1", "b3_reduce", "b3", "b5_reduce", "b5", "pool_proj")
 INPUT, WEIGHT, SHIFT = 4, 1, 8  # the largest of each, and the smallest with a minus
 EXACT = 2**24
 
 
-def mix(h):
-    """The finaliser of MurmurHash3 (Appleby 2011): uint32 -> uint32, entry by entry.
+def mix(h: ArrayLike) -> NDArray[np.uint32]:
+    """The finaliser of MurmurHash3 (Appleby 2011), entry by entry.
 
+    Parameters
+    ----------
+    h : array of uint32
+        Any shape; a scalar counts as one entry.
+
+    Returns
+    -------
+    array of uint32
+
+    Examples
+    --------
     >>> [int(h) for h in mix(np.array([0, 1, 2]))]
     [0, 1364076727, 821347078]
     """
-    h = np.array(h, np.uint32, ndmin=1)  # of a scalar NumPy would report the overflow
-    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
-    return h ^ (h >> 16)
+    x = np.array(h, np.uint32, ndmin=1)  # of a scalar NumPy would report the overflow
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
 
 
-def draw(stream, count, low, high):
-    """`count` whole numbers from low to high, the same for the same stream: int64.
+def draw(stream: int, count: int, low: int, high: int) -> NDArray[np.int64]:
+    """Whole numbers, the same for the same stream.
 
+    Parameters
+    ----------
+    stream : int
+        Which sequence of numbers.
+    count : int
+        How many.
+    low, high : int
+        The smallest and the largest that may come.
+
+    Returns
+    -------
+    array of int64
+        [count].
+
+    Examples
+    --------
     >>> draw(1, 8, -4, 4).tolist()
     [2, -3, -3, -1, -3, -4, 2, -1]
     """
@@ -46,16 +75,16 @@ def draw(stream, count, low, high):
     return low + ((h * np.uint64(high - low + 1)) >> np.uint64(32)).astype(np.int64)
 
 
-def table(row):
+def table(row: str) -> tuple[tuple[int, ...], int]:
     """(widths, size) of a row of models.TABLE, or of the ragged module for tests."""
     rows = models.TABLE | RAGGED
     if row not in rows:
-        raise ValueError(f"row: expected one of {', '.join(rows)}, got {row!r}")
+        raise FusionError(f"row: expected one of {', '.join(rows)}, got {row!r}")
     c_in, size, *widths = rows[row]
     return (c_in, *widths), size
 
 
-def module(row):
+def module(row: str) -> models.Inception:
     """The row's models.Inception in float64, in eval mode, all its numbers drawn.
 
     A weight is -1, 0 or 1. A norm multiplies by 1 or 1/2 and adds -8 to 8; its own mean is
@@ -76,7 +105,7 @@ def module(row):
     return inception
 
 
-def images(row, batch=1):
+def images(row: str, batch: int = 1) -> torch.Tensor:
     """Input for `module(row)`: [N, C, H, W] in float64, whole numbers from -4 to 4."""
     (c, *_), size = table(row)
     count = min(batch, IMAGES) * size * size * c
@@ -85,11 +114,24 @@ def images(row, batch=1):
     return x[torch.arange(batch) % IMAGES].contiguous()
 
 
-def bound(row):
-    """How large a sum, or a part of one, can become: (first 1×1s, 3×3 and 5×5).
+def bound(row: str) -> tuple[int, int]:
+    """How large a sum, or a part of one, can become.
 
-    In units of a number's last binary digit: 1/2 after one norm, 1/4 after two. Below
-    2^24 it is exact in float32, in any order, folded or not.
+    Parameters
+    ----------
+    row : str
+        Of models.TABLE, or "ragged".
+
+    Returns
+    -------
+    tuple of int
+        For the first 1×1s, and for 3×3 and 5×5, in units of a number's last binary digit:
+        1/2 after one norm, 1/4 after two. Below 2^24 a sum is exact in float32, in any
+        order, folded or not.
+
+    Notes
+    -----
+    By hand:
 
         1×1   C products of at most 4 · 1, times at most 1, plus 8: at most 4C + 8
         3×3   9 R products with at most that; a norm of 1/2 makes quarters of the same
@@ -97,6 +139,8 @@ def bound(row):
 
     The pooled 1×1 is like the other 1×1s, since a maximum is one of the inputs.
 
+    Examples
+    --------
     >>> bound("3a"), bound("5b")
     ((1552, 1340960), (6672, 11529248))
     """
@@ -105,18 +149,33 @@ def bound(row):
     return first, max(9 * r3, 25 * r5) * WEIGHT * first + 4 * SHIFT
 
 
-def expected(row):
+def expected(row: str) -> NDArray[np.float64]:
     """The module's result for one image, by PyTorch in float64: [H, W, K] as NumPy."""
     with torch.no_grad():
         return module(row)(images(row))[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def siblings(row):
-    """The three 1×1 convolutions that read the row's input: (c_in, *widths).
+def siblings(row: str) -> tuple[int, ...]:
+    """The three 1×1 convolutions that read the row's input.
 
-    row: of models.TABLE, "ragged", or "widening", which has twice as many channels each
-    as it reads. Raises ValueError for another.
+    Parameters
+    ----------
+    row : str
+        Of models.TABLE, "ragged", or "widening", whose convolutions each have twice as many
+        channels as they read.
 
+    Returns
+    -------
+    tuple of int
+        (c_in, *widths).
+
+    Raises
+    ------
+    FusionError
+        For another row.
+
+    Examples
+    --------
     >>> siblings("3a"), siblings("widening")
     ((192, 64, 96, 16), (64, 128, 128, 128))
     """
@@ -126,12 +185,25 @@ def siblings(row):
     return c, b1, r3, r5
 
 
-def stage(row, side):
-    """What `siblings(row)` make of one image of side × side, one after the other.
+def stage(row: str, side: int) -> NDArray[np.float64]:
+    """What `siblings(row)` make of one image, by PyTorch in float64.
 
-    By PyTorch in float64: [side, side, sum of widths] as NumPy. The numbers are drawn as
-    for `module`, without norms: a bias is -8 to 8. Raises ValueError for another row.
+    The numbers are drawn as for `module`, without norms: a bias is -8 to 8.
 
+    Parameters
+    ----------
+    row : str
+        As for `siblings`, which also says what is refused.
+    side : int
+        Height and width of the image.
+
+    Returns
+    -------
+    array
+        [side, side, sum of widths].
+
+    Examples
+    --------
     >>> stage("widening", 7)[0, 0, :4].tolist()
     [10.0, 10.0, -40.0, -26.0]
     """
@@ -140,24 +212,38 @@ def stage(row, side):
     x = x.reshape(1, side, side, c).permute(0, 3, 1, 2)
     parts = []
     for place, k in enumerate(sizes):
-        weight = draw(3 * place + 1, c * k, -WEIGHT, WEIGHT).reshape(c, k).T
+        drawn = draw(3 * place + 1, c * k, -WEIGHT, WEIGHT).reshape(c, k).T
         bias = draw(3 * place + 3, k, -SHIFT, SHIFT)
-        weight = torch.from_numpy(weight).double().reshape(k, c, 1, 1)
+        weight = torch.from_numpy(drawn).double().reshape(k, c, 1, 1)
         parts.append(functional.conv2d(x, weight, torch.from_numpy(bias).double()))
     return torch.cat(parts, 1)[0].permute(1, 2, 0).contiguous().numpy()
 
 
-def digest(values):
+def digest(values: ArrayLike) -> str:
     """Eight hexadecimal digits that change with any entry, or with two that are swapped.
 
-    values: quarters at the finest, in the order of memory.
+    Parameters
+    ----------
+    values : array
+        Quarters at the finest, in the order of memory.
 
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    FusionError
+        For an entry that is no quarter.
+
+    Examples
+    --------
     >>> digest(np.array([1.0, 2.25])), digest(np.array([2.25, 1.0]))
     ('a9426e44', '42f1aaed')
     """
     quarters = 4 * np.asarray(values, np.float64).ravel()
     if not np.all(quarters == np.round(quarters)):
-        raise ValueError("values: expected quarters, got an entry that is none")
+        raise FusionError("values: expected multiples of 1/4, got an entry that is none")
     place = np.arange(quarters.size, dtype=np.uint32)
     h = mix(mix(place) ^ quarters.astype(np.int64).astype(np.uint32))
     return f"{int(h.sum(dtype=np.uint64)) % 2**32:08x}"
