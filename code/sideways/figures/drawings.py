@@ -285,11 +285,11 @@ def windows(members, side):
     members: {name: (window side, output channels)}; side: of the window for all. A cell
     of the matrix stands for a tap: output channels by input channels. White is zero.
     """
-    taps, gap = side * side, side + 3
+    taps, gap = side * side, side + 2
     tall = max(c_out for _, c_out in members.values())
     left = 1.5
-    figure, axes = canvas(7.4, 3.7, (-0.6, 2 * gap + side + left + 1), (-1.6, side + 6.0))
-    text = {"ha": "center", "va": "center", "fontsize": 9.5}
+    figure, axes = canvas(5.2, 2.9, (-0.6, 2 * gap + side + left + 0.2), (-1.6, side + 6.0))
+    text = {"ha": "center", "va": "center", "fontsize": 10}
     for place, (name, (own, _)) in enumerate(members.items()):
         x, margin = left + place * gap, (side - own) // 2
         axes.text(x + side / 2, -0.8, name, **text)
@@ -304,7 +304,7 @@ def windows(members, side):
             colour = BRANCHES[place] if inside else None
             _tap(axes, left + tap * wide, top, wide, height, colour)
         axes.text(left - 0.3, top + height / 2, f"$\\mathbf{{W}}_{place + 1}$", ha="right",
-                  va="center", fontsize=9.5)  # fmt: skip
+                  va="center", fontsize=10)  # fmt: skip
         top += height
     label = f"stacked: {taps} taps, each of all input channels"
     axes.text(left + (2 * gap + side) / 2, top + 0.7, label, **text)

@@ -5,7 +5,7 @@ import statistics
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from .style import DASHED, FAINT, INK, OTHERS, labelled, tint
+from .style import DASHED, FAINT, INK, INPUT, OTHERS, labelled, tint
 
 
 def gallery(images, columns=3, width=7.4):
@@ -239,33 +239,55 @@ def predicted(groups, label):
 
 
 def tradeoff(groups, even, xlabel, label):
-    """Gains over what comes on top: {group: [(x, (lower, median, upper)), …]}.
+    """Gains over what comes on top, in panels: {group: [(x, (lower, median, upper)), …]}.
 
-    even: the x at which a model says that nothing is gained and nothing lost. The
-    quarters in which it says the opposite of the record are shaded.
+    even: the x at which a rule says that nothing is gained and nothing lost. The quarters
+    in which it says the opposite of the record are shaded. A dot is hollow if its quartiles
+    lie on both sides of 1.
     """
-    figure, axis = plt.subplots(figsize=(7.4, 3.6))
+    rows = -(-len(groups) // 2)
+    figure, axes = plt.subplots(
+        rows, 2, figsize=(5.2, 1.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
     points = [point for group in groups.values() for point in group]
     left, right = (f(x for x, _ in points) for f in (min, max))
     left, right = left / 2, right * 2
     low, high = 0.9 * min(y[0] for _, y in points), 1.1 * max(y[2] for _, y in points)
-    axis.fill_between([left, even], low, 1, color=FAINT, alpha=0.5, linewidth=0)
-    axis.fill_between([even, right], 1, high, color=FAINT, alpha=0.5, linewidth=0)
-    axis.axhline(1, **DASHED)
-    axis.axvline(even, **DASHED)
-    colours = dict(zip(groups, OTHERS, strict=False))
-    for group, rows in groups.items():
-        for x, (lower, middle, upper) in rows:
-            axis.plot([x, x], [lower, upper], color=colours[group], alpha=0.4, linewidth=3)
-            axis.plot(x, middle, "o", color=colours[group], markersize=5)
-        axis.plot([], [], "o", color=colours[group], markersize=5, label=group)
+    for axis, (group, found) in zip(axes.flat, groups.items(), strict=False):
+        axis.fill_between([left, even], low, 1, color=FAINT, alpha=0.5, linewidth=0)
+        axis.fill_between([even, right], 1, high, color=FAINT, alpha=0.5, linewidth=0)
+        axis.axhline(1, **DASHED)
+        axis.axvline(even, **DASHED)
+        for x, gain in found:
+            _judged(axis, x, gain, even)
+        axis.set_title(group)
+    for axis in axes.flat[len(groups) :]:
+        axis.axis("off")
     axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
+    axis.yaxis.set_major_locator(FixedLocator([0.1, 0.25, 0.5, 1, 2, 4, 10]))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(axis="y", which="minor", labelsize=8)
-    axis.set(xlabel=xlabel, ylabel="recorded gain")
-    axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
+    for axis in axes.flat:
+        axis.minorticks_off()
+    names = {"rule right": (OTHERS[0],) * 2, "wrong": (OTHERS[3],) * 2,
+             "undecided": (INPUT, "white")}  # fmt: skip
+    for name, (edge, fill) in names.items():
+        axes[0, 0].plot([], [], "o", color=edge, mfc=fill, markersize=5, label=name)
+    figure.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, handletextpad=0.2
+    )
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.supylabel("recorded gain", fontsize=10)
     return labelled(figure, label)
+
+
+def _judged(axis, x, gain, even):
+    """A dot of `tradeoff` with its quartiles: the rule is right, is wrong, or undecided."""
+    low, median, high = gain
+    decided, right = low > 1 or high < 1, (x < even) == (low > 1)
+    colour = OTHERS[0 if right else 3] if decided else INPUT
+    axis.plot([x, x], [low, high], color=colour, alpha=0.4, linewidth=2)
+    fill = colour if decided else "white"
+    axis.plot(x, median, "o", color=colour, mfc=fill, markersize=4.5)
 
 
 def outcomes(panels, label):
