@@ -124,27 +124,30 @@ def blocks(sizes, c_in, pixels, names):
 
     sizes: output channels of each branch; names: what becomes of each.
     """
-    total, gap = sum(sizes), 70
+    total, gap = sum(sizes), 80
     x_left, y_left = c_in + gap, c_in + pixels + 2 * gap
-    figure, axes = canvas(7.4, 4.2, (-40, y_left + pixels + 190), (-15, c_in + 50))
+    across, down = (-195, y_left + pixels + 200), (-10, c_in + 50)
+    width = 5.2
+    height = width * (down[1] - down[0]) / (across[1] - across[0])
+    figure, axes = canvas(width, height, across, down)
     top = 0
     for index, (size, name) in enumerate(zip(sizes, names, strict=True)):
-        colour, middle = BRANCHES[index], top + size / 2
-        font = {"fontsize": 10 if size > 40 else 7}
-        box(axes, 0, top, c_in, size, colour, f"$\\mathbf{{W}}_{index + 1}$", **font)
-        box(axes, y_left, top, pixels, size, colour, f"$Y_{index + 1}$", **font)
-        axes.text(-10, middle, size, ha="right", va="center", fontsize=9)
-        axes.text(y_left + pixels + 10, middle, name, va="center", fontsize=9)
+        colour, middle, n = BRANCHES[index], top + size / 2, index + 1
+        inside = (f"$\\mathbf{{W}}_{n}$", f"$Y_{n}$") if size > 40 else ("", "")
+        box(axes, 0, top, c_in, size, colour, inside[0], fontsize=10)
+        box(axes, y_left, top, pixels, size, colour, inside[1], fontsize=10)
+        axes.text(-15, middle, f"$K_{n}$ = {size}", ha="right", va="center", fontsize=8.5)
+        axes.text(y_left + pixels + 15, middle, name, va="center", fontsize=8.5)
         top += size
-    box(axes, x_left, 0, pixels, c_in, INPUT, "$X$", fontsize=11)
+    box(axes, x_left, 0, pixels, c_in, INPUT, "$X$", fontsize=10)
     for x, sign in ((c_in + gap / 2, "·"), (x_left + pixels + gap / 2, "=")):
-        axes.text(x, total / 2, sign, ha="center", va="center", fontsize=18)
+        axes.text(x, total / 2, sign, ha="center", va="center", fontsize=16)
     for x, bottom, label in (
-        (c_in / 2, total, f"$\\mathbf{{W}}$: K = {total} rows, C = {c_in}"),
-        (x_left + pixels / 2, c_in, f"C = {c_in} rows, P = {pixels}"),
-        (y_left + pixels / 2, total, f"$Y$: K = {total} rows"),
+        (c_in / 2, total, f"$\\mathbf{{W}}$: K = {total}, C = {c_in}"),
+        (x_left + pixels / 2, c_in, f"$X$: C = {c_in}, P = {pixels}"),
+        (y_left + pixels / 2, total, f"$Y$: K = {total}"),
     ):
-        axes.text(x, bottom + 12, label, ha="center", va="top", fontsize=9)
+        axes.text(x, bottom + 12, label, ha="center", va="top", fontsize=8.5)
     return figure
 
 

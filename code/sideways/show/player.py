@@ -79,7 +79,7 @@ def stacking(weights, x):
 def _product(weights, x, product, number, done, apart, cut, row_now):
     """One frame of `stacking`: W · X = Y."""
     c_in, pixels = len(x), len(x[0])
-    left_x, left_y, top = 60 + 30 * c_in, 120 + 30 * (c_in + pixels), 34
+    left_x, left_y, top = 45 + 30 * c_in, 90 + 30 * (c_in + pixels), 34
     parts = [
         text(15 * c_in, 20, "W"),
         text(left_x + 15 * pixels, 20, "X"),
@@ -92,10 +92,12 @@ def _product(weights, x, product, number, done, apart, cut, row_now):
         y = top + 30 * i
         parts += _grid(0, y + apart * block, [row], BRANCHES[block], i == row_now)
         parts += _grid(left_y, y + cut * block, [values], BRANCHES[block], i == row_now)
-        if cut:
-            label = f"branch {block + 1}"
-            parts.append(text(left_y + 30 * pixels + 45, y + cut * block + 20, label))
-    width = left_y + 30 * pixels + 90
+    row = 0  # the first of a block
+    for block, weight in enumerate(weights if cut else ()):
+        middle = top + 30 * row + cut * block + 15 * len(weight) + 5
+        parts.append(text(left_y + 30 * pixels + 38, middle, f"branch {block + 1}"))
+        row += len(weight)
+    width = left_y + 30 * pixels + 74
     height = top + 30 * len(rows) + 26 * (len(weights) - 1) + 10
     label = f"W is {weights}, X is {x}, Y is {product[:done]}"
     return drawing(width, height, parts, label, number)
