@@ -86,9 +86,10 @@ def benchmark(
     ['a', 'b']
     """
     watches = dict.fromkeys(variants, wall) | dict(watches or {})
-    each = dict(calls) if isinstance(calls, Mapping) else dict.fromkeys(variants, calls)
+    if not isinstance(calls, Mapping):
+        calls = dict.fromkeys(variants, calls)
     late = late or (lambda: False)
-    _refuse_bad(variants, watches, each, rounds=rounds, warm_up=warm_up)
+    _refuse_bad(variants, watches, calls, rounds=rounds, warm_up=warm_up)
     names = list(variants)
     samples: dict[Any, list[float]] = {name: [] for name in names}
     with torch.no_grad():
@@ -105,7 +106,7 @@ def benchmark(
                 name = names[(turn + place) % len(names)]
                 with named(name):
                     variants[name]()
-                    us = watches[name](variants[name], each[name], device)
+                    us = watches[name](variants[name], calls[name], device)
                 samples[name].append(us)
     return samples
 
@@ -120,7 +121,7 @@ def named(variant: object) -> Iterator[None]:
         raise
 
 
-def _refuse_bad(variants: Mapping, watches: dict, calls: dict, **numbers: int) -> None:
+def _refuse_bad(variants: Mapping, watches: dict, calls: Mapping, **numbers: int) -> None:
     if not variants:
         raise FusionError("variants: expected at least one function, got none")
     if set(calls) != set(variants):
