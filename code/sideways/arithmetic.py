@@ -247,7 +247,7 @@ def launch_us(
         splits = two_launches.natural_splits(
             depths, sizes, positions, tile, int(at.multiprocessors)
         )
-    code = CODE["_second" if launch else "_first", "float16", tile]
+    code = CODE["_second" if launch else "_first", "float16", tuple(tile)]
     pools = math.ceil(positions / rows) * math.ceil(pooled / columns)
     chain, steps = tiled(products, tile[:3], code.resident, at, pools, splits)
     alone_us = code.issued * at.stall / at.clock

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfusion import models, stacking
 from hfusion.folding.fold import fold_batchnorm
-from hfusion.timing import cost
+from hfusion.timing import cost, one_window
 from hfusion.timing.cost import Ceilings, Kernel
 
 GPU = Ceilings(1e15, 5e12, 3e-6, 1e-6, overlaps=True)
@@ -215,16 +215,16 @@ def test_inflation_by_hand():
     # GoogLeNet's first module in its naive form: 1×1, 3×3 and 5×5 side by side.
     separate = 64 * 1 + 128 * 9 + 32 * 25
     by_hand = 25 * (64 + 128 + 32) / separate
-    assert cost.inflation((64, 128, 32), ((1, 1), (3, 3), (5, 5))) == by_hand
-    assert cost.inflation((5,), ((1, 1),)) == 1
-    assert cost.common(((1, 7), (7, 1), (3, 3))) == (7, 7)
+    assert one_window.inflation((64, 128, 32), ((1, 1), (3, 3), (5, 5))) == by_hand
+    assert one_window.inflation((5,), ((1, 1),)) == 1
+    assert one_window.common(((1, 7), (7, 1), (3, 3))) == (7, 7)
 
 
 @given(siblings, small)
 def test_inflation_is_what_torch_counts_more(members, c_in):
     sizes, sides = zip(*members, strict=True)
     counted = []
-    for shapes in (members, [(sum(sizes), cost.common(sides))]):
+    for shapes in (members, [(sum(sizes), one_window.common(sides))]):
         with FlopCounterMode(display=False) as counter:
             for size, (height, width) in shapes:
                 x = torch.empty(1, c_in, height + 2, width + 1, device="meta")
@@ -232,19 +232,19 @@ def test_inflation_is_what_torch_counts_more(members, c_in):
                     x, torch.empty(size, c_in, height, width, device="meta")
                 )
         counted.append(counter.get_total_flops())
-    assert cost.inflation(sizes, sides) == pytest.approx(counted[1] / counted[0])
+    assert one_window.inflation(sizes, sides) == pytest.approx(counted[1] / counted[0])
 
 
 @given(siblings, small, st.integers(1, 10**6))
 def test_embedding_never_computes_less_and_reads_the_input_once(members, c_in, positions):
     sizes, sides = zip(*members, strict=True)
-    ways = cost.embedded(sizes, sides, c_in, positions, 4)
+    ways = one_window.embedded(sizes, sides, c_in, positions, 4)
     flops, moved = (
         {way: sum(getattr(k, what) for k in ways[way]) for way in ways}
         for what in ("flops", "bytes")
     )
     assert flops["embedded"] >= flops["separate"]
-    larger = sum(sizes) * cost.inflation(sizes, sides) * c_in * 4
+    larger = sum(sizes) * one_window.inflation(sizes, sides) * c_in * 4
     read_again = (len(sizes) - 1) * c_in * positions * 4
     assert moved["embedded"] <= moved["separate"] - read_again + larger * 49
     if len(set(sides)) == 1:
@@ -254,34 +254,34 @@ def test_embedding_never_computes_less_and_reads_the_input_once(members, c_in, p
 @given(siblings, small)
 def test_at_the_break_even_both_ways_take_as_long(members, c_in):
     sizes, sides = zip(*members, strict=True)
-    positions = cost.break_even(sizes, sides, c_in, CPU)
+    positions = one_window.break_even(sizes, sides, c_in, CPU)
     no_bytes = dataclasses.replace(CPU, bytes_per_s=float("inf"))
     if positions == float("inf"):
         assert len(set(sides)) == 1
         return
-    ways = cost.embedded(sizes, sides, c_in, positions, 4)
+    ways = one_window.embedded(sizes, sides, c_in, positions, 4)
     assert cost.gain(ways["separate"], ways["embedded"], no_bytes) == pytest.approx(1)
     for times, wins in ((0.5, True), (2, False)):
-        ways = cost.embedded(sizes, sides, c_in, times * positions, 4)
+        ways = one_window.embedded(sizes, sides, c_in, times * positions, 4)
         gain = cost.gain(ways["separate"], ways["embedded"], no_bytes)
         assert (gain > 1) == wins
 
 
 @pytest.mark.parametrize("sides", [(), ((1, 1),), ((1, 1), (3, 3), (5, 5))])
 def test_a_window_for_each_sibling(sides):
-    for count in (cost.inflation, lambda *a: cost.embedded(*a, 1, 1, 1)):
+    for count in (one_window.inflation, lambda *a: one_window.embedded(*a, 1, 1, 1)):
         with pytest.raises(ValueError, match=rf"windows: .* 2 sizes, got {len(sides)}"):
             count((4, 4), sides)
 
 
 def test_where_times_overlap_there_is_no_such_break_even():
     with pytest.raises(ValueError, match=r"^ceilings: .* add up, got overlaps$"):
-        cost.break_even((4, 4), ((1, 1), (3, 3)), 8, GPU)
+        one_window.break_even((4, 4), ((1, 1), (3, 3)), 8, GPU)
 
 
 def test_windows_of_different_rank_have_none_in_common():
     with pytest.raises(ValueError, match="shorter"):
-        cost.common(((1, 7), (7,)))
+        one_window.common(((1, 7), (7,)))
 
 
 class Stage(torch.nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 import hfusion
 from hfusion import models, stacking, timing
 from hfusion.stacking import windows
-from hfusion.timing import cost
+from hfusion.timing import one_window
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -259,7 +259,7 @@ def test_a_plan_embeds_only_when_asked(naive, x):
     assert group.members == ("one", "three", "five", "other")
     sizes, sides = (4, 6, 5, 3), ((1, 1), (3, 3), (5, 5), (1, 1))
     before = 8 * (4 + 6 * 9 + 5 * 25 + 3)
-    assert group.extra_macs == round(before * (cost.inflation(sizes, sides) - 1))
+    assert group.extra_macs == round(before * (one_window.inflation(sizes, sides) - 1))
     assert "embedded in 5×5: 1,488 -> 3,600 multiply-adds a pixel" in str(planned)
     assert planned.calls == {"Conv2d": (4, 1)}
     fused = planned.apply()

@@ -23,9 +23,16 @@ PARTS = ("input", "weight", "output")
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A piece of work: how many FLOPs it computes, how many bytes it reads and writes.
+    """A piece of work.
 
-    launches: 0 if it runs inside of an operator that has been launched already.
+    Attributes
+    ----------
+    flops : int
+        Computed.
+    bytes : int
+        Read and written.
+    launches : int
+        0 if it runs inside of an operator that has been launched already.
     """
 
     flops: int
@@ -42,14 +49,23 @@ class Kernel:
 class Ceilings:
     """What one machine can do at most, in one dtype.
 
-    overlaps: whether launching, moving data and arithmetic go on at the same time, so
-    that the slowest decides, as on a GPU; or one after the other, so that times add up.
+    Attributes
+    ----------
+    flops_per_s, bytes_per_s : float
+        Of arithmetic, and of memory.
+    launch_s : float
+        What a call of nn.Conv2d costs the host, from Python to the driver, in seconds.
+    kernel_s : float
+        What the device needs for a kernel that does nothing, in seconds.
+    overlaps : bool
+        Whether launching, moving data and arithmetic go on at the same time, so that the
+        slowest decides, as on a GPU; or one after the other, so that times add up.
     """
 
     flops_per_s: float
     bytes_per_s: float
-    launch_s: float  # what a call of nn.Conv2d costs the host, from Python to the driver
-    kernel_s: float  # what the device needs for a kernel that does nothing
+    launch_s: float
+    kernel_s: float
     overlaps: bool
 
 
@@ -69,10 +85,26 @@ def product(
 ) -> Kernel:
     """A convolution with bias, a window of (height, width) and stride 1.
 
-    For a 1×1: [c_out, c_in] times [c_in, positions]. positions: pixels of all images
-    together. Each number is read or written once, and the window is counted whole at the
-    border too.
+    For a 1×1: [c_out, c_in] times [c_in, positions]. Each number is read or written once,
+    and the window is counted whole at the border too.
 
+    Parameters
+    ----------
+    c_out, c_in : int
+        Channels.
+    positions : int
+        Pixels of all images together.
+    item_bytes : int
+        Of one number.
+    window : (int, int)
+        Height and width.
+
+    Returns
+    -------
+    Kernel
+
+    Examples
+    --------
     >>> product(64, 192, 28 * 28, item_bytes=4)
     Kernel(flops=19317760, bytes=852224, launches=1)
     """
@@ -122,13 +154,33 @@ def stage(
     sizes: Sequence[int], c_in: int, positions: int, item_bytes: int,
     reordered: Sequence[str] = (), copied: Sequence[int] = (), bias_apart: bool = False,
 ) -> dict[str, list[Kernel]]:  # fmt: skip
-    """Siblings three ways: {way: kernels}.
+    """Siblings three ways.
 
-    sizes: output channels of each sibling. reordered: which of PARTS the library copies
-    in each convolution. copied: the sizes of those branches that a consumer copies out
-    of the stacked product. bias_apart: each bias is a kernel of its own (`add_bias`), as in
-    eager CUDA; the numbers of kernels are then those of `kernels`.
+    Parameters
+    ----------
+    sizes : sequence of int
+        Output channels of each sibling.
+    c_in : int
+        Channels that they read.
+    positions : int
+        Pixels of all images together.
+    item_bytes : int
+        Of one number.
+    reordered : sequence of str
+        Which of `PARTS` the library copies in each convolution.
+    copied : sequence of int
+        The sizes of those branches that a consumer copies out of the stacked product.
+    bias_apart : bool
+        Each bias is a kernel of its own (`add_bias`), as in eager CUDA; the numbers of
+        kernels are then those of `kernels`.
 
+    Returns
+    -------
+    dict
+        {"separate", "stacked" or "copied": list of Kernel}.
+
+    Examples
+    --------
     >>> ways = stage((64, 96, 16), 192, 784, item_bytes=4)
     >>> {way: len(kernels) for way, kernels in ways.items()}
     {'separate': 3, 'stacked': 1, 'copied': 1}
@@ -155,9 +207,22 @@ def stage(
 def in_two(widths: Sequence[int], positions: int, item_bytes: int) -> tuple[Kernel, Kernel]:
     """An Inception module in two launches, each reading or writing a number once.
 
-    widths: a row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce,
-    5×5, pool proj.
+    Parameters
+    ----------
+    widths : sequence of int
+        A row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5,
+        pool proj.
+    positions : int
+        Pixels of all images together.
+    item_bytes : int
+        Of one number.
 
+    Returns
+    -------
+    tuple of Kernel
+
+    Examples
+    --------
     >>> widths = (192, 64, 96, 128, 16, 32, 32)
     >>> first, second = in_two(widths, 28 * 28, item_bytes=2)
     >>> first.bytes, second.bytes
@@ -186,9 +251,27 @@ def asked(
     A number counts each time a program asks for it, wherever it then comes from; what is
     outside of the image is not asked for. `in_two` counts it once for each launch.
 
-    widths: as for `in_two`. image: (height, width). tile: the rows (pixels) and columns
-    (channels) of a program come first, as in kernels.TILES.
+    Parameters
+    ----------
+    widths : sequence of int
+        A row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5,
+        pool proj.
+    image : (int, int)
+        Height and width.
+    item_bytes : int
+        Of one number.
+    tile : sequence of int
+        First the rows (pixels) and columns (channels) of a program, as in
+        `two_launches.TILES`.
+    batch : int
+        Images.
 
+    Returns
+    -------
+    int
+
+    Examples
+    --------
     >>> widths = (192, 64, 96, 128, 16, 32, 32)
     >>> asked(widths, (28, 28), item_bytes=4, tile=(32, 32))
     38981824
@@ -215,86 +298,11 @@ def _inside(length: int, side: int) -> int:
     return sum(max(length - abs(shift), 0) for shift in range(-half, half + 1))
 
 
-def inflation(sizes: Sequence[int], windows: Sequence[tuple[int, int]]) -> float:
-    """How many times the multiply-adds, if siblings get one window that holds them all.
-
-        w Σ K_i / Σ w_i K_i
-
-    sizes: output channels K_i of each sibling; windows: (height, width) of each, with
-    w_i taps; w: taps of the one that holds all.
-
-    >>> inflation((64, 64), ((1, 1), (3, 3)))
-    1.8
-    >>> inflation((1, 1), ((1, 7), (7, 1)))
-    7.0
-    """
-    _as_many(sizes, windows)
-    separate = sum(
-        size * math.prod(sides) for size, sides in zip(sizes, windows, strict=True)
-    )
-    return sum(sizes) * math.prod(common(windows)) / separate
-
-
-def common(windows: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """The smallest window that holds all of these: the largest side along each axis.
-
-    >>> common(((1, 7), (7, 1)))
-    (7, 7)
-    """
-    return tuple(map(max, zip(*windows, strict=True)))
-
-
-def embedded(
-    sizes: Sequence[int], windows: Sequence[tuple[int, int]],
-    c_in: int, positions: int, item_bytes: int,
-) -> dict[str, list[Kernel]]:  # fmt: skip
-    """Siblings with windows of their own, and all in one window: {way: kernels}.
-
-    sizes, windows: as for `inflation`.
-
-    >>> ways = embedded((8, 8), ((1, 1), (3, 3)), 16, 784, 4)
-    >>> [kernel.flops for kernel in ways["separate"] + ways["embedded"]]
-    [206976, 1812608, 3625216]
-    """
-    _as_many(sizes, windows)
-    each = zip(sizes, windows, strict=True)
-    return {
-        "separate": [
-            product(size, c_in, positions, item_bytes, sides) for size, sides in each
-        ],
-        "embedded": [product(sum(sizes), c_in, positions, item_bytes, common(windows))],
-    }
-
-
-def break_even(
-    sizes: Sequence[int], windows: Sequence[tuple[int, int]], c_in: int, ceilings: Ceilings
-) -> float:
-    """Up to how many positions embedding pays, where launches and arithmetic add up and
-    nothing else counts: the launches saved take as long as the extra multiply-adds.
-
-        positions = (B − 1) ℓ · rate / (2 C (w Σ K_i − Σ w_i K_i))
-
-    inf where there are none. positions: pixels of all images together. Raises FusionError
-    for a machine on which launches and arithmetic overlap.
-
-    >>> slow = Ceilings(1e9, 1e9, launch_s=1e-6, kernel_s=0, overlaps=False)
-    >>> break_even((1, 1), ((1, 1), (3, 3)), 1, slow)  # 1000 FLOPs, 16 each
-    62.5
-    """
-    if ceilings.overlaps:
-        raise FusionError("ceilings: expected a machine where times add up, got overlaps")
-    ways = embedded(sizes, windows, c_in, 1, 1)
-    flops = {way: sum(kernel.flops for kernel in ways[way]) for way in ways}
-    extra = flops["embedded"] - flops["separate"]
-    saved_s = (len(sizes) - 1) * ceilings.launch_s
-    return saved_s * ceilings.flops_per_s / extra if extra else math.inf
-
-
 def kernels(
     module: "nn.Module", dtype: str, layout: str, batch: int,
     image: tuple[int, int, int] | None = None,
 ) -> int:  # fmt: skip
-    """How many kernels eager CUDA PyTorch launches for one call in eval mode: an int.
+    """How many kernels eager CUDA PyTorch launches for one call in eval mode.
 
     Read from PyTorch's source (2.6 to 2.13), not measured: a model of eager CUDA and of
     nothing else, neither of a CUDA graph's compiler nor of a CPU. A convolution is one
@@ -305,11 +313,31 @@ def kernels(
     copy for each input where a part of a larger channels_last tensor is among them
     (native/cuda/Shape.cu). Views are none. `eager.launches` names the kernels.
 
-    module: anything that takes images [batch, C, H, W]; it is left as it was. dtype:
-    "float32", "float16" or "bfloat16", for all of its parameters, as module.half() does.
-    layout: "NCHW" or "NHWC". image: (C, H, W); without it C is what the first convolution
-    reads. Raises FusionError for an operator whose kernels are not known here.
+    Parameters
+    ----------
+    module : nn.Module
+        Anything that takes images [batch, C, H, W]; it is left as it was.
+    dtype : str
+        "float32", "float16" or "bfloat16", for all of its parameters, as module.half()
+        does.
+    layout : str
+        "NCHW" or "NHWC".
+    batch : int
+        Images.
+    image : (int, int, int), optional
+        (C, H, W); without it C is what the first convolution reads.
 
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    FusionError
+        For an operator whose kernels are not known here.
+
+    Examples
+    --------
     >>> from hfusion import models
     >>> module = models.Inception.from_table("3a")
     >>> kernels(module, "float32", "NCHW", 1)
@@ -320,13 +348,6 @@ def kernels(
     return eager.launches(module, dtype, layout, batch, image).count
 
 
-def _as_many(sizes: Sequence[int], windows: Sequence) -> None:
-    if not sizes or len(sizes) != len(windows):
-        raise FusionError(
-            f"windows: expected one for each of {len(sizes)} sizes, got {len(windows)}"
-        )
-
-
 def merged(*kernels: Kernel) -> Kernel:
     """Kernels as one launch that does and moves what they did and moved together."""
     return Kernel(sum(k.flops for k in kernels), sum(k.bytes for k in kernels))
@@ -335,6 +356,22 @@ def merged(*kernels: Kernel) -> Kernel:
 def least(widths: Sequence[int], positions: int, item_bytes: int) -> Kernel:
     """An Inception module, if only its input, weights, biases and output were moved.
 
+    Parameters
+    ----------
+    widths : sequence of int
+        A row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5,
+        pool proj.
+    positions : int
+        Pixels of all images together.
+    item_bytes : int
+        Of one number.
+
+    Returns
+    -------
+    Kernel
+
+    Examples
+    --------
     >>> least((192, 64, 96, 128, 16, 32, 32), 28 * 28, item_bytes=2).bytes
     1029856
     """
@@ -345,8 +382,29 @@ def least(widths: Sequence[int], positions: int, item_bytes: int) -> Kernel:
 
 
 def limit(work: Kernel, ceilings: Ceilings, launches: int) -> float:
-    """A yardstick for `work` in so many launches, in seconds: as many kernels that do
-    nothing, and then the longer of its arithmetic and its bytes.
+    """A limit for `work` in so many launches.
+
+    As many kernels that do nothing, and then the longer of its arithmetic and its bytes.
+
+    Parameters
+    ----------
+    work : Kernel
+        All that is computed and moved.
+    ceilings : Ceilings
+        Of the machine.
+    launches : int
+        How many kernels do it.
+
+    Returns
+    -------
+    float
+        In seconds.
+
+    Examples
+    --------
+    >>> machine = Ceilings(1e9, 1e9, launch_s=0, kernel_s=1e-6, overlaps=True)
+    >>> limit(Kernel(flops=3000, bytes=1000), machine, launches=2)
+    5e-06
     """
     flops_s = work.flops / ceilings.flops_per_s
     bytes_s = work.bytes / ceilings.bytes_per_s
@@ -357,8 +415,29 @@ def seconds(kernels: Iterable[Kernel], ceilings: Ceilings, graph: bool = False) 
     """How long a program takes at least, called again and again.
 
     Where things overlap, the host launches while the device works, and the slower of
-    the two decides; as a CUDA graph (graph=True) all is launched at once, and the device
-    decides. Where they do not, everything adds up.
+    the two decides; as a CUDA graph all is launched at once, and the device decides. Where
+    they do not, everything adds up.
+
+    Parameters
+    ----------
+    kernels : iterable of Kernel
+        Of one call.
+    ceilings : Ceilings
+        Of the machine.
+    graph : bool
+        Whether the program is launched as a CUDA graph.
+
+    Returns
+    -------
+    float
+        In seconds.
+
+    Examples
+    --------
+    >>> machine = Ceilings(1e9, 1e9, launch_s=2e-6, kernel_s=1e-6, overlaps=True)
+    >>> two = [Kernel(flops=1000, bytes=1000), Kernel(flops=1500, bytes=0)]
+    >>> seconds(two, machine), seconds(two, machine, graph=True)
+    (4e-06, 2.5e-06)
     """
     kernels = list(kernels)
     together = max if ceilings.overlaps else lambda *times_s: sum(times_s)
@@ -379,6 +458,21 @@ def gain(
 ) -> float:
     """How many times faster `after` is than `before`; above 1 it wins.
 
+    Parameters
+    ----------
+    before, after : iterable of Kernel
+        Two programs.
+    ceilings : Ceilings
+        Of the machine.
+    graph : bool
+        Whether both are launched as CUDA graphs.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
     >>> launches_only = Ceilings(1e15, 1e15, 4e-6, 0, overlaps=False)
     >>> ways = stage((64, 96, 16), 192, 784, 2)
     >>> round(gain(ways["separate"], ways["stacked"], launches_only), 2)

@@ -124,8 +124,15 @@ for _name in POINTWISE.split():
 class Operator:
     """An operator and the kernels that it launches.
 
-    read, written: how many numbers go in and come out. product: of a convolution
-    (positions, c_out, depth), the sizes of its implicit GEMM; else ().
+    Attributes
+    ----------
+    name : str
+    kernels : tuple of str
+        In the order of their launches.
+    read, written : int
+        How many numbers go in and come out.
+    product : tuple of int
+        Of a convolution (positions, c_out, depth), the sizes of its implicit GEMM; else ().
     """
 
     name: str
@@ -235,10 +242,31 @@ def _image(module: nn.Module, images: Callable[..., torch.Tensor]) -> tuple[int,
 def launches(
     module: nn.Module, dtype: str, layout: str, batch: int, image: tuple | None = None
 ) -> Launches:
-    """What eager CUDA PyTorch launches for one call in eval mode: a `timing.Launches`.
+    """What eager CUDA PyTorch launches for one call in eval mode.
 
-    See `cost.kernels`, which gives the number. Print it for a table:
+    Parameters
+    ----------
+    module : nn.Module
+        Anything that takes images [batch, C, H, W]; it is left as it was.
+    dtype, layout : str
+        As for `cost.kernels`, which gives the number of kernels.
+    batch : int
+        Images.
+    image : (int, int, int), optional
+        (C, H, W); without it C is what the first convolution reads.
 
+    Returns
+    -------
+    timing.Launches
+        Print it for a table.
+
+    Raises
+    ------
+    FusionError
+        For an operator whose kernels are not known here.
+
+    Examples
+    --------
     >>> print(launches(nn.Conv2d(3, 4, 1), "float32", "NCHW", batch=1))
        2 kernels:
        1 convolution
@@ -252,10 +280,19 @@ def launches(
 def operators(
     module: nn.Module, dtype: str, layout: str, batch: int, image: tuple | None = None
 ) -> list[Operator]:
-    """The operators of one call in eval mode, in order, with their kernels: [Operator, …].
+    """The operators of one call in eval mode, in order, with their kernels.
 
-    The arguments are those of `launches`.
+    Parameters
+    ----------
+    module, dtype, layout, batch, image
+        As for `launches`, which also says what is refused.
 
+    Returns
+    -------
+    list of Operator
+
+    Examples
+    --------
     >>> (conv,) = operators(nn.Conv2d(3, 4, 1), "float32", "NCHW", batch=1)
     >>> conv.kernels, conv.product  # 28 by 28 pixels
     (('convolution', 'add_ (bias)'), (784, 4, 3))

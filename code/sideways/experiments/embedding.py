@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hfusion import models, stacking
-from hfusion.timing import cost
+from hfusion.timing import one_window
 
 from ..recorder import Benchmark, Unavailable
 from . import variants
@@ -39,11 +39,11 @@ def cases(device):
 
 
 def ways(windows, channels, side, batch, dtype):
-    """A case's kernels, as `cost.embedded` counts them."""
+    """A case's kernels, as `one_window.embedded` counts them."""
     shapes = WINDOWS[windows]
     item_bytes = getattr(torch, dtype).itemsize
     sizes = [channels] * len(shapes)
-    return cost.embedded(sizes, shapes, channels, batch * side * side, item_bytes)
+    return one_window.embedded(sizes, shapes, channels, batch * side * side, item_bytes)
 
 
 def without_onednn(device, fn):
