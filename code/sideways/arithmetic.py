@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace as At
 
 from hfusion.kernels import compiled, two_launches
-from hfusion.timing import cost
+from hfusion.timing import traffic
 
 Work = dict  # of predictions.work
 
@@ -253,7 +253,7 @@ def launch_us(
     alone_us = code.issued * at.stall / at.clock
     waits_us = max(0, at.arrive - (code.buffers - 1) * alone_us)
     cycles = max(code.issued * at.issue, code.multiplying / at.tensor) * warps / 4
-    moved = cost.in_two(widths, positions, item_bytes=2)[launch].bytes
+    moved = traffic.in_two(widths, positions, item_bytes=2)[launch].bytes
     longest_us = max(
         chain * (alone_us + waits_us), steps * cycles / at.clock, bytes_us(moved, at)
     )

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hfusion import models, stacking
 from hfusion.folding.fold import fold_batchnorm
-from hfusion.timing import cost, one_window
+from hfusion.timing import cost, one_window, traffic
 from hfusion.timing.cost import Ceilings, Kernel
 
 GPU = Ceilings(1e15, 5e12, 3e-6, 1e-6, overlaps=True)
@@ -179,14 +179,14 @@ def test_two_launches_compute_and_move_what_torch_counts(row):
         y = module(x)
         pooled = module.pool(x)
     positions = 2 * side * side
-    kernels = cost.in_two((c_in, *widths), positions, 4)
+    kernels = traffic.in_two((c_in, *widths), positions, 4)
     biases = sum(y.numel() for y in seen.values())
     assert sum(k.flops for k in kernels) == counter.get_total_flops() + biases
     weights = [p.numel() for p in module.parameters()]
     passed_on = [seen["b3_reduce.conv"].numel(), seen["b5_reduce.conv"].numel()]
     passed_on.append(pooled.numel())
     least = x.numel() + sum(weights) + y.numel()
-    assert cost.least((c_in, *widths), positions, 4).bytes == 4 * least
+    assert traffic.least((c_in, *widths), positions, 4).bytes == 4 * least
     assert sum(k.bytes for k in kernels) == 4 * (least + 2 * sum(passed_on))
     written_first = sum(passed_on) + seen["b1.conv"].numel()
     first = ("b1.", "b3_reduce.", "b5_reduce.")

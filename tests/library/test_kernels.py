@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hfusion import models, timing
 from hfusion.errors import FusionError
 from hfusion.kernels import programs, tuning, two_launches
-from hfusion.timing import cost
+from hfusion.timing import traffic
 
 triton = pytest.importorskip("triton", reason="Triton, which is for Linux, is missing")
 tl = triton.language
@@ -177,7 +177,7 @@ def test_the_bytes_asked_for_are_those_that_the_programs_ask_for(
     n, *sides = shape
     with torch.no_grad():
         two(image(n, widths[0], *sides))
-    assert 4 * sum(asked) == cost.asked(widths, sides, 4, tile, batch=n)
+    assert 4 * sum(asked) == traffic.asked(widths, sides, 4, tile, batch=n)
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 1, 6), (3, 6, 1), (2, 7, 9), (9, 2, 3)])

@@ -6,9 +6,9 @@ machine which slows down slows them all. Nothing here saves or prints.
 
 `_agreement` says whether results are equal, `_launches` what a call launches, `_graphs`
 replays it as a CUDA graph, `_benchmark` times, `_summary` makes quartiles of the samples,
-`_devices` knows a device's name and how it rounds. Three modules to import by name: `cost`,
-what a program must cost, `one_window`, what a window for all siblings costs, and `eager`,
-what PyTorch launches on CUDA.
+`_devices` knows a device's name and how it rounds. Four modules to import by name: `cost`,
+what a program must cost; `one_window`, what a window for all siblings costs; `traffic`,
+what an Inception module in two launches moves; `eager`, what PyTorch launches on CUDA.
 """
 
 from ..errors import Disagreement

@@ -9,7 +9,7 @@ graph. What has no kernel at all shows the host's parts: Python's and the dispat
 import torch
 
 from hfusion import models
-from hfusion.timing import cost
+from hfusion.timing import cost, traffic
 
 from ..recorder import Benchmark
 from . import variants
@@ -84,7 +84,7 @@ def module_us(record, module, batch, dtype, **_):
     """
     c_in, size, *widths = models.TABLE[module]
     item_bytes = getattr(torch, dtype).itemsize
-    work = cost.least((c_in, *widths), batch * size * size, item_bytes)
+    work = traffic.least((c_in, *widths), batch * size * size, item_bytes)
     return 1e6 * cost.limit(work, limits(record, dtype), launches=2)
 
 
