@@ -280,9 +280,9 @@ def limit(work: Kernel, ceilings: Ceilings, launches: int) -> float:
 
     Examples
     --------
-    >>> machine = Ceilings(1e9, 1e9, launch_s=0, kernel_s=1e-6, overlaps=True)
+    >>> machine = Ceilings(1e3, 1e3, launch_s=0, kernel_s=1, overlaps=True)
     >>> limit(Kernel(flops=3000, bytes=1000), machine, launches=2)
-    5e-06
+    5.0
     """
     flops_s = work.flops / ceilings.flops_per_s
     bytes_s = work.bytes / ceilings.bytes_per_s
@@ -312,10 +312,10 @@ def seconds(kernels: Iterable[Kernel], ceilings: Ceilings, graph: bool = False) 
 
     Examples
     --------
-    >>> machine = Ceilings(1e9, 1e9, launch_s=2e-6, kernel_s=1e-6, overlaps=True)
+    >>> machine = Ceilings(1e3, 1e3, launch_s=2, kernel_s=1, overlaps=True)
     >>> two = [Kernel(flops=1000, bytes=1000), Kernel(flops=1500, bytes=0)]
     >>> seconds(two, machine), seconds(two, machine, graph=True)
-    (4e-06, 2.5e-06)
+    (4.0, 2.5)
     """
     kernels = list(kernels)
     together = max if ceilings.overlaps else lambda *times_s: sum(times_s)
