@@ -46,7 +46,8 @@ def fuse(model: nn.Module) -> fx.GraphModule:
     network.meta["refused"] = {}
     for siblings in find(network):
         if reason := refusal(network, siblings):
-            network.meta["refused"][tuple(node.target for node in siblings)] = reason
+            members = tuple(node.target for node in siblings)
+            network.meta["refused"][members] = reason
         else:
             replace(network, siblings)
     network.delete_all_unused_submodules()
@@ -61,9 +62,11 @@ def find(network: fx.GraphModule) -> list[list[fx.Node]]:
         layer = module_of(network, node)
         if type(layer) in (nn.Conv2d, nn.Linear) and not altered(layer):
             geometry = [getattr(layer, name, None) for name in GEOMETRY]
-            tensor = layer.weight.dtype, layer.weight.device, layer.bias is None
+            weight = layer.weight
+            tensor = weight.dtype, weight.device, layer.bias is None
             if getattr(layer, "groups", 1) == 1:
-                alike = node.all_input_nodes[0], type(layer), *geometry, *tensor
+                source = node.all_input_nodes[0]
+                alike = source, type(layer), *geometry, *tensor
                 groups[alike].append(node)
     return [siblings for siblings in groups.values() if len(siblings) > 1]
 
@@ -71,28 +74,34 @@ def find(network: fx.GraphModule) -> list[list[fx.Node]]:
 def refusal(network: fx.GraphModule, siblings: list[fx.Node]) -> str:
     """Why these layers stay apart; "" if they may be one."""
     nodes = list(network.graph.nodes)
-    for name in (node.target for node in siblings):
+    read = [str(node.target) for node in nodes if node.op == "get_attr"]
+    names = [node.target for node in siblings]
+    for name in names:
         if [node.target for node in nodes].count(name) > 1:
             return f"{name} is called more than once"
-        if any(n.op == "get_attr" and n.target.startswith(f"{name}.") for n in nodes):
+        if any(path.startswith(f"{name}.") for path in read):
             return f"a parameter of {name} is read directly"
-    for node in nodes[nodes.index(siblings[0]) : nodes.index(siblings[-1])]:
+    first, last = siblings[0], siblings[-1]
+    for node in nodes[nodes.index(first) : nodes.index(last)]:
         if writes(network, node):
-            return f"{node} may write in place before {siblings[-1].target} is called"
+            return f"{node} may write in place before {names[-1]} is called"
     return ""
 
 
 def replace(network: fx.GraphModule, siblings: list[fx.Node]) -> None:
     """Stack the weights of the siblings in one layer, and split its output."""
-    layers, graph = [module_of(network, node) for node in siblings], network.graph
-    stacked, sizes = copy.deepcopy(layers[0]), [len(layer.weight) for layer in layers]
+    layers = [module_of(network, node) for node in siblings]
+    sizes = [len(layer.weight) for layer in layers]
+    stacked = copy.deepcopy(layers[0])
     for name, _ in list(stacked.named_parameters()):
         values = torch.cat([getattr(layer, name) for layer in layers])
         setattr(stacked, name, nn.Parameter(values.detach()))
     linear = isinstance(stacked, nn.Linear)
-    setattr(stacked, "out_features" if linear else "out_channels", sum(sizes))
+    width = "out_features" if linear else "out_channels"
+    setattr(stacked, width, sum(sizes))
     path = f"{siblings[0].target}_and_siblings"
     network.add_submodule(path, stacked)
+    graph = network.graph
     with graph.inserting_before(siblings[0]):
         y = graph.call_module(path, (siblings[0].all_input_nodes[0],))
         parts = graph.call_method("split", (y, sizes, -1 if linear else -3))

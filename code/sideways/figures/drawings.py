@@ -41,35 +41,57 @@ def inception(fused=False):
 
 
 def graph(nodes, together=()):
-    """A graph, inputs on the left: {name: (label, lane, colour, names of its inputs)}.
+    """A graph, inputs on top: {name: (label, lane, colour, names of its inputs)}.
 
-    A node stands to the right of all its inputs, in its lane. together: names to
-    draw a frame around.
+    A node stands below all its inputs, in its lane. together: names to draw a frame around.
     """
-    column: dict[str, int] = {}
+    row: dict[str, int] = {}
     place: dict[str, tuple[float, float]] = {}
     for name, (_, lane, _, inputs) in nodes.items():
-        column[name] = 1 + max((column[source] for source in inputs), default=-1)
-        place[name] = (column[name] * 2.55, lane * 1.1)
-    right = max(x for x, _ in place.values()) + 1
-    bottom = max(y for _, y in place.values()) + 0.6
+        row[name] = 1 + max((row[source] for source in inputs), default=-1)
+        place[name] = (lane * 2.3, row[name] * 1.4)
+    left, right = min(x for x, _ in place.values()), max(x for x, _ in place.values())
+    bottom = max(y for _, y in place.values()) + 0.45
+    wide = right - left + 2.6
     figure, axes = canvas(
-        7.4, 7.4 * (bottom + 0.7) / (right + 1), (-1, right), (-0.7, bottom)
+        0.53 * wide, 0.53 * (bottom + 0.45), (left - 1.3, right + 1.3), (-0.45, bottom)
     )
     for name, (label, _, colour, inputs) in nodes.items():
         x, y = place[name]
-        node(axes, x, y, 1.95, label, colour, fontsize=8)
+        node(axes, x, y, 2.0, label, colour, fontsize=9.5)
         for source in inputs:
             x_0, y_0 = place[source]
             ink = nodes[source][2] if nodes[source][2] != INPUT else colour
-            bend = x - 1.6  # past other columns along its own lane
-            axes.plot([x_0 + 0.98, bend], [y_0, y_0], color=ink, linewidth=1.1, zorder=0)
-            arrow(axes, (bend, y_0), (x - 0.98, y), ink)
+            bend = y - 0.85  # past other rows down its own lane
+            axes.plot([x_0, x_0], [y_0 + 0.32, bend], color=ink, linewidth=1.1, zorder=0)
+            arrow(axes, (x_0, bend), (x, y - 0.32), ink)
     if together:
         xs, ys = zip(*(place[name] for name in together), strict=True)
-        corner, size = (min(xs) - 1.15, min(ys) - 0.5), (2.3, max(ys) - min(ys) + 1)
+        corner, size = (min(xs) - 1.15, min(ys) - 0.5), (max(xs) - min(xs) + 2.3, 1)
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=1,
                                  linestyle=(0, (4, 3))))  # fmt: skip
+    return figure
+
+
+def neighbours(sizes):
+    """Weights side by side in one memory, and which layer each part belongs to.
+
+    sizes: {layer: output channels}; a part is as wide as its layer has channels.
+    """
+    total = sum(sizes.values())
+    figure, axes = canvas(4.9, 1.55, (-1, total + 1), (-total * 0.13, total * 0.18))
+    axes.text(
+        total / 2, -total * 0.07, "one product reads it all", ha="center", fontsize=10
+    )
+    begin = 0
+    for number, (layer, size) in enumerate(sizes.items()):
+        colour = BRANCHES[number]
+        box(axes, begin, -total * 0.03, size, total * 0.08, colour, str(size), fontsize=9.5)
+        middle, side = begin + size / 2, number + 1 == len(sizes)
+        y = total * (0.13 if number % 2 else 0.085)
+        axes.text(begin + size if side else middle, y, f"{layer}.weight", va="center",
+                  ha="right" if side else "center", fontsize=9.5, color=colour)  # fmt: skip
+        begin += size
     return figure
 
 
