@@ -312,7 +312,7 @@ def seconds(kernels: Iterable[Kernel], ceilings: Ceilings, graph: bool = False) 
 
     Examples
     --------
-    >>> machine = Ceilings(1e3, 1e3, launch_s=2, kernel_s=1, overlaps=True)
+    >>> machine = Ceilings(1e3, 1e3, launch_s=2.0, kernel_s=1, overlaps=True)
     >>> two = [Kernel(flops=1000, bytes=1000), Kernel(flops=1500, bytes=0)]
     >>> seconds(two, machine), seconds(two, machine, graph=True)
     (4.0, 2.5)
