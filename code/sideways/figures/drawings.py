@@ -183,12 +183,12 @@ def memory(rows, columns):
     figure, axes = canvas(5, 5 * height / columns, (-0.2, columns + 0.2), (-0.2, height))
     y = 0
     for title, cells in rows.items():
-        axes.text(0, y + 0.65, title, fontsize=9, va="center")
+        axes.text(0, y + 0.65, title, fontsize=8.5, va="center")
         for cell, branch in enumerate(cells):
             line, column = divmod(cell, columns)
             colour = BRANCHES[branch]
             box(axes, column, y + 1.1 + line, 1, 0.85, colour, str(branch + 1),
-                 strength=0.45, fontsize=8.5)  # fmt: skip
+                 strength=0.45, fontsize=7.5)  # fmt: skip
         y += lines[title] + 1.3
     return figure
 
