@@ -334,7 +334,7 @@ def test_taps_are_the_rows_that_are_read():
 
 def test_one_program_of_a_gemm_has_its_row_of_x_and_its_column_of_weight():
     found = words(figures.gemm(rows=2, columns=3, depth=2, program=(1, 2)))
-    assert [found.count(f"step {step}") for step in (0, 1, 2)] == [2, 2, 0]
+    assert [found.count(f"step\n{step}") for step in (0, 1, 2)] == [2, 2, 0]
     assert {"0, 0", "1, 2"} < set(found)
     assert "2, 0" not in found
 

@@ -199,28 +199,26 @@ def gemm(rows, columns, depth, program):
     rows, columns, depth: tiles of Y downwards and across, and steps along the channels.
     program: (row, column) of the tile of Y that is drawn strong.
     """
-    figure, axes = canvas(
-        7.4, 3.4, (-2.2, depth + columns + 2.7), (-depth - 0.6, rows + 0.1)
-    )
+    figure, axes = canvas(5.2, 3, (-2.4, depth + columns + 3), (-depth - 0.6, rows + 0.1))
     left, above = depth + 0.5, -depth - 0.5
 
     def tile(x, y, colour, mine, label):
         strength = 0.6 if mine else 0.12
-        box(axes, x, y, 1, 1, colour, label, strength=strength, fontsize=8)
+        box(axes, x, y, 1, 1, colour, label, strength=strength, fontsize=9.7)
 
     for step in range(depth):
         for row in range(rows):
             mine = row == program[0]
-            tile(step, row, INPUT, mine, f"step {step}" if mine else "")
+            tile(step, row, INPUT, mine, f"step\n{step}" if mine else "")
         for column in range(columns):
             mine = column == program[1]
-            label = f"step {step}" if mine else ""
+            label = f"step\n{step}" if mine else ""
             tile(left + column, above + step, BRANCHES[0], mine, label)
     for row in range(rows):
         for column in range(columns):
             here = row, column
             tile(left + column, row, BRANCHES[0], here == program, f"{row}, {column}")
-    text = {"va": "center", "fontsize": 9.5}
+    text = {"va": "center", "fontsize": 10}
     axes.text(-0.2, rows / 2, "x\npixels ×\nchannels in", ha="right", **text)
     right, middle = left + columns + 0.2, above + depth / 2
     axes.text(right, middle, "weight\nchannels in ×\nchannels out", **text)
@@ -231,8 +229,8 @@ def gemm(rows, columns, depth, program):
 def taps(height, wide, shown):
     """Which pixel each pixel reads under some taps (dy, dx) of a window."""
     apart = wide + 1.4
-    figure, axes = canvas(7.4, 2.1, (-0.2, len(shown) * apart - 1.2), (-0.9, height + 0.9))
-    text = {"ha": "center", "va": "center", "fontsize": 9.5}
+    figure, axes = canvas(5.2, 1.7, (-0.2, len(shown) * apart - 1.2), (-0.9, height + 0.9))
+    text = {"ha": "center", "va": "center", "fontsize": 10}
     for place, (dy, dx) in enumerate(shown):
         left, further = place * apart, dy * wide + dx
         axes.text(left + wide / 2, -0.45, f"tap ({dy}, {dx})".replace("-", "−"), **text)
@@ -241,7 +239,17 @@ def taps(height, wide, shown):
                 inside = 0 <= line + dy < height and 0 <= column + dx < wide
                 colour, strength = (BRANCHES[1], 0.3) if inside else (INPUT, 0.05)
                 label = str(line * wide + column + further) if inside else ""
-                box(axes, left + column, line, 1, 1, colour, label, strength=strength)
+                box(
+                    axes,
+                    left + column,
+                    line,
+                    1,
+                    1,
+                    colour,
+                    label,
+                    strength=strength,
+                    fontsize=10,
+                )
         shift = f"row {'−' if further < 0 else '+'} {abs(further)}"
         axes.text(left + wide / 2, height + 0.45, shift, **text)
     return figure
@@ -255,17 +263,17 @@ def launches(grids, stores):
     stores: {title: {place: channels}}, where the launch writes. Channels are to scale,
     and a tile has 64. What an earlier launch has written is drawn faint.
     """
-    figure, axes = canvas(7.4, 5.8, (-5, 750), (-45, 535))
+    figure, axes = canvas(6.4, 5, (-5, 750), (-45, 535))
     written: list[tuple] = []
     places: dict[str, float] = {}
     for number, (title, problems) in enumerate(grids.items()):
         top, before, places = 300 * number, places, {}
-        axes.text(0, top - 30, title, fontsize=10, weight="bold", va="center")
+        axes.text(0, top - 30, title, fontsize=10.5, weight="bold", va="center")
         x = 0
         for name, channels in stores[title].items():
             places[name] = x
             box(axes, x, top + 185, channels, 22, INPUT, strength=0.02)
-            axes.text(x, top + 220, f"{name}: {channels}", fontsize=9, va="center")
+            axes.text(x, top + 221, f"{name}: {channels}", fontsize=10, va="center")
             x += max(channels, 45) + 45
         for branch, channels, (place, first) in written:
             if place in places:
@@ -276,7 +284,7 @@ def launches(grids, stores):
             across, colour = -(-channels // 64), BRANCHES[branch]
             _programs(axes, (x, top + 28), column, channels, colour)
             middle, at = x + 32 * across, places[place] + first
-            axes.text(middle, top + 19, name, ha="center", fontsize=8.5)
+            axes.text(middle, top + 19, name, ha="center", fontsize=10)
             box(axes, at, top + 185, channels, 22, colour, strength=0.5, linewidth=0)
             arrow(axes, (middle, top + 118), (at + channels / 2, top + 183), colour)
             if source:
@@ -296,8 +304,8 @@ def _programs(axes, corner, column, channels, colour):
             box(axes, x, y, used, 26, colour, strength=0.4, linewidth=0)
             axes.add_patch(Rectangle((x, y), 64, 26, fill=False, edgecolor=colour,
                                      linewidth=0.6))  # fmt: skip
-            text, at = f"{row}, {column + start // 64}", used / 2 if used > 24 else 40
-            axes.text(x + at, y + 13, text, ha="center", va="center", fontsize=6.5)
+            text, at = f"{row}, {column + start // 64}", 32 if used > 24 else 40
+            axes.text(x + at, y + 13, text, ha="center", va="center", fontsize=9.8)
     middle = corner[0] + 32 * -(-channels // 64)
     axes.text(middle, corner[1] + 84, "…", ha="center", va="center", fontsize=9)
 

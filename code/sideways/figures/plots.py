@@ -59,7 +59,7 @@ def curves(lines, xlabel, ylabel):
 
 def stacked_bars(rows, colours, xlabel):
     """Horizontal bars made of named parts: {row: {part: number}}, totals at the end."""
-    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 1.1))
+    figure, axis = plt.subplots(figsize=(5.2, 0.32 * len(rows) + 1.1))
     for place, parts in enumerate(rows.values()):
         left = 0
         for name, value in parts.items():
@@ -72,8 +72,9 @@ def stacked_bars(rows, colours, xlabel):
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel(xlabel)
-    axis.legend(ncols=len(colours), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     figure.tight_layout()
+    columns, corner = min(3, len(colours)), (0, 0.97)
+    figure.legend(ncols=columns, loc="lower left", bbox_to_anchor=corner, columnspacing=1.2)
     return figure
 
 
@@ -105,8 +106,7 @@ def _strip(axis, place, left, right, held):
     colour = tint(OTHERS[1], strength)
     axis.barh(place, right - left, left=left, height=0.8, color=colour, edgecolor=FAINT)
     if right - left > 11:
-        axis.text((left + right) / 2, place, held or "idle", ha="center", va="center",
-                  fontsize=9)  # fmt: skip
+        axis.text((left + right) / 2, place, held or "idle", ha="center", va="center")
 
 
 def bars(panels, marks=None, label=""):
@@ -117,17 +117,17 @@ def bars(panels, marks=None, label=""):
     """
     count = max(len(rows) for rows in panels.values())
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(7.4, 0.36 * count + 0.9), sharey=True, squeeze=False
+        1, len(panels), figsize=(5.2, 0.36 * count + 0.9), sharey=True, squeeze=False
     )
     for axis, (quantity, rows) in zip(axes[0], panels.items(), strict=True):
         axis.barh(list(rows), list(rows.values()), color=OTHERS[1], height=0.62)
         for place, value in enumerate(rows.values()):
-            axis.text(value, place, f" {value:.3g}", va="center", fontsize=9)
+            axis.text(value, place, f" {value:.3g}", va="center")
         if quantity in (marks or {}):
             word, where = marks[quantity]
             axis.axvline(where, **DASHED)
-            axis.text(where, -0.55, word, ha="center", va="bottom", fontsize=9)
-        axis.set(xlabel=quantity, xlim=(0, 1.16 * max(rows.values())))
+            axis.text(where, -0.55, word, ha="center", va="bottom")
+        axis.set(xlabel=quantity, xlim=(0, 1.3 * max(rows.values())))
         axis.tick_params(axis="y", length=0)
     axes[0, 0].invert_yaxis()
     return labelled(figure, label)
@@ -355,7 +355,7 @@ def hinge(said, was, label):
 
     was: {n: recorded µs}, as dots; perhaps none.
     """
-    figure, axis = plt.subplots(figsize=(7.4, 3.4))
+    figure, axis = plt.subplots(figsize=(5.2, 3))
     lows, middles, highs = zip(*said.values(), strict=True)
     axis.fill_between(list(said), lows, highs, color=FAINT, linewidth=0, label="range")
     axis.plot(list(said), middles, color=INK, linewidth=1.4, label="predicted")
@@ -364,5 +364,5 @@ def hinge(said, was, label):
     axis.set(xscale="log", yscale="log", xlabel="kernels in the graph, n", ylabel="µs")
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter("{x:,.0f}")
-    axis.legend(fontsize=9, loc="upper left")
+    axis.legend(loc="upper left")
     return labelled(figure, label)
