@@ -350,29 +350,27 @@ def _tap(axes, x, y, width, height, colour):
 
 def sharded():
     """A gated MLP cut across two processes: rows, then columns, and one sum."""
-    figure, axes = canvas(7.4, 3.4, (-0.2, 15.6), (-1.3, 6.1))
-    text = {"ha": "center", "va": "center", "fontsize": 9}
-    for title, x in (("all of x", 0.75), ("its rows", 3.75), ("a part", 7.55),
-                     ("its columns", 10.15), ("a summand", 12.75)):  # fmt: skip
-        axes.text(x, -0.9, title, **text)
-    for process, (top, colour) in enumerate(((0, OTHERS[0]), (3.4, OTHERS[3]))):
-        middle = top + 1
-        box(axes, 0, top, 1.5, 2, INPUT, "x")
+    figure, axes = canvas(5.2, 2.7, (-0.2, 18.2), (-2.2, 7.3))
+    text = {"ha": "center", "va": "center", "fontsize": 9.5}
+    for title, x in (("all\nof x", 0.6), ("its\nrows", 4.1), ("a\npart", 8.7),
+                     ("its\ncolumns", 12), ("a\nsummand", 14.9)):  # fmt: skip
+        axes.text(x, -1.2, title, **text)
+    for process, (top, colour) in enumerate(((0, OTHERS[0]), (4, OTHERS[3]))):
+        middle = top + 1.2
+        box(axes, 0, top, 1.2, 2.4, INPUT, "x", fontsize=9.5)
         for row, name in enumerate(("gate", "up")):
-            y = top + 1.1 * row
-            label = f"half of {name}"
-            box(axes, 2.6, y, 2.3, 0.9, colour, label, fontsize=8.5)
-            arrow(axes, (1.5, middle), (2.6, y + 0.45), INPUT)
-            arrow(axes, (4.9, y + 0.45), (6.7, middle), colour)
-        box(axes, 6.7, top + 0.4, 1.7, 1.2, colour, "hidden\n0 to F/2" if process == 0
-            else "hidden\nF/2 to F", fontsize=8)  # fmt: skip
-        box(axes, 9.1, top + 0.2, 2.1, 1.6, colour, "half of\ndown", fontsize=8.5)
-        box(axes, 12, top, 1.5, 2, colour, f"$Y^{{({process})}}$")
-        arrow(axes, (8.4, middle), (9.1, middle), colour)
-        arrow(axes, (11.2, middle), (12, middle), colour)
-        arrow(axes, (13.5, middle), (14.5, 2.7), colour)
-        label = f"process {process}"
-        axes.text(7.55, top + (2.35 if process else 2.3), label, **text, color=colour)
-    axes.text(14.95, 2.7, "+", fontsize=17, ha="center", va="center")
-    axes.text(14.95, 3.5, "one\nall-reduce", **text)
+            y = top + 1.3 * row
+            box(axes, 2.4, y, 3.4, 1.1, colour, f"half of {name}", fontsize=9.5)
+            arrow(axes, (1.2, middle), (2.4, y + 0.55), INPUT)
+            arrow(axes, (5.8, y + 0.55), (7.3, middle), colour)
+        part = "F/2 to F" if process else "0 to F/2"
+        box(axes, 7.3, top + 0.2, 2.8, 2, colour, f"hidden\n{part}", fontsize=9.5)
+        box(axes, 10.9, top + 0.2, 2.2, 2, colour, "half of\ndown", fontsize=9.5)
+        box(axes, 13.9, top, 2, 2.4, colour, f"$Y^{{({process})}}$", fontsize=9.5)
+        arrow(axes, (10.1, middle), (10.9, middle), colour)
+        arrow(axes, (13.1, middle), (13.9, middle), colour)
+        arrow(axes, (15.9, middle), (16.8, 2.8 if process == 0 else 3.6), colour)
+        axes.text(8.7, top + 2.9, f"process {process}", **text, color=colour)
+    axes.text(17.1, 3.2, "+", fontsize=17, ha="center", va="center")
+    axes.text(14.6, 3.2, "one all-reduce", **text)
     return figure
