@@ -350,7 +350,7 @@ def _tap(axes, x, y, width, height, colour):
 
 def sharded():
     """A gated MLP cut across two processes: rows, then columns, and one sum."""
-    figure, axes = canvas(5.2, 2.7, (-0.2, 18.2), (-2.2, 7.3))
+    figure, axes = canvas(6.3, 3.3, (-0.2, 18.2), (-2.2, 7.3))
     text = {"ha": "center", "va": "center", "fontsize": 9.5}
     for title, x in (("all\nof x", 0.6), ("its\nrows", 4.1), ("a\npart", 8.7),
                      ("its\ncolumns", 12), ("a\nsummand", 14.9)):  # fmt: skip
@@ -360,9 +360,9 @@ def sharded():
         box(axes, 0, top, 1.2, 2.4, INPUT, "x", fontsize=9.5)
         for row, name in enumerate(("gate", "up")):
             y = top + 1.3 * row
-            box(axes, 2.4, y, 3.4, 1.1, colour, f"half of {name}", fontsize=9.5)
-            arrow(axes, (1.2, middle), (2.4, y + 0.55), INPUT)
-            arrow(axes, (5.8, y + 0.55), (7.3, middle), colour)
+            box(axes, 2.2, y, 3.7, 1.1, colour, f"half of {name}", fontsize=9.5)
+            arrow(axes, (1.2, middle), (2.2, y + 0.55), INPUT)
+            arrow(axes, (5.9, y + 0.55), (7.3, middle), colour)
         part = "F/2 to F" if process else "0 to F/2"
         box(axes, 7.3, top + 0.2, 2.8, 2, colour, f"hidden\n{part}", fontsize=9.5)
         box(axes, 10.9, top + 0.2, 2.2, 2, colour, "half of\ndown", fontsize=9.5)
@@ -372,5 +372,5 @@ def sharded():
         arrow(axes, (15.9, middle), (16.8, 2.8 if process == 0 else 3.6), colour)
         axes.text(8.7, top + 2.9, f"process {process}", **text, color=colour)
     axes.text(17.1, 3.2, "+", fontsize=17, ha="center", va="center")
-    axes.text(14.6, 3.2, "one all-reduce", **text)
+    axes.text(14.1, 3.2, "one all-reduce", **text)
     return figure
