@@ -265,9 +265,10 @@ def fold(
     mean, var = _array("mean", mean, K), _array("var", var, K)
     gamma, beta = _array("gamma", gamma, K), _array("beta", beta, K)
     if not 0 <= eps < np.inf:
-        raise FusionError(f"eps: expected a finite number of at least 0, got {eps}")
+        raise FusionError(f"eps: expected a finite number ≥ 0, got {eps}")
     if np.any(var + eps <= 0):
-        raise FusionError(f"var: expected var + eps > 0, got {var.min()} + {eps}")
+        low = var.min()
+        raise FusionError(f"var: expected var + eps > 0, got {low} + {eps}")
     scale = gamma / np.sqrt(var + eps)  # [K]
     return weight * scale[:, None], (bias - mean) * scale + beta
 

@@ -135,13 +135,14 @@ def bars(panels, marks=None, label=""):
 
 def ranges(rows, xlabel):
     """Medians with their quartiles: {row: (lower, median, upper)}; a line at 1."""
-    figure, axis = plt.subplots(figsize=(7.4, 0.42 * len(rows) + 0.9))
+    figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(rows) + 0.9))
     axis.axvline(1, **DASHED)
     for place, (low, middle, high) in enumerate(rows.values()):
         axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=4)
         axis.plot(middle, place, "o", color=OTHERS[0])
     axis.set_yticks(range(len(rows)), list(rows))
-    axis.set(xlim=(0, None), ylim=(len(rows) - 0.4, -0.6), xlabel=xlabel)
+    axis.set(xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
+    axis.set_xlabel(xlabel, loc="right", multialignment="right")
     figure.tight_layout()
     return figure
 
@@ -151,7 +152,7 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
 
     An error of exactly 0 has no logarithm: it is drawn at the bottom, marked 0.
     """
-    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    figure, axis = plt.subplots(figsize=(5.4, 2.9))
     floor = bound / 1e12
     names = list(next(iter(groups.values())))
     for index, (group, bars) in enumerate(groups.items()):
@@ -165,11 +166,11 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
         centre = index * (len(names) + 1) + (len(names) - 1) / 2
         axis.text(centre, floor / 20, group, ha="center", va="top")
     axis.axhline(bound, **DASHED)
-    axis.text(len(names) - 0.4, bound * 2, bound_name, fontsize=8.5)
+    axis.text(len(names) - 0.4, bound * 2, bound_name)
     axis.set_yscale("log")
     axis.set(ylabel=ylabel, xticks=[])
     axis.set_ylim(bottom=floor)
-    axis.legend(ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    axis.legend(ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
     figure.tight_layout()
     return figure
 
