@@ -106,7 +106,11 @@ def conv_loops(
     return y
 
 
-def pointwise(x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
+def pointwise(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+) -> Array:
     """A 1×1 convolution as one matrix product.
 
     x [N, C, H, W], weight [K, C], bias [K] or None -> y [N, K, H, W], in the
