@@ -304,7 +304,7 @@ def outcomes(panels, label):
     styles = dict(zip(styles, ((0, "o"), (3, "D"), (1, "s")), strict=False))
     ratios = [sum(map(_tall, panel.values())) for panel in panels.values()]
     figure, axes = plt.subplots(
-        len(panels), 1, figsize=(5.2, 0.4 * sum(ratios) + 0.42 * len(panels) + 0.8),
+        len(panels), 1, figsize=(4.5, 0.4 * sum(ratios) + 0.42 * len(panels) + 0.8),
         sharex=True, squeeze=False, height_ratios=ratios,
     )  # fmt: skip
     for axis, (title, panel) in zip(axes[:, 0], panels.items(), strict=True):
