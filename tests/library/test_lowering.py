@@ -551,5 +551,37 @@ def test_a_view_of_a_branch_becomes_a_reshape():
     model = pair(one_view, c=nn.Conv2d(3, 2, 1), d=nn.Conv2d(3, 1, 1))
     network = check(model, image())
     assert [len(layer.names) for layer in stacked(network).values()] == [4]
-    called = [n.target for n in network.graph.nodes if n.op == "call_method"]
-    assert called == ["reshape"] * 2
+    assert _methods(network) == ["reshape"] * 2
+
+
+def view_of_a_convolution_of_a_part(self, x):
+    y = self.c(self.a(x).relu())
+    return y.view(3, -1), self.b(x)
+
+
+def view_that_is_written_to(self, x):
+    y, z = x.relu(), self.a(x)
+    y.view(-1).zero_()
+    return z, self.b(x), y
+
+
+def test_a_view_of_what_a_convolution_makes_of_a_part_becomes_a_reshape():
+    """Of one channel of an image in channels_last it makes another order of axes."""
+    c = nn.Conv2d(1, 2, 3, stride=2, padding=1)
+    model = pair(view_of_a_convolution_of_a_part, c=c)
+    model.a = nn.Conv2d(3, 1, 1).eval()
+    x = torch.randn(3, 3, 2, 3).contiguous(memory_format=torch.channels_last)
+    network = check(model, x)
+    assert stacked(network)
+    assert _methods(network) == ["relu", "reshape"]
+
+
+def test_a_view_that_is_written_to_stays_a_view():
+    """A copy would miss the write."""
+    network = check(pair(view_that_is_written_to), image())
+    assert stacked(network)
+    assert _methods(network) == ["relu", "view", "zero_"]
+
+
+def _methods(network):
+    return [node.target for node in network.graph.nodes if node.op == "call_method"]

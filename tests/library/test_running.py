@@ -40,6 +40,30 @@ READERS = {
 }
 
 
+class OneChannel(nn.Module):
+    """A convolution of a part of one channel; in channels_last its axes are reordered."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 4, 1)
+        self.c = nn.Conv2d(1, 2, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.c(self.a(x).relu()).view(3, -1), self.b(x)
+
+
+def test_a_part_of_one_channel_lies_as_in_the_product():
+    """So the run sees that `view` fails, and the group is refused."""
+    model = OneChannel()
+    x = torch.randn(3, 3, 2, 3).contiguous(memory_format=torch.channels_last)
+    (group,) = hfusion.plan(model, x).groups
+    assert not group.fused
+    assert "`forward`" in group.reason
+    with torch.no_grad():
+        for mine, theirs in zip(hfusion.fuse(model, x)(x), model(x), strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_who_needs_a_contiguous_part(reader):
     """Nobody does who would copy in any case; and who gets one gets the same numbers."""

@@ -44,7 +44,10 @@ def strided(
     """
 
     def hand_on(module: nn.Module, given: tuple, y: torch.Tensor) -> torch.Tensor:
-        order = sorted(range(y.ndim), key=y.stride, reverse=True)
+        # The strides of one channel do not say where that axis lies. Of several with
+        # another channel's stride, it lies innermost.
+        axes = sorted(range(y.ndim), key=lambda axis: axis == dim % y.ndim)
+        order = sorted(axes, key=y.stride, reverse=True)
         shape = list(y.shape)
         shape[dim] = sum(sizes)
         whole = torch.empty_permuted(shape, order, dtype=y.dtype, device=y.device)

@@ -17,8 +17,12 @@ change of how exactly torch computes, such as TF32.
 On a path that was not planned, a reader may count on a part without gaps. Then `.view`
 fails. `reshape` and `contiguous` copy, so a later write to one no longer reaches the other.
 All parts share one memory: `torch.save` saves it whole, and `resize_` may reach the next
-part. A convolution that reads a part may lay out its output in another order of axes, which
-shows only where memory is read by strides, as by `as_strided`, or where `.view` then fails.
+part.
+
+What an activation or a convolution makes of a part may have its axes in another order,
+above all if the layer has one output channel. This shows only where memory is read by
+strides, as by `as_strided`, and where `.view` fails because of it. A plan made with
+example_inputs sees the failing `.view` and avoids it.
 
 A packed weight cannot be resized in place. `copy.copy` of a single layer computes with the
 layer that it was copied from; use `copy.deepcopy`.

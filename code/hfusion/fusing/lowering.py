@@ -84,9 +84,10 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
         hoist = bool(once or reading.count_copies(now, ends) < len(ends) - 1)
         embed, path = group.window is not None, _free_path(graph, group.members)
         stacked[path] = stacking.stack(group.layers, activation, embed, hoist)
-        views = {view for end in ends for view in now.memory.views(end)}
-        there = ([where[node] for node in found] for found in (nodes, ends, views))
+        there = ([where[node] for node in found] for found in (nodes, ends))
         _call_stacked(graph, path, *there)
+    if stacked:
+        _let_views_copy(now, where)
     parts = _copies(plan.model, graph, now.trace.constants, stacked)
     network = fx.GraphModule(parts, graph, type(plan.model).__name__)
     _keep_out_of_state(network, parts.keys() - plan.model.state_dict().keys())
@@ -135,20 +136,29 @@ def _read_by_graph(now: Reading, members: Mapping[str, nn.Module]) -> bool:
     return any(id(p) in read for layer in members.values() for p in layer.parameters())
 
 
+def _let_views_copy(now: Reading, where: Mapping[fx.Node, fx.Node]) -> None:
+    """Make each call of `.view` one of `.reshape` where a copy would do as well.
+
+    A part may be strided, and a convolution that reads it may lay out its output otherwise.
+    """
+    for node in now.graph.find_nodes(op="call_method", target="view"):
+        memory, view = now.memory, where[node]
+        if memory.counts_on_layout(node) or memory.viewed_in_another_mode(node):
+            continue
+        view.target = "reshape"
+        if "size" in view.kwargs:
+            view.kwargs = {"shape": view.kwargs["size"]}
+
+
 def _call_stacked(
-    graph: fx.Graph, path: str, nodes: Sequence[fx.Node], ends: Sequence[fx.Node],
-    views: Sequence[fx.Node],
-) -> None:  # fmt: skip
+    graph: fx.Graph, path: str, nodes: Sequence[fx.Node], ends: Sequence[fx.Node]
+) -> None:
     """In a graph: one call of the stacked layer at `path` in place of a group's calls."""
     with graph.inserting_before(nodes[0]):
         whole = graph.call_module(path, (nodes[0].all_input_nodes[0],))
         parts = [
             graph.call_function(operator.getitem, (whole, i)) for i in range(len(nodes))
         ]
-    for view in views:  # a part may be strided, and view cannot copy
-        view.target = "reshape"
-        if "size" in view.kwargs:  # else another group has done it
-            view.kwargs = {"shape": view.kwargs["size"]}
     for node, end, part in zip(nodes, ends, parts, strict=True):
         end.replace_all_uses_with(part)
         for old in dict.fromkeys((end, node)):

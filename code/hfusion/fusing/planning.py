@@ -277,7 +277,8 @@ class FusionPlan:
         torch.nn.Module
             An instance of the model's class, with its methods, hooks, modes and containers,
             as they are now, and each weight a Parameter at its own path. Nothing is stored
-            twice, and nothing is shared with the model.
+            twice, and nothing is shared with the model. Two Parameters of the model that
+            share memory have their own in any copy, also in one of `copy.deepcopy`.
 
         Raises
         ------
