@@ -319,7 +319,9 @@ def windows(members, side):
     taps, gap = side * side, side + 2
     tall = max(c_out for _, c_out in members.values())
     left = 1.5
-    figure, axes = canvas(5.2, 2.9, (-0.6, 2 * gap + side + left + 0.2), (-1.6, side + 6.0))
+    figure, axes = canvas(
+        6.2, 3.45, (-0.6, 2 * gap + side + left + 0.2), (-1.6, side + 6.0)
+    )
     text = {"ha": "center", "va": "center", "fontsize": 10}
     for place, (name, (own, _)) in enumerate(members.items()):
         x, margin = left + place * gap, (side - own) // 2
@@ -351,22 +353,22 @@ def _tap(axes, x, y, width, height, colour):
 def sharded():
     """A gated MLP cut across two processes: rows, then columns, and one sum."""
     figure, axes = canvas(6.3, 3.3, (-0.2, 18.2), (-2.2, 7.3))
-    text = {"ha": "center", "va": "center", "fontsize": 9.5}
+    text = {"ha": "center", "va": "center", "fontsize": 10}
     for title, x in (("all\nof x", 0.6), ("its\nrows", 4.1), ("a\npart", 8.7),
                      ("its\ncolumns", 12), ("a\nsummand", 14.9)):  # fmt: skip
         axes.text(x, -1.2, title, **text)
     for process, (top, colour) in enumerate(((0, OTHERS[0]), (4, OTHERS[3]))):
         middle = top + 1.2
-        box(axes, 0, top, 1.2, 2.4, INPUT, "x", fontsize=9.5)
+        box(axes, 0, top, 1.2, 2.4, INPUT, "x", fontsize=10)
         for row, name in enumerate(("gate", "up")):
             y = top + 1.3 * row
-            box(axes, 2.2, y, 3.7, 1.1, colour, f"half of {name}", fontsize=9.5)
+            box(axes, 2.2, y, 3.7, 1.1, colour, f"half of {name}", fontsize=10)
             arrow(axes, (1.2, middle), (2.2, y + 0.55), INPUT)
             arrow(axes, (5.9, y + 0.55), (7.3, middle), colour)
         part = "F/2 to F" if process else "0 to F/2"
-        box(axes, 7.3, top + 0.2, 2.8, 2, colour, f"hidden\n{part}", fontsize=9.5)
-        box(axes, 10.9, top + 0.2, 2.2, 2, colour, "half of\ndown", fontsize=9.5)
-        box(axes, 13.9, top, 2, 2.4, colour, f"$Y^{{({process})}}$", fontsize=9.5)
+        box(axes, 7.3, top + 0.2, 2.8, 2, colour, f"hidden\n{part}", fontsize=10)
+        box(axes, 10.9, top + 0.2, 2.2, 2, colour, "half of\ndown", fontsize=10)
+        box(axes, 13.9, top, 2, 2.4, colour, f"$Y^{{({process})}}$", fontsize=10)
         arrow(axes, (10.1, middle), (10.9, middle), colour)
         arrow(axes, (13.1, middle), (13.9, middle), colour)
         arrow(axes, (15.9, middle), (16.8, 2.8 if process == 0 else 3.6), colour)

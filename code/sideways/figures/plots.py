@@ -250,7 +250,7 @@ def tradeoff(groups, even, xlabel, label):
     """
     rows = -(-len(groups) // 2)
     figure, axes = plt.subplots(
-        rows, 2, figsize=(5.2, 1.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False,
+        rows, 2, figsize=(5, 1.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
     points = [point for group in groups.values() for point in group]
     left, right = (f(x for x, _ in points) for f in (min, max))
