@@ -98,7 +98,7 @@ def _of_a_machine(record):
         f"{len(every) - faster - slower} are neither."
     )
     if absent := [title for title in measured if title not in rows]:
-        said += f"\nNot raced there: {'; '.join(absent)}."
+        said += f"\nNot measured there: {'; '.join(absent)}."
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{said}"
 
 
