@@ -24,7 +24,7 @@ from stand_ins import raising
 from torch import nn
 
 from hfusion import models, timing
-from hfusion.kernels import programs, two_launches
+from hfusion.kernels import programs, tuning, two_launches
 from hfusion.timing import cost
 from sideways import experiments, live, recorder, records
 from sideways.experiments import (
@@ -371,7 +371,7 @@ def tuned(monkeypatch):
     """Which modules had their tiles chosen, and for which shapes; nothing is measured."""
     pytest.importorskip("triton")
     chosen = []
-    monkeypatch.setattr(two_launches, "tune", lambda two, x: chosen.append((two, x.shape)))
+    monkeypatch.setattr(tuning, "tune", lambda two, x: chosen.append((two, x.shape)))
     return chosen
 
 

@@ -29,8 +29,8 @@ LIVE_MINUTES = """
 WORDS = (
     "With `LIVE = True` PyTorch measures on your machine instead, "
     "for `LIVE_MINUTES` at most",
-    "A bar says what is measured and how much time is left. The stop button ends it and "
-    "keeps what is measured.",
+    "A bar shows what is being measured and how much time is left. The stop button ends "
+    "the measurement and keeps its results so far.",
 )
 MEASURES = re.compile(r"experiments\.(?:several|results?)\(([^)]*)\)")
 

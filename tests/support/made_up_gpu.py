@@ -165,9 +165,9 @@ def benchmark_of(name, clock):
                 call_s(name, parameters, variant), make_s, lambda: X
             )
         if parameters.get("layout") == "NCHW":
-            ours = [n for n in made if made.TWO in n]
+            ours = [n for n in made if variants.TWO in n]
             made |= dict.fromkeys(ours, raising(recorder.Unavailable("channels_last")))
-        slow = made.slow(made) if name in experiments.AGAIN else ()
+        slow = variants.slow(made) if name in experiments.AGAIN else ()
         return recorder.Benchmark(
             made, EXPECTED, 1e-6, slow=slow, events=tuple(events(name))
         )
