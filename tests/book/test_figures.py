@@ -91,8 +91,9 @@ PLOTS = {
     ),
 }  # fmt: skip
 OTHER = {"gallery"}  # below
-DRAWINGS = {"inception", "graph", "fusion_kinds", "unroll", "blocks", "memory",
-            "gemm", "neighbours", "taps", "launches", "windows", "sharded", "tint", "use_style"}  # fmt: skip
+DRAWINGS = {"inception", "graph", "fusion_kinds", "unroll", "blocks", "memory", "gemm",
+            "neighbours", "taps", "launches", "windows", "sharded", "tint",
+            "use_style"}  # fmt: skip
 
 
 def points(figure):

@@ -100,8 +100,8 @@ def test_what_was_not_raced_is_named(tmp_path):
     assert "|  | eager | torch.compile |\n" in said
     assert "| GoogLeNet, 8 images, float32 | – | 2.00 (2.00 to 2.00) |" in said
     assert (
-        "Not measured there: torchvision's GoogLeNet, 1 image, float32; GoogLeNet, 64 images, "
-        "float32." in said
+        "Not measured there: torchvision's GoogLeNet, 1 image, float32; GoogLeNet, "
+        "64 images, float32." in said
     )
     assert "No GPU" not in said
 
