@@ -123,7 +123,7 @@ class Record:
     machine: Machine | Adapter
     date: str  # "2026-11-22"
     commit: str  # of the sources; ends in "+" if files had been changed since
-    sources: str  # the hash of the package's files
+    sources: str  # the hash of the Python files of both packages
     counted: str  # what `launches` counts: "kernels" on a GPU, "operators" on a CPU, …
     protocol: dict  # {"order": …, "rounds": …, …}
     cases: tuple

@@ -100,7 +100,7 @@ class Round:
     """What the first sibling left for the others, and under which conditions it holds.
 
     x: what it read; mode: how (`mode`); rows: of the members, with what they counted;
-    parts: one for each, the first taken; whole: see `followers`, or None.
+    parts: one for each, the first taken; whole: see `_followers`, or None.
     """
 
     __slots__ = (

@@ -6,12 +6,12 @@
     deadlines    limits of time
     machines     the machine that it runs on, and its sources
 
-An experiment is a module with three names:
+An experiment is a module with three names, and with three more where it needs them:
 
     QUESTION                   what its record answers, one sentence
     cases(device)              [{parameter: value, …}, …], one dict per benchmark
     benchmark(device, **case)  a Benchmark: the variants, and what each must compute
-    ROUNDS                     if it wants others than this module's
+    ROUNDS                     if it wants others than `measuring.ROUNDS`
     COUNTED                    if its benchmarks count something else than launches
     again(device)              if some of its cases have slow variants: these cases, to be
                                measured once more, whole, when all else has been measured
