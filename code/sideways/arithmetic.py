@@ -10,11 +10,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace as At
+from typing import Any
 
 from hfusion.kernels import compiled, two_launches
 from hfusion.timing import traffic
 
-Work = dict  # of predictions.work
+Work = dict[str, Any]  # of predictions.work
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,9 @@ import datetime
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +62,7 @@ def work(operators: list[eager.Operator], item_bytes: int, turned: bool = False)
     >>> found["kernels"], found["more"], found["small"], found["products"]
     (2, 1, 1, [[784, 4, 3, 22016]])
     """
-    found = dict.fromkeys(COUNTS, 0) | {"products": []}
+    found: Work = dict.fromkeys(COUNTS, 0) | {"products": []}
     for each in operators:
         found["kernels"] += len(each.kernels)
         found["more"] += len(each.kernels) - 1
@@ -201,7 +203,8 @@ def _two(modules, at, ours=(variants.TWO,), host=0, device=0, between=0):
     times = {}
     host += len(modules) * (at.two + 2 * at.triton)
     for name in ours:
-        each = (arithmetic.two_us(*each, at, **variants.OURS[name]) for each in modules)
+        how = variants.OURS[name]
+        each = [arithmetic.two_us(w, p, at, **how) for w, p in modules]
         on_device = device + sum(each)
         times[name] = max(host, on_device)
         times[f"graph, {name}"] = on_device + between
@@ -242,7 +245,7 @@ def chains_us(parameters: Case, works: dict[str, int], at: At) -> dict[str, floa
 def whole(parameters: Case) -> dict[str, Work]:
     """A case of `network` as programs: {rung: work}, and what is outside of the modules."""
     model = models.randomise(models.GoogLeNet()).eval()
-    model.head = nn.Identity().eval()  # a mean and a small product, added here
+    model.head = nn.Identity().eval()  # type: ignore[assignment]  # a mean and a small product, added here
     works = _works(variants.eager(model), parameters, (3, 224, 224), len(models.TABLE))
     works = {
         rung: _more(program, kernels=2, others=2, small=2)
@@ -270,7 +273,7 @@ def whole_us(parameters: Case, works: dict[str, Work], at: At) -> dict[str, floa
     return times
 
 
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, tuple[Callable, Callable]] = {
     "module_ladder": (ladder, ladder_us),
     "stage": (siblings, siblings_us),
     "launch_overhead": (chains, chains_us),
@@ -336,7 +339,7 @@ def predicted(
         }
         return {("us", variant): time for variant, time in us.items()} | gains
 
-    found = {"us": {}, "gains": {}, "kernels": {}}
+    found: dict[str, dict] = {"us": {}, "gains": {}, "kernels": {}}
     for (kind, name), numbers in arithmetic.ranges(evaluate, inputs).items():
         found[kind][name] = [float(f"{number:.3g}") for number in numbers]
     known = counts(works, experiment, parameters)
@@ -473,7 +476,7 @@ def made(commit: str, listed: dict[str, list[Case]] | None = None) -> dict:
 
 def text(content: dict) -> str:
     """The file: JSON with one line for an input and for a case."""
-    short = {"ensure_ascii": False, "separators": (",", ":")}
+    short: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 
     def lines(part, indent):
         if isinstance(part, list):

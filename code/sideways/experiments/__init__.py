@@ -41,8 +41,8 @@ ACCELERATORS = ("cuda", "mps", "xpu")  # NVIDIA's and AMD's, a Mac's, Intel's
 def here() -> str:
     """The device at hand: "cuda", "mps" or "xpu" if torch finds a GPU, else "cpu"."""
     accelerator = torch.accelerator
-    kind = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
-    return kind if kind in ACCELERATORS else "cpu"
+    found = accelerator.current_accelerator() if accelerator.is_available() else None
+    return found.type if found and found.type in ACCELERATORS else "cpu"
 
 
 def run(

@@ -6,6 +6,8 @@ of one: n in a row show what one more costs, launched by the host or replayed as
 graph. What has no kernel at all shows the host's parts: Python's and the dispatcher's.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from hfusion import models
@@ -60,7 +62,7 @@ def empty(device, operator, way):
     return Benchmark(**variants.chains(operator, way, CHAIN, device), calls=10)
 
 
-BENCHMARKS = {"copy": copy, "matmul": matmul, "empty": empty}
+BENCHMARKS: dict[str, Callable] = {"copy": copy, "matmul": matmul, "empty": empty}
 
 
 def limits(record, dtype):

@@ -11,7 +11,7 @@ from torch import nn
 
 from hfusion import timing
 
-from ..recorder import Unavailable
+from ..recorder import Unavailable, noting
 
 FILLS = 2  # so many times what the cache holds is read before anything is read again
 
@@ -39,8 +39,7 @@ def in_tf32(make):
         with tf32_on():
             return variant()
 
-    call.fn = variant
-    return call
+    return noting(call, fn=variant)
 
 
 def copies(model, x, device):
@@ -63,6 +62,7 @@ def rotated(make, number):
     def call():
         return next(turns)()
 
-    call.calls = calls
-    call.note = lambda: f"{number} copies in turn, {note()}".removesuffix(", ")
-    return call
+    def said():
+        return f"{number} copies in turn, {note()}".removesuffix(", ")
+
+    return noting(call, calls=calls, note=said)

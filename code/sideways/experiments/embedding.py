@@ -52,11 +52,11 @@ def without_onednn(device, fn):
         raise Unavailable("oneDNN is for CPUs")
 
     def call():
-        torch.backends.mkldnn.enabled = False
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
         try:
             return fn()
         finally:
-            torch.backends.mkldnn.enabled = True
+            torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
     return call
 

@@ -4,6 +4,7 @@ As written, compiled by torch.compile in three ways, run by ONNX Runtime and Ope
 they are installed, and with siblings stacked by this book. All compute the same.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,7 +14,7 @@ from hfusion import models
 from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
 
-from ..recorder import Benchmark
+from ..recorder import Benchmark, noting
 from . import peers, variants
 from .network import on_cpu
 
@@ -35,7 +36,7 @@ def cases(device):
 def benchmark(device, network, batch):
     model = models.randomise(models.GoogLeNet()).eval().to(device)
     x = torch.randn(batch, 3, 224, 224).to(device)
-    makers = {WRITTEN: partial(eager, model, x)}
+    makers: dict[str, Callable] = {WRITTEN: partial(eager, model, x)}
     for name, options in INDUCTOR.items():
         makers[name] = partial(peers.inductor, model, x, **options)
     for name, runtime in peers.RUNTIMES.items():
@@ -53,8 +54,8 @@ def eager(net, x):
     def call():
         return net(x)
 
-    call.convolutions = sum(isinstance(m, nn.Conv2d) for m in net.modules())
-    return call
+    count = sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    return noting(call, convolutions=count)
 
 
 def convolutions(variant):

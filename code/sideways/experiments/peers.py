@@ -5,10 +5,11 @@ import re
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..recorder import Unavailable
+from ..recorder import Unavailable, noting
 from .variants import what_it_lacks
 
 
@@ -22,7 +23,8 @@ def _onnx(net, x):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
-        torch.onnx.export(net, (x,), dynamo=True, verbose=False).save(file)
+        program: Any = torch.onnx.export(net, (x,), dynamo=True, verbose=False)
+        program.save(file)
     return file.getvalue()
 
 
@@ -55,8 +57,8 @@ def onnx_runtime(net, x):
     def call():
         return [torch.from_numpy(y) for y in session.run(None, inputs)]
 
-    call.convolutions = sum(kind.endswith("Conv") for kind in kinds)  # Conv, FusedConv
-    return call
+    count = sum(kind.endswith("Conv") for kind in kinds)  # Conv, FusedConv
+    return noting(call, convolutions=count)
 
 
 def openvino(net, x):
@@ -83,8 +85,8 @@ def openvino(net, x):
     def call():
         return [torch.from_numpy(y) for y in compiled(array).values()]
 
-    call.convolutions = sum(kind.astype(str) == "Convolution" for kind in kinds)
-    return call
+    count = sum(kind.astype(str) == "Convolution" for kind in kinds)
+    return noting(call, convolutions=count)
 
 
 def inductor(net, x, **options):
@@ -105,8 +107,7 @@ def inductor(net, x, **options):
     def call():
         return compiled(x)
 
-    call.convolutions = len(calls)
-    return call
+    return noting(call, convolutions=len(calls))
 
 
 RUNTIMES = {"ONNX Runtime": onnx_runtime, "OpenVINO": openvino}

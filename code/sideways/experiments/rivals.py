@@ -8,6 +8,7 @@ others, together more than the cache holds. The last two are for CUDA devices.
 
 import itertools
 from functools import partial
+from typing import Any
 
 from ..recorder import Benchmark
 from . import circumstances, variants
@@ -26,12 +27,14 @@ SHOWN = (
 
 def cases(device):
     dtypes = ("float32",) if device == "cpu" else ("float16", "float32")
-    kinds = [{"dtype": dtype, "layout": variants.USUAL[dtype]} for dtype in dtypes]
+    kinds: list[dict[str, Any]] = [
+        {"dtype": dtype, "layout": variants.USUAL[dtype]} for dtype in dtypes
+    ]
     batch = [{"module": "3a", "batch": batch} | kind for batch in BATCHES for kind in kinds]
     cold = [{"module": m, "batch": 1} | kind for m in ("3a", "5b") for kind in kinds]
-    full = {"module": "3a", "batch": 1, "dtype": "float32"}
+    full: dict[str, Any] = {"module": "3a", "batch": 1, "dtype": "float32"}
     tf32 = [full | {"layout": layout} for layout in variants.FORMATS]
-    each = {"batch": batch, "cold": cold, "tf32": tf32}
+    each: dict[str, list] = {"batch": batch, "cold": cold, "tf32": tf32}
     named = [[{"what": what} | case for case in each[what]] for what in BENCHMARKS]
     in_turn = itertools.zip_longest(*named)  # one of each first
     return [case for turn in in_turn for case in turn if case]

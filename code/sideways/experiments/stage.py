@@ -46,7 +46,8 @@ def benchmark(device, module, batch, dtype, layout):
     kind, form = getattr(torch, dtype), variants.FORMATS[layout]
     convs = [torch.nn.Conv2d(c_in, width, 1) for width in (w1, r3, r5)]
     convs = [models.randomise(conv, seed) for seed, conv in enumerate(convs)]
-    convs = [conv.to(device, kind, memory_format=form) for conv in convs]
+    for conv in convs:
+        conv.to(device, kind, memory_format=form)  # type: ignore[call-overload]  # torch lacks it
     x = torch.randn(batch, c_in, size, size).to(device, kind, memory_format=form)
     stacked = stacking.stack(convs)
 

@@ -8,7 +8,7 @@ import time
 
 from hfusion import timing
 
-from ..recorder import Benchmark
+from ..recorder.benchmark import Benchmark, Event
 from . import variants
 
 QUESTION = "How much do a thousand calls of one and the same module differ?"
@@ -21,7 +21,8 @@ def cases(device):
 
 def benchmark(device, module, batch, calls):
     model, x = variants.inception(module, batch, "float32", device)
-    events, began = [], time.perf_counter_ns()
+    events: list[Event] = []
+    began = time.perf_counter_ns()
     for _ in range(calls):
         timing.synchronise(device)
         start = time.perf_counter_ns()
@@ -30,8 +31,8 @@ def benchmark(device, module, batch, calls):
         timing.synchronise(device)
         ends = {"host": returned, "device": time.perf_counter_ns()}
         for lane in ends if device != "cpu" else ["host"]:
-            times = [round((t - began) / 1000, 1) for t in (start, ends[lane])]
-            events.append((lane, "call", *times))
+            begin, end = (round((t - began) / 1000, 1) for t in (start, ends[lane]))
+            events.append((lane, "call", begin, end))
     makers = {variants.WRITTEN: lambda: lambda: model(x)}
     return Benchmark(
         makers,

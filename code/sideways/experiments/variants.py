@@ -8,7 +8,9 @@ chosen before.
 
 import contextlib
 import copy
+from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
 from hfusion.timing.eager import FORMATS
 
-from ..recorder import Unavailable
+from ..recorder import Unavailable, noting
 
 DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
@@ -39,7 +41,7 @@ ONE_CALL = "folded, stacked, one call"
 STREAMS, PARALLEL = "streams", "graph, streams"
 TWO = "two launches"
 # In two launches, and what `two_launches.convert` is told besides the module.
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     TWO: {},
     "two launches, split": {"splits": "natural"},
     "two launches, dependent": {"dependent": True},
@@ -223,21 +225,22 @@ def every(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
     times: how often in a row a graph has what it is made of. ours: of OURS.
     """
     torch.compiler.reset()  # after some compilations of one `forward` it gives up on it
-    calls = {rung: partial(tried, partial(net, x)) for rung, net in nets.items()}
+    calls: dict[str, Callable] = {
+        rung: partial(tried, partial(net, x)) for rung, net in nets.items()
+    }
     calls[ONE_CALL] = partial(in_one_call, nets[ONE_CALL], x)
     for name in ours:
-        call = partial(on_cuda, device, in_two, nets[FOLDED], x, OURS[name])
-        calls[name] = cache(call)
+        two = partial(on_cuda, device, in_two, nets[FOLDED], x, OURS[name])
+        calls[name] = cache(two)
     made = dict(calls)
     for rung, call in calls.items():
         made[f"graph, {rung}"] = partial(on_cuda, device, in_graph, call, times)
     for mode in modes:
         name, compiles = MODES[mode]
         for rung in compiles:
-            call = partial(compiled, nets[rung], x, mode)
+            made[f"{name}, {rung}"] = call = partial(compiled, nets[rung], x, mode)
             if name.startswith("graph"):
-                call = partial(on_cuda, device, in_graph, call, times)
-            made[f"{name}, {rung}"] = call
+                made[f"{name}, {rung}"] = partial(on_cuda, device, in_graph, call, times)
     return made
 
 
@@ -302,8 +305,7 @@ def in_two(model, x, options=OURS[TWO]):
             whole.set_submodule(name, Tuned(two))
         call()
     tuned = [m for m in whole.modules() if isinstance(m, Tuned)]
-    call.note = lambda: "; ".join(dict.fromkeys(m.note() for m in tuned))
-    return call
+    return noting(call, note=lambda: "; ".join(dict.fromkeys(m.note() for m in tuned)))
 
 
 def opaque(names):

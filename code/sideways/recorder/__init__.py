@@ -21,7 +21,7 @@ enough memory, or whose turn did not come in time, is skipped, and the record sa
 is one whose result is wrong or that raises anything else; the others go on.
 """
 
-from .benchmark import Benchmark, Lost, Unavailable
+from .benchmark import Benchmark, Lost, Unavailable, noting
 from .deadlines import Deadline, TooLate, shared, silent
 from .machines import machine
 from .measuring import AGAIN
@@ -36,6 +36,7 @@ __all__ = [
     "TooLate",
     "Unavailable",
     "machine",
+    "noting",
     "run",
     "shared",
     "silent",
