@@ -104,7 +104,8 @@ def replace(network: fx.GraphModule, siblings: list[fx.Node]) -> None:
     graph = network.graph
     with graph.inserting_before(siblings[0]):
         y = graph.call_module(path, (siblings[0].all_input_nodes[0],))
-        parts = graph.call_method("split", (y, sizes, -1 if linear else -3))
+        cut = (y, sizes, -1 if linear else -3)
+        parts = graph.call_method("unsafe_split_with_sizes", cut)
         for index, node in enumerate(siblings):
             part = graph.call_function(operator.getitem, (parts, index))
             node.replace_all_uses_with(part)
@@ -130,8 +131,9 @@ def writes(network: fx.GraphModule, node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
-    home = getattr(node.target, "__module__", "torch").partition(".")[0]
-    known = home in ("torch", "builtins", "_operator") and name not in IN_PLACE
+    home = getattr(node.target, "__module__", "torch")
+    known = home.partition(".")[0] in ("torch", "builtins", "_operator")
+    known = known and name not in IN_PLACE and not home.startswith("torch._ops")
     told = bool(node.kwargs.get("inplace")) or "out" in node.kwargs
     return told or not known or name.endswith("_")
 
