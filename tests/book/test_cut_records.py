@@ -251,7 +251,7 @@ def test_no_two_things_are_taken_for_one(page_on_a_gpu, capsys):
     page_on_a_gpu.run()
     said = capsys.readouterr().out
     assert re.search(r"each call by itself .* \(median of 1000\)", said)
-    assert re.search(r"chapter 6, a race .* \(median of 20\)", said)
+    assert re.search(r"chapter 6, in turns .* \(median of 20\)", said)
 
 
 @on_a_gpu

@@ -1026,7 +1026,7 @@ REFUSED = {
     "no time": (lambda c: c["cases"][0]["samples"].update(folded=[0, 0]), "times above 0"),
     "no browser": (lambda c: c["machine"].pop("browser"), "Adapter lacks or adds browser"),
     "of a CPU": (lambda c: c["machine"].update(kind="cpu"), "Machine lacks or adds"),
-    "no machine": (lambda c: c.update(machine=None), "a Machine was None"),
+    "no machine": (lambda c: c.update(machine=None), "Machine: expected a dict, got None"),
 }
 
 
