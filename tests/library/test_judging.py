@@ -295,6 +295,16 @@ def test_activations_are_raced_where_they_are_called_once(raced, by_running, as_
             agree(part, output, 1e-5)
 
 
+def test_activations_are_raced_where_each_part_has_its_own(raced):
+    """On a CPU, where calling one for all does not pay (the separate ones had it alone)."""
+    (group,) = judged(Activated(), torch.zeros(1, 3)).groups
+    assert group.activation is not None
+    assert not group.followers
+    arms = raced.races[0].arms
+    assert counted(arms["separate"]) == ("addmm", "relu", "addmm", "relu")
+    assert counted(arms["fused"]) == ("addmm", "relu", "relu")
+
+
 def test_activations_that_are_functions_are_left_out_of_the_race(raced):
     judged(Two(), torch.zeros(2, 3), by_running=False)
     for race in raced.races[:2]:

@@ -70,8 +70,10 @@ def _fused(group: Group) -> tuple[Parts, _group.FusedGroup]:
             k: p if p is None else nn.Parameter(p, p.requires_grad) for k, p in mine
         }
     side_by_side = _group.route(doubles, group.members, group.dense)
-    after: list[Any] = [copy.copy(group.activation) for _ in group.followers]
-    if after:
+    after: list[Any] = []
+    if group.activation is not None:
+        after = [copy.copy(group.activation) for _ in doubles]
+    if group.followers:
         _followers.route(side_by_side, after, group.hoist)
     calls = [double.forward for double in doubles]
     pairs = [*zip(calls, after, strict=False)]
