@@ -12,6 +12,7 @@ become directives and roles, which on the pages have numbers, links and folds:
     [Lin *et al.* [2013]](https://…)   the same within a sentence
     1.06<!-- gain:.2f -->              a number that a cell has glued, by this name
     [why](#A-heading)                  a link within the notebook
+    [why](03-stack.ipynb#A-heading)    a link to a section of another
 
 Words of the glossary stay words: `terms.py` links the first use of each.
 
@@ -222,6 +223,11 @@ def equations():
     return {number for text in texts for number in re.findall(r"\\\\tag\{([\d.]+)\}", text)}
 
 
+def anchor(heading):
+    """What a link calls a heading, as in JupyterLab."""
+    return heading.replace(" ", "-")
+
+
 def aim(texts):
     """Links within the notebook, to headings and exercises, in all its cells of text."""
     wanted = {name for cell in texts for _, name in WITHIN.findall(cell["source"])}
@@ -229,7 +235,7 @@ def aim(texts):
     names |= {name: label("ex", name[9:], "") for name in wanted if name[:9] == "Exercise-"}
 
     def marked(heading):
-        name = heading[1].replace(" ", "-")
+        name = anchor(heading[1])
         return f"({names[name]})=\n{heading[0]}" if name in names else heading[0]
 
     for cell in texts:

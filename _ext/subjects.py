@@ -19,10 +19,10 @@ ADDRESS = re.compile(r"https?://[^\s)]+|^```.*?^```", re.M | re.S)
 LEFT_OUT = ("Solutions", "Summary")  # they repeat what others say
 
 NAMES = """
-    Adafactor; Adam=AdamW?; attention; autocast; autograd; bfloat16; cuDNN; DenseNet;
+    Adafactor; Adam=AdamW?; attention; autograd; bfloat16; DenseNet;
     diffusers; DTensor; float16; flatten_parameters; GoogLeNet; H100; H200;
     Hidet=[Hh]idet; Higham; Inductor; IOS; JPEG; Mao; Megatron-LM=Megatron; MetaFlow;
-    MobileNet; Muon; oneDNN; ONNX Runtime; OpenVINO; Rammer; ResNet; SiLU; softmax;
+    MobileNet; Muon; ONNX Runtime; OpenVINO; Rammer; ResNet; SiLU; softmax;
     SqueezeNet; TASO; TensorRT; torch.export=torch\\.export; transformers; TVM; vLLM;
     Winograd; XLA; YCbCr
 """
