@@ -1352,6 +1352,7 @@ def test_the_device_at_hand_is_a_gpu_if_there_is_one(kind, monkeypatch):
     assert experiments.here() == "cpu"
 
 
+@pytest.mark.slow  # the page about the field counts them in GoogLeNet
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own imports
 def test_convolutions_are_counted_in_what_a_compiler_made():
     net = models.randomise(models.Digits()).eval()

@@ -52,6 +52,7 @@ def test_the_most_important_comes_first_even_in_a_minute_and_a_half(gpu, tmp_pat
     assert {"ceilings", "stopwatches", "launch_overhead", "module_ladder"} <= have
 
 
+@pytest.mark.slow
 def test_compilers_come_after_all_else(gpu, tmp_path, capsys, monkeypatch):
     order = []
     run = experiments.run
