@@ -34,7 +34,13 @@ def test_a_chapter_writes_words_and_the_build_makes_each_a_link_once(name):
 
 
 def test_every_term_is_used_in_some_chapter():
-    in_code = {"alias", "rank", "state_dict", "torch.compile", "torch.fx"}  # how they are set
+    in_code = {
+        "alias",
+        "rank",
+        "state_dict",
+        "torch.compile",
+        "torch.fx",
+    }  # how they are set
     assert set(terms.TERMS) - set(linked("".join(map(in_myst, CHAPTERS)))) <= in_code
 
 
