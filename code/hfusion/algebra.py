@@ -79,10 +79,24 @@ def conv_loops(
 ) -> Array:
     """A 2-d convolution as its definition says: one loop per index, in float64.
 
-    x [N, C, H, W], weight [K, C, kh, kw], bias [K] or None -> y [N, K, H', W'].
     What deep learning calls convolution is cross-correlation: the kernel is
     not flipped (Chetlur et al. 2014).
 
+    Parameters
+    ----------
+    x : array [N, C, H, W]
+    weight : array [K, C, kh, kw]
+    bias : array [K], optional
+        Zeros without it.
+    stride, padding : int
+        In pixels, along both axes; the border is of zeros.
+
+    Returns
+    -------
+    array [N, K, H', W'], float64
+
+    Examples
+    --------
     >>> conv_loops([[[[1.0, 2.0]], [[3.0, 4.0]]]], [[[[10.0]], [[1.0]]]])
     array([[[[13., 24.]]]])
     """
@@ -113,9 +127,19 @@ def pointwise(
 ) -> Array:
     """A 1×1 convolution as one matrix product.
 
-    x [N, C, H, W], weight [K, C], bias [K] or None -> y [N, K, H, W], in the
-    dtype that NumPy's promotion gives.
+    Parameters
+    ----------
+    x : array [N, C, H, W]
+    weight : array [K, C]
+    bias : array [K], optional
 
+    Returns
+    -------
+    array [N, K, H, W]
+        In the dtype that NumPy's promotion gives.
+
+    Examples
+    --------
     >>> pointwise([[[[1.0, 2.0]], [[3.0, 4.0]]]], [[10.0, 1.0]])
     array([[[[13., 24.]]]])
     """
@@ -133,10 +157,24 @@ def pointwise(
 def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) -> Array:
     """The patches that a kernel visits, one patch per column.
 
-    x [N, C, H, W], square kernel of `kernel_size` -> [N, C·k·k, P'], so that a
-    convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al.
-    2014). For k = 1, stride 1 it is the reshape of `pointwise`.
+    With it a convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al.
+    2014). For k = 1 and stride 1 it is the reshape of `pointwise`.
 
+    Parameters
+    ----------
+    x : array [N, C, H, W]
+    kernel_size : int
+        The side k of the square kernel.
+    stride, padding : int
+        In pixels, along both axes; the border is of zeros.
+
+    Returns
+    -------
+    array [N, C·k·k, P']
+        A copy, in the dtype of x.
+
+    Examples
+    --------
     >>> im2col([[[[1, 2], [3, 4]]]], 2)
     array([[[1],
             [2],
@@ -162,9 +200,20 @@ def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) ->
 def embed(weight: ArrayLike, side: int) -> Array:
     """A convolution's weights in a larger window: zeros around them, the same sums.
 
-    weight [K, C, k, k] -> [K, C, side, side], where side − k is even. The window begins
-    (side − k)/2 pixels earlier, so the padding has to grow by as much.
+    The window begins (side − k)/2 pixels earlier, so the padding has to grow by as much.
 
+    Parameters
+    ----------
+    weight : array [K, C, k, k]
+    side : int
+        Of the larger window; side − k is even.
+
+    Returns
+    -------
+    array [K, C, side, side]
+
+    Examples
+    --------
     >>> embed([[[[7]]]], 3)
     array([[[[0, 0, 0],
              [0, 7, 0],
@@ -190,10 +239,22 @@ def stack(
 
         W = [W_1; W_2; …; W_B]  [K, C],   K = ΣK_i
 
-    weights: arrays [K_i, C] with one C. biases: None, or a list with an array
-    [K_i] or None for each branch; a missing one becomes zeros, which changes
-    no output. Returns (weight, bias or None, sizes).
+    Parameters
+    ----------
+    weights : arrays [K_i, C]
+        One for each branch, all with the same C.
+    biases : arrays [K_i] or None, optional
+        One for each branch; a missing one becomes zeros, which changes no output.
 
+    Returns
+    -------
+    weight : array [K, C]
+    bias : array [K], or None where no branch has one
+    sizes : tuple of int
+        The K_i, in order.
+
+    Examples
+    --------
     >>> stack([[[1, 2]], [[3, 4], [5, 6]]])
     (array([[1, 2],
            [3, 4],
@@ -226,6 +287,21 @@ def stack(
 def split(y: ArrayLike, sizes: Iterable[int], axis: int) -> list[Array]:
     """Cut `y` along `axis` into the branches' parts, in order: views, no copies.
 
+    Parameters
+    ----------
+    y : array
+    sizes : ints
+        The branches' output channels K_i; their sum is the length of the axis.
+    axis : int
+        The axis of the output channels.
+
+    Returns
+    -------
+    list of arrays
+        One for each branch, in the memory of y.
+
+    Examples
+    --------
     >>> [part.tolist() for part in split(np.arange(5), (2, 3), axis=0)]
     [[0, 1], [2, 3, 4]]
     """
@@ -256,9 +332,26 @@ def fold(
         γ (Wx + b − μ) / √(σ² + ε) + β  =  (s W) x + (s (b − μ) + β)
         with s = γ / √(σ² + ε)
 
-    weight [K, C]; bias [K] or None; mean μ, var σ², gamma γ, beta β all [K];
-    eps ≥ 0. Returns (weight, bias) (Ioffe and Szegedy 2015, section 3.1).
+    The norm is that of Ioffe and Szegedy 2015, section 3.1.
 
+    Parameters
+    ----------
+    weight : array [K, C]
+    bias : array [K] or None
+    mean, var : arrays [K]
+        The statistics μ and σ².
+    gamma, beta : arrays [K]
+        The gain γ and the shift β.
+    eps : float
+        ε, at least 0.
+
+    Returns
+    -------
+    weight : array [K, C]
+    bias : array [K]
+
+    Examples
+    --------
     >>> fold([[2.0]], None, mean=[1], var=[4], gamma=[6], beta=[5], eps=0)
     (array([[6.]]), array([2.]))
     """
@@ -299,10 +392,26 @@ def rounding_bound(
     overflows; not where the inputs are rounded to fewer digits first, as TF32 does to
     float32; and not for Winograd's algorithm, which adds other terms.
 
-    x [N, C, H, W], weight [K, C]; dtype: NumPy's float16, float32 or float64
-    -> float64 [N, K, H, W], in units of y. Raises FusionError for another dtype, or if
-    n u is 1 or more.
+    Parameters
+    ----------
+    x : array [N, C, H, W]
+    weight : array [K, C]
+    bias : array [K], optional
+    dtype : dtype
+        NumPy's float16, float32 or float64, in which products and sums are rounded.
 
+    Returns
+    -------
+    array [N, K, H, W], float64
+        In units of y.
+
+    Raises
+    ------
+    FusionError
+        For another dtype, or if n u is 1 or more.
+
+    Examples
+    --------
     >>> rounding_bound([[[[1.0]], [[1.0]]]], [[1.0, 1.0]]) < 1e-6
     array([[[[ True]]]])
     """

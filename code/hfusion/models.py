@@ -38,10 +38,19 @@ TABLE = {
 class ConvUnit(nn.Module):
     """Convolution, batch norm, ReLU: three operators, three launches.
 
-    x [N, c_in, H, W] -> [N, c_out, H, W] (odd kernels, padded to keep the size;
-    a stride of 2 halves it).
-    With batch_norm=False the convolution has a bias and there is no norm, as in
-    the paper of 2014, which is older than batch norm.
+    x [N, c_in, H, W] -> [N, c_out, H, W], or half of H and W with a stride of 2.
+
+    Parameters
+    ----------
+    c_in, c_out : int
+        Channels of the input and of the output.
+    kernel_size : int
+        An odd side of the window, which is padded to keep the size.
+    batch_norm : bool
+        Without it the convolution has a bias and there is no norm, as in the paper of
+        2014, which is older than batch norm.
+    stride : int
+        In pixels, along both axes.
     """
 
     def __init__(
@@ -72,10 +81,18 @@ class Inception(nn.Module):
            ├─► b5_reduce ──► b5 ─────────►│ channels
            └─► pool ───────► pool_proj ──►┘
 
-    widths: (c_in, b1, b3_reduce, b3, b5_reduce, b5, pool_proj).
     x [N, c_in, H, W] -> [N, b1 + b3 + b5 + pool_proj, H, W].
     b1, b3_reduce and b5_reduce are the siblings: 1×1, on the same x.
 
+    Parameters
+    ----------
+    widths : seven ints
+        c_in, and the output channels of b1, b3_reduce, b3, b5_reduce, b5 and pool_proj.
+    batch_norm : bool
+        As for `ConvUnit`.
+
+    Examples
+    --------
     >>> Inception.from_table("3a")(torch.zeros(1, 192, 28, 28)).shape
     torch.Size([1, 256, 28, 28])
     """
@@ -120,6 +137,15 @@ class GoogLeNet(nn.Module):
     local response normalisation, without its auxiliary classifiers (they are used
     in training only), and with its 5×5 branches, where torchvision has 3×3.
 
+    Parameters
+    ----------
+    classes : int
+        How many scores each image gets.
+    batch_norm : bool
+        As for `ConvUnit`.
+
+    Examples
+    --------
     >>> sum(isinstance(m, nn.Conv2d) for m in GoogLeNet().modules())
     57
     """
@@ -154,6 +180,8 @@ class Digits(nn.Module):
     x [N, 1, 8, 8], gray from 0 to 1 -> [N, 10], one score per digit.
     `Digits.trained()` has the weights that `tools/train_digits.py` made.
 
+    Examples
+    --------
     >>> Digits.trained()(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
@@ -184,7 +212,23 @@ def randomise(model: Model, seed: int = 0) -> Model:
 
     A fresh batch norm (mean 0, variance 1, γ 1, β 0) is nearly the identity, and
     fresh biases are small: checks on fresh layers pass by luck. Weights are drawn
-    so that activations keep their size (He et al. 2015). Returns the model.
+    so that activations keep their size (He et al. 2015).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    seed : int
+        The same seed gives the same values.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model itself.
+
+    Examples
+    --------
+    >>> randomise(nn.BatchNorm2d(1)).running_mean.item() == 0
+    False
     """
     generator = torch.Generator().manual_seed(seed)
 

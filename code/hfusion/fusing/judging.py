@@ -153,8 +153,11 @@ def verdict(gains: list[float], threshold: float) -> Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """What `faster` makes. `plan` asks `groups` about all groups at once, and then `whole`;
-    called with one group, it answers for that alone."""
+    """What `faster` makes, with that function's parameters for attributes.
+
+    `plan` asks `groups` about all groups at once, and then `whole`; called with one group,
+    it answers for that alone.
+    """
 
     example_inputs: Any = dataclasses.field(repr=False)
     margin: float

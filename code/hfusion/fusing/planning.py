@@ -236,6 +236,13 @@ class FusionPlan:
 
     Reading shows that no input between two siblings' calls is written to, on the path that
     was read; running shows it for one input. Each call checks again, either way.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        All siblings that were found, fused or refused.
+    model : torch.nn.Module
+        The model that was planned for; `apply` leaves it as it is.
     """
 
     groups: tuple[Group, ...]

@@ -23,24 +23,58 @@ from . import _members
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Siblings that were found, and what was decided about them."""
+    """Siblings that were found, and what was decided about them.
 
-    members: tuple[str, ...]  # paths of the layers in the model, in the order of calls
-    kind: str  # "Conv2d", "Linear", …
-    c_out: tuple[int, ...]  # output channels of each member; 0 where not known yet
+    Attributes
+    ----------
+    members : tuple of str
+        Paths of the layers in the model, in the order of their calls.
+    kind : str
+        "Conv2d", "Linear", …
+    c_out : tuple of int
+        Output channels of each member; 0 where not known yet.
+    fused : bool
+    reason : str
+        Why it was refused, in words; else "".
+    found : str
+        "reading" or "running".
+    activation : torch.nn.Module or None
+        What follows every member.
+    followers : tuple of str
+        The modules that do it, if one is called for all members.
+    hoist : bool
+        Whether it is also where the branches are strided parts.
+    launches_saved, saved_in_one_piece : int
+        Operators fewer in eager PyTorch, whatever the layout; and so many more where each
+        branch lies in one piece.
+    split_bytes : int
+        For each pixel (for a Linear: each row), if consumers copy all strided branches.
+    window : stacking.windows.Window or None
+        For all members, where theirs differ.
+    extra_macs : int
+        Multiply-adds more for each pixel of the output, if so.
+    calls : int
+        How often each member is called.
+    dense : tuple of int
+        Indices of the members whose outputs are copied for their readers.
+    """
+
+    members: tuple[str, ...]
+    kind: str
+    c_out: tuple[int, ...]
     fused: bool
-    reason: str = ""  # why it was refused, in words
-    found: str = ""  # "reading" or "running"
-    activation: nn.Module | None = None  # follows every member
-    followers: tuple[str, ...] = ()  # the modules that do it, if one is called for all
-    hoist: bool = False  # it is also where the branches are strided parts
-    launches_saved: int = 0  # operators less, in eager PyTorch, whatever the layout
-    saved_in_one_piece: int = 0  # and so many more where each branch lies in one piece
-    split_bytes: int = 0  # for each pixel (row), if consumers copy all strided branches
-    window: windows.Window | None = None  # for all members, where theirs differ
-    extra_macs: int = 0  # multiply-adds more for each pixel of the output, if so
-    calls: int = 1  # how often each member is called
-    dense: tuple[int, ...] = ()  # indices of members whose outputs are copied for readers
+    reason: str = ""
+    found: str = ""
+    activation: nn.Module | None = None
+    followers: tuple[str, ...] = ()
+    hoist: bool = False
+    launches_saved: int = 0
+    saved_in_one_piece: int = 0
+    split_bytes: int = 0
+    window: windows.Window | None = None
+    extra_macs: int = 0
+    calls: int = 1
+    dense: tuple[int, ...] = ()
     model: nn.Module | None = dataclasses.field(default=None, repr=False)
 
     @property
