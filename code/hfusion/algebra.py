@@ -85,7 +85,9 @@ def conv_loops(
     Parameters
     ----------
     x : array [N, C, H, W]
+        The images.
     weight : array [K, C, kh, kw]
+        One filter for each output channel.
     bias : array [K], optional
         Zeros without it.
     stride, padding : int
@@ -130,8 +132,11 @@ def pointwise(
     Parameters
     ----------
     x : array [N, C, H, W]
+        The images.
     weight : array [K, C]
+        One row for each output channel.
     bias : array [K], optional
+        One number for each output channel.
 
     Returns
     -------
@@ -163,6 +168,7 @@ def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) ->
     Parameters
     ----------
     x : array [N, C, H, W]
+        The images.
     kernel_size : int
         The side k of the square kernel.
     stride, padding : int
@@ -205,6 +211,7 @@ def embed(weight: ArrayLike, side: int) -> Array:
     Parameters
     ----------
     weight : array [K, C, k, k]
+        One filter for each output channel.
     side : int
         Of the larger window; side − k is even.
 
@@ -290,6 +297,7 @@ def split(y: ArrayLike, sizes: Iterable[int], axis: int) -> list[Array]:
     Parameters
     ----------
     y : array
+        What is cut.
     sizes : ints
         The branches' output channels K_i; their sum is the length of the axis.
     axis : int
@@ -337,7 +345,9 @@ def fold(
     Parameters
     ----------
     weight : array [K, C]
+        One row for each output channel.
     bias : array [K] or None
+        One number for each output channel.
     mean, var : arrays [K]
         The statistics μ and σ².
     gamma, beta : arrays [K]
@@ -395,8 +405,11 @@ def rounding_bound(
     Parameters
     ----------
     x : array [N, C, H, W]
+        The images.
     weight : array [K, C]
+        One row for each output channel.
     bias : array [K], optional
+        One number for each output channel.
     dtype : dtype
         NumPy's float16, float32 or float64, in which products and sums are rounded.
 

@@ -217,6 +217,7 @@ def randomise(model: Model, seed: int = 0) -> Model:
     Parameters
     ----------
     model : torch.nn.Module
+        Changed in place.
     seed : int
         The same seed gives the same values.
 
