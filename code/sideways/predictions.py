@@ -388,15 +388,16 @@ def timeline(
     dtype: str,
     graph: bool = False,
     at: At | None = None,
+    split: int | None = None,
 ) -> list[tuple[str, str, float, float]]:
     """When host and device should work in one call: [(lane, name, begin, end), …], in µs.
 
     Like `timing.timeline`, but from the sum and not from a clock. A kernel begins one gap
-    (`node`) after the host has handed it over and the kernel before it has ended. Views,
-    which `eager.operators` leaves out, cost the host nothing here.
+    (`node`) after the host has handed it over and the kernel before it has ended.
 
     graph: whether all is handed over as one CUDA graph. at: one value of each input of
-    arithmetic.INPUTS; the middle ones if None.
+    arithmetic.INPUTS; the middle ones if None. split: after how many operators the host
+    splits a stacked product, which `eager.operators` leaves out, since views have no kernel.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
     >>> found = eager.operators(net, "float32", "NCHW", 1, (1, 1, 1))
@@ -412,7 +413,10 @@ def timeline(
     if graph:
         handed = at.replay
         events.append(("host", "replay", 0.0, handed))
-    for each in operators:
+    for place, each in enumerate(operators):
+        if place == split and not graph:
+            begun, handed = handed, handed + at.operator
+            events.append(("host", "split", begun, handed))
         name = SHOWN.get(each.name, each.name)
         program = work([each], _item_bytes(dtype))
         if not graph:

@@ -379,6 +379,26 @@ def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(gr
             free = event[3]
 
 
+@pytest.mark.parametrize(("rung", "split"), [(variants.WRITTEN, None), (variants.HOISTED, 2)])
+@pytest.mark.parametrize("graph", [False, True])
+def test_calls_after_each_other_take_as_long_as_the_slower_lane_of_a_timeline(
+    rung, split, graph
+):
+    """Which is what is predicted of `module_ladder`."""
+    case = {"module": "3a", "batch": 1, "dtype": "float32", "layout": "NCHW"}
+    predicted = predictions.ladder_us(case, predictions.ladder(case), MIDDLE)
+    operators, _ = module_3a(rung)
+    events = predictions.timeline(operators, "float32", graph, split=split)
+    host = sum(end - begin for lane, _, begin, end in events if lane == "host")
+    device = sum(
+        end - begin + MIDDLE.node for lane, _, begin, end in events if lane == "device"
+    )
+    expected = predicted[f"graph, {rung}" if graph else rung]
+    assert max(host, device) == pytest.approx(expected)
+    views = [name for lane, name, *_ in events if name == "split"]
+    assert len(views) == (split is not None and not graph)
+
+
 def test_a_graph_leaves_the_device_no_gap_but_the_step():
     operators, _ = module_3a(variants.WRITTEN)
     events = predictions.timeline(operators, "float32", graph=True)

@@ -175,6 +175,18 @@ def test_a_walk_says_of_each_block_who_when_and_after_what_gap():
     assert repr(walk).splitlines()[0] == "w"
 
 
+@pytest.mark.parametrize(("steps", "folded"), [(24, False), (25, True)])
+def test_the_steps_of_a_long_walk_are_folded_and_not_printed(steps, folded):
+    walk = show.walk("w", {"p": [("host", "a", n, n + 1) for n in range(steps)]}, {})
+    html = walk._repr_html_()
+    assert html.count("<li>") == steps
+    assert ("<summary>25 steps</summary>" in html) == folded
+    assert ("@media print { .fs-long" in html) == folded
+    lines = repr(walk).splitlines()
+    assert len(lines) == (1 + 6 + 1 if folded else 1 + steps)
+    assert (lines[-1] == "… and 19 more steps") == folded
+
+
 def test_blocks_and_marks_lie_where_their_time_is():
     """From 58 to 496 are 3 µs, so half a µs, a mark's distance, is 73 wide."""
     walk = show.walk("w", {"p": [("host", "a", 0, 0.5), ("host", "a", 2, 3)]}, {})

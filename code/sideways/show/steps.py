@@ -15,6 +15,11 @@ from pathlib import Path
 from .svg import image
 
 FOLDER = Path(__file__).parent
+# A longer list is folded where no script runs, and left out on paper.
+LONG = 24
+FOLDED = """fs-walk:has(.fs-controls) .fs-long { display: none; }
+@media print { .fs-long { display: none !important; } }
+"""
 
 
 def element(name, label, drawings, sentences):
@@ -22,10 +27,15 @@ def element(name, label, drawings, sentences):
     width = 270 if len(drawings) > 1 else 640
     pictures = "\n".join(image(svg, width) for svg in drawings)
     items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    listed, style = f"<ol>\n{items}\n</ol>", _text("steps.css")
+    if len(sentences) > LONG:
+        said = f"<summary>{len(sentences)} steps</summary>"
+        listed = f'<details class="fs-long">\n{said}\n{listed}\n</details>'
+        style += FOLDED
     return (
         f'<{name} role="group" aria-label="{escape(label)}">\n'
         f'<div class="fs-sheet">\n{pictures}\n</div>\n'
-        f"<ol>\n{items}\n</ol>\n</{name}>\n<style>\n{_text('steps.css')}</style>\n"
+        f"{listed}\n</{name}>\n<style>\n{style}</style>\n"
         f'<script>\n(() => {{\n"use strict";\n{_text("steps.js")}}})();\n</script>'
     )
 

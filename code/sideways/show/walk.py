@@ -4,11 +4,12 @@ import dataclasses
 import math
 
 from ..figures import FAINT
-from .steps import element
+from .steps import LONG, element
 from .svg import drawing, text
 
 WIDTH, LEFT, RIGHT = 520, 58, 496  # the time goes from LEFT to RIGHT
 LANE = 34  # the height of one
+FIRST = 6  # steps of a long walk that text has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Walk:
         return element("fs-walk", self.label, [self.svg], self.steps)
 
     def __repr__(self):
+        """Of a long one the first steps, and how many there are more."""
         lines = [f"{n}. {step}" for n, step in enumerate(self.steps, start=1)]
+        if len(lines) > LONG:
+            lines[FIRST:] = [f"… and {len(lines) - FIRST} more steps"]
         return "\n".join([self.label, *lines])
 
 
