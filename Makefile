@@ -79,7 +79,7 @@ test test-quick test-all units nbval: export OMP_NUM_THREADS ?= 1
 test test-all nbval run: export HFUSION_MACHINE := $(MACHINE)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-QUICK := $(addprefix tests/library/test_,$(addsuffix .py,algebra stacking plan rewrite packing \
+QUICK := $(addprefix tests/library/test_,$(addsuffix .py,algebra stacking plan siblings packing \
 	packing_windows folding models)) tests/book/test_architecture.py tests/book/test_records.py
 
 # What shows soonest that a change of the library is wrong.
