@@ -49,8 +49,10 @@ def test_the_headline_is_worked_out_from_raw_samples():
 
 
 def test_a_number_changed_by_hand_is_noticed():
-    block = TEXT.partition("<!-- counted -->")[2]
-    for number in re.findall(r"\d+\.\d\d|operators become \d+|as written \d+", block):
+    blocks = re.findall(r"<!-- (?:headline|counted|measured) -->.*?<!-- /", TEXT, re.S)
+    numbers = re.findall(r"\b\d\.\d\d\b|(?:as written|leaves) \d+", "".join(blocks))
+    assert len(numbers) > 20
+    for number in numbers:
         other = re.sub(r"\d$", lambda m: str((int(m[0]) + 1) % 10), number)
         assert readme.filled(TEXT.replace(number, other)) == TEXT
 
