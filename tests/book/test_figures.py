@@ -92,7 +92,7 @@ PLOTS = {
 }  # fmt: skip
 OTHER = {"gallery"}  # below
 DRAWINGS = {"inception", "graph", "fusion_kinds", "unroll", "blocks", "memory", "gemm",
-            "neighbours", "taps", "launches", "windows", "sharded", "tint",
+            "neighbours", "taps", "launches", "waves", "windows", "sharded", "tint",
             "use_style"}  # fmt: skip
 
 

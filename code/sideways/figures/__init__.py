@@ -17,6 +17,7 @@ from .drawings import (
     sharded,
     taps,
     unroll,
+    waves,
     windows,
 )
 from .plots import (
@@ -71,5 +72,6 @@ __all__ = [
     "tradeoff",
     "unroll",
     "use_style",
+    "waves",
     "windows",
 ]

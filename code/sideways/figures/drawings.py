@@ -1,4 +1,4 @@
-"""Drawings: what is made of what, and where it lies. Nothing here is to a scale of time."""
+"""Drawings: what is made of what, where it lies, what runs when. No time is measured."""
 
 import itertools
 
@@ -308,6 +308,44 @@ def _programs(axes, corner, column, channels, colour):
             axes.text(x + at, y + 13, text, ha="center", va="center", fontsize=9.8)
     middle = corner[0] + 32 * -(-channels // 64)
     axes.text(middle, corner[1] + 84, "…", ha="center", va="center", fontsize=9)
+
+
+def waves(programs, multiprocessors, rooms):
+    """When each program of a launch runs, on which multiprocessor: a panel for each room.
+
+    All programs are equally long. So many as there is room for run side by side on one
+    multiprocessor, and are drawn as taking that many times as long.
+    """
+    long, apart = 2.2, 1.3  # a program, and from panel to panel
+    ends = -(-programs // multiprocessors)  # of the busiest multiprocessor
+    wide = long * ends + apart
+    figure, axes = canvas(5.2, 2.6, (-1.5, len(rooms) * wide - apart + 0.4),
+                          (-1.2, multiprocessors + 1.1))  # fmt: skip
+    text = {"ha": "center", "va": "center", "fontsize": 10}
+    for line in range(multiprocessors):
+        label = f"multi-\nprocessor {line + 1}"
+        axes.text(-0.15, line + 0.5, label, **text | {"ha": "right"})
+    for panel, room in enumerate(rooms):
+        left, several = panel * wide, -(-programs // (room * multiprocessors))
+        title = f"room for {room}: {several} wave{'s' * (several > 1)}"
+        axes.text(left, -0.5, title, **text | {"ha": "left", "weight": "bold"})
+        for line in range(multiprocessors):
+            mine = range(line + 1, programs + 1, multiprocessors)
+            for first in range(0, len(mine), room):
+                side = mine[first : first + room]
+                for place, number in enumerate(side):
+                    x, high = left + first * long, 0.84 / len(side)
+                    y = line + 0.08 + place * high
+                    box(axes, x, y, len(side) * long, high, OTHERS[1], str(number),
+                        strength=0.45, fontsize=10)  # fmt: skip
+            if len(mine) < ends:
+                x, width = left + len(mine) * long, (ends - len(mine)) * long
+                box(axes, x, line + 0.08, width, 0.84, INPUT, "idle", strength=0,
+                    fontsize=10)  # fmt: skip
+        for tick in range(ends + 1):
+            axes.text(left + tick * long, multiprocessors + 0.3, str(tick), **text)
+        axes.text(left + ends * long / 2, multiprocessors + 0.8, "time, in lengths", **text)
+    return figure
 
 
 def windows(members, side):
