@@ -151,3 +151,35 @@ def panels(outcomes: Sequence[Outcome]) -> dict[str, dict]:
             panel = found.setdefault(f"{o.what}, {o.mode}, {o.layout}, {o.dtype}", {})
             panel.setdefault(f"batch {o.batch}", {})[o.way] = list(o.gains.values())
     return found
+
+
+def short(outcomes: Sequence[Outcome]) -> str:
+    """Outcomes for the fewest and the most images, in words: a line for each.
+
+    Without compilers, and without copies. A line has the median gain of all modules, and
+    how many are clearly faster, clearly slower, or neither.
+
+    >>> gains = {"3a": (0.7, 0.8, 0.9), "3b": (1.0, 1.1, 1.2)}
+    >>> one = Outcome(SIBLINGS, "eager", "stacked", "NHWC", "float16", 8, gains)
+    >>> print(short([one, dataclasses.replace(one, batch=9, way="copied")]))
+                               images  gain  faster  slower  undecided
+    three siblings alone, NHWC      8  0.95       0       1          1
+    """
+    rows: dict[str, list[Outcome]] = defaultdict(list)
+    shown = [o for o in outcomes if o.mode in ("eager", "graph") and o.way != "copied"]
+    several = {name: len({getattr(o, name) for o in shown}) > 1 for name in ("dtype", "mode")}
+    for o in shown:
+        alone = "alone" if o.what == SIBLINGS else "whole"
+        more = [getattr(o, name) for name, differs in several.items() if differs]
+        rows[", ".join([f"{o.what} {alone}", o.layout, *more])].append(o)
+    wide = max(map(len, rows), default=0)
+    lines = [f"{'':{wide}} images  gain  faster  slower  undecided"]
+    for row, found in rows.items():
+        least, *_, most = sorted(found + found, key=lambda o: o.batch)
+        for o in (least, most) if least != most else (least,):
+            undecided = len(o.gains) - o.faster - o.slower
+            lines.append(
+                f"{row:{wide}} {o.batch:6} {o.middle:5.2f} {o.faster:7} {o.slower:7} "
+                f"{undecided:10}"
+            )
+    return "\n".join(lines)

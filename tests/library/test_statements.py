@@ -57,17 +57,18 @@ def test_the_field_reports_a_loss_as_one():
 
 
 def test_published_gains_are_quotients_of_published_numbers():
-    """Chapter 9's, from the times and shares that the page of constants quotes."""
+    """The field's, from the times and shares that the page of constants quotes."""
     text = (ROOT / "back/constants.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| \{cite:t\}.*chapters/09-", text, re.M)
-    quotients_said = [row for row in rows if not re.search("µs|MB", row[0])]
-    for gains, what in quotients_said:
+    checked = 0
+    for gains, what in re.findall(r"^\| (.*?) \| (.*?) \| \{cite:t\}", text, re.M):
         quotients = [a / b for a, b in pairs(what)]
         quotients += [1 + plus / 100 for plus in floats(r"\+([\d.]+)%", what)]
         quotients += [1 / share for share in floats(r"(0\.\d\d)(?= (?:to|of))", what)]
-        said = floats(r"\d+\.\d+", gains)
-        assert said == [round(quotient, 2) for quotient in quotients], gains
-    assert len(quotients_said) == 7
+        if quotients and "µs" not in gains:
+            said = floats(r"\d+\.\d+", gains)
+            assert said == [round(quotient, 2) for quotient in quotients], gains
+            checked += 1
+    assert checked == 7
 
 
 def pairs(text):
