@@ -167,10 +167,10 @@ def short(outcomes: Sequence[Outcome]) -> str:
     """
     rows: dict[str, list[Outcome]] = defaultdict(list)
     shown = [o for o in outcomes if o.mode in ("eager", "graph") and o.way != "copied"]
-    several = {name: len({getattr(o, name) for o in shown}) > 1 for name in ("dtype", "mode")}
+    differ = [n for n in ("dtype", "mode") if len({getattr(o, n) for o in shown}) > 1]
     for o in shown:
         alone = "alone" if o.what == SIBLINGS else "whole"
-        more = [getattr(o, name) for name, differs in several.items() if differs]
+        more = [getattr(o, name) for name in differ]
         rows[", ".join([f"{o.what} {alone}", o.layout, *more])].append(o)
     wide = max(map(len, rows), default=0)
     lines = [f"{'':{wide}} images  gain  faster  slower  undecided"]
