@@ -25,7 +25,7 @@ import pytest
 from cuts import cuts
 
 from sideways import records, show
-from sideways.experiments import ceilings, launch_overhead
+from sideways.experiments import ceilings, launch_overhead, variants
 from sideways.show import missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -394,3 +394,39 @@ def test_chapter_8_shows_the_kernels_of_each_variant_on_a_gpu(page_on_a_gpu, cap
     given = case.parameters
     assert rows[0] == (given["rung"], given["dtype"], "8", f"{us:.1f}")
     assert len(rows) == 1 + len(others) > 1
+
+
+SIX_ON_A_GPU = pytest.mark.parametrize(
+    "page_on_a_gpu", [path for path in PAGES if path.stem[:2] == "06"], indirect=True
+)
+
+
+@SIX_ON_A_GPU
+def test_chapter_6_shows_the_rivals_of_a_gpu(page_on_a_gpu, capsys):
+    """Times by which each gain can be told: over a hoisted module of 2 µs."""
+    path, cases = page_on_a_gpu.place / "rivals.json", []
+    for what, written_us in (
+        ("batch", {"": 3, "graph, ": 4}),
+        ("tf32", {"": 5, "graph, ": 6, ", TF32": 7, "graph, , TF32": 8}),
+        ("cold", {"": 9, "graph, ": 10, ", cold": 11}),
+    ):
+        samples = {}
+        for way, us in written_us.items():
+            prefix = "graph, " if way.startswith("graph, ") else ""
+            suffix = way.removeprefix(prefix)
+            samples[f"{prefix}{variants.WRITTEN}{suffix}"] = (us,) * 3
+            samples[f"{prefix}{variants.HOISTED}{suffix}"] = (2,) * 3
+        given = {"module": "3a", "batch": 8, "dtype": "float32", "layout": "NCHW"}
+        cases.append(records.Case({"what": what} | given, samples))
+    record = dataclasses.replace(records.load(path), cases=tuple(cases))
+    records.write(record, path.parent)
+    page_on_a_gpu.run()
+    said = capsys.readouterr().out
+    rows = re.findall(r"(?m)^3a, batch 8, float32, NCHW(.*?) {2,}(.*)$", said)
+    assert [(words, *gains.split()) for words, gains in rows] == [
+        ("", "1.50", "2.00"),
+        (", TF32 off", "2.50", "3.00"),
+        (", TF32 on", "3.50", "4.00"),
+        (", caches warm", "4.50", "5.00"),
+        (", caches cold", "5.50"),
+    ]

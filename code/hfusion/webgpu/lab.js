@@ -2,7 +2,7 @@
 
 LABS.ladder = {
   title: "The ladder, on your GPU", run: ladderLab, cases: ladderCases, view: ladderView,
-  question: "What is each rung of the ladder worth on a reader's own GPU?",
+  question: "What is each variant of the module worth on a reader's own GPU?",
 };
 LABS.launches = {
   title: "What a launch costs, on your GPU", run: launchesLab, cases: launchesCases, view: launchesView,

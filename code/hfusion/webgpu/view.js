@@ -34,7 +34,7 @@ function ladderView(record) {
     ? `${(flopsOf(widths, size, batch) / times[name][1] / 10 / rate).toFixed(0)}%` : "–");
   const rows = names.map((name) => [name, String(launches[name]), number(times[name][1]),
     ...(doubt ? [] : [spread(gain(name), ratio), share(name)])]);
-  const heads = ["rung", "dispatches", "µs", ...(doubt ? [] : ["gain (quartiles)", "share of rate"])];
+  const heads = ["variant", "dispatches", "µs", ...(doubt ? [] : ["gain (quartiles)", "share of rate"])];
   const numbers = table(`Module ${module}, batch ${batch}`, heads, rows);
   if (doubt) return { doubt, clock, said: [], parts: [numbers] };
   const [first, last] = [names[0], names[names.length - 1]];

@@ -36,7 +36,7 @@ SIDES, BATCHES = (28, 14, 7), (1, 8, 32)  # of "pays"
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
 SAYS = {
-    "ladder": "Here the page can run the Inception module on your own GPU, rung by rung",
+    "ladder": "Here the page can run the Inception module on your own GPU, variant by variant",
     "launches": "Here the page can measure what a launch costs on your own GPU",
     "pays": "Here the page can measure when stacking pays on your own GPU",
     "two": "Here the page can race two launches against one per convolution, on your GPU",
@@ -65,7 +65,7 @@ def lab(
 ) -> Lab:
     """A lab as HTML: text, style and script in one, with no request to anywhere.
 
-    kind: "ladder", the module's six rungs; "launches", what one launch costs; "pays",
+    kind: "ladder", the module's six variants; "launches", what one launch costs; "pays",
     siblings separate, stacked, and copied, with the estimate of `cost` beside each time; or
     "two", two launches beside a dispatch per convolution, and the wrong way.
     rows: the modules that "ladder" and "two" offer or "pays" measures, of models.TABLE or
