@@ -68,7 +68,7 @@ def to_myst(notebook, page):
     texts = [cell for cell in cells if is_text(cell)]
     for cell in texts:
         cell["source"] = in_myst(subjects.add(cell["source"], page), page)
-    aim(texts)
+    aim(texts, page)
     terms.link(texts)
     return notebook | {"cells": cells}
 
@@ -228,11 +228,13 @@ def anchor(heading):
     return heading.replace(" ", "-")
 
 
-def aim(texts):
+def aim(texts, page):
     """Links within the notebook, to headings and exercises, in all its cells of text."""
     wanted = {name for cell in texts for _, name in WITHIN.findall(cell["source"])}
     names = {name: "at-" + re.sub(r"\W+", "-", name.lower()) for name in wanted}
-    names |= {name: label("ex", name[9:], "") for name in wanted if name[:9] == "Exercise-"}
+    names |= {
+        name: label("ex", name[9:], page) for name in wanted if name[:9] == "Exercise-"
+    }
 
     def marked(heading):
         name = anchor(heading[1])

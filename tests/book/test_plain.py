@@ -110,6 +110,13 @@ def test_links_within_a_notebook_lead_to_headings_and_exercises():
     assert cells[1]["source"] == "(at-it-is-so)=\n## It is, so\n\n## Else"
 
 
+def test_a_link_leads_to_an_exercise_of_a_page_that_is_no_chapter():
+    cells = [text("[Do](#Exercise-1)"), text("### Exercise 1\n\nWhy?")]
+    link, exercise = plain.to_myst({"cells": cells}, "appendix")["cells"]
+    assert link["source"] == "{ref}`Do <ex-appendix-1>`"
+    assert ":label: ex-appendix-1" in exercise["source"]
+
+
 @pytest.mark.parametrize("name", list(chapters.NOTEBOOKS))
 def test_a_notebook_holds_no_markup_that_only_the_build_knows(name):
     """Roles, directives, their options, targets, labels of equations, own macros."""
