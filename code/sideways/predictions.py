@@ -397,7 +397,7 @@ def timeline(
 
     graph: whether all is handed over as one CUDA graph. at: one value of each input of
     arithmetic.INPUTS; the middle ones if None. split: after how many operators the host
-    splits a stacked product, which `eager.operators` leaves out, since views have no kernel.
+    splits a stacked product, which `eager.operators` leaves out: views have no kernel.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
     >>> found = eager.operators(net, "float32", "NCHW", 1, (1, 1, 1))

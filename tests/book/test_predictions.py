@@ -379,7 +379,9 @@ def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(gr
             free = event[3]
 
 
-@pytest.mark.parametrize(("rung", "split"), [(variants.WRITTEN, None), (variants.HOISTED, 2)])
+@pytest.mark.parametrize(
+    ("rung", "split"), [(variants.WRITTEN, None), (variants.HOISTED, 2)]
+)
 @pytest.mark.parametrize("graph", [False, True])
 def test_calls_after_each_other_take_as_long_as_the_slower_lane_of_a_timeline(
     rung, split, graph

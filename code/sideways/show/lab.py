@@ -36,7 +36,7 @@ SIDES, BATCHES = (28, 14, 7), (1, 8, 32)  # of "pays"
 QUICK = "5a"  # of the nine modules the one with the least arithmetic
 
 SAYS = {
-    "ladder": "Here the page can run the Inception module on your own GPU, variant by variant",
+    "ladder": "Here the page can run the variants of the Inception module on your own GPU",
     "launches": "Here the page can measure what a launch costs on your own GPU",
     "pays": "Here the page can measure when stacking pays on your own GPU",
     "two": "Here the page can race two launches against one per convolution, on your GPU",
