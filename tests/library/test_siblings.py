@@ -548,7 +548,7 @@ def test_weights_that_share_memory_stay_where_they_are(name, found, monkeypatch)
     groups = planned(model, x, found).groups
     reasons = {group.members: group.reason for group in groups}
     assert reasons == {
-        ("a",): f"{which} of a shares memory with other; its own fits",
+        ("a",): f"{which} of a shares memory with other; give it a copy",
         ("b", "c"): "",
     }
     with pytest.raises(FusionError, match=f"since it was planned: {which} of a shares mem"):

@@ -118,7 +118,7 @@ def shared(
         if len({tensor for tensor, _ in sharing}) > 1:
             others = {owner or "the model" for _, owner in sharing} - {path}
             where = ", ".join(sorted(others)) or "another tensor of it"
-            return f"{name} of {path} shares memory with {where}; its own fits"
+            return f"{name} of {path} shares memory with {where}; give it a copy"
     return ""
 
 
