@@ -1,70 +1,70 @@
-"""The smallest honest fuser: find siblings in a torch.fx graph, judge, stack and split.
+"""The smallest honest fuser: find siblings in a torch.fx graph, judge, stack, split."""
 
-The result is a copy, for inference; its `meta` says which siblings stay apart, and why.
-"""
-
-import copy
 import operator
+from copy import deepcopy
 
-from torch import cat, fx, nn
+from torch import cat, nn
+from torch.fx import GraphModule, Node, symbolic_trace
 
+AXIS = {nn.Conv2d: -3, nn.Linear: -1}  # where the output has its channels
 GEOMETRY = ("kernel_size", "stride", "padding", "padding_mode", "dilation")
 OPERATORS = {getattr(operator, name) for name in operator.__all__} - {operator.getitem}
 
 
-def fuse(model: nn.Module) -> fx.GraphModule:
-    """Stack siblings in a copy. Raises ValueError for what torch.fx would misread."""
+def fuse(model: nn.Module) -> GraphModule:
+    """A copy for inference; `meta` says why siblings stay apart, "" where they do not."""
     odd = [k for m in model.modules() for k, v in vars(m).items() if "forward" in k and v]
-    network = fx.symbolic_trace(copy.deepcopy(model))  # x += y is read as x + y
-    odd += [n for n in network.graph.nodes if n.target in OPERATORS or n.op == "get_attr"]
-    if odd:  # hooks, operators, weights that may be written to
+    net = symbolic_trace(deepcopy(model))
+    # torch.fx drops hooks, and reads x += y as x + y; a weight that is read may change.
+    odd += [n for n in net.graph.nodes if n.target in OPERATORS or n.op == "get_attr"]
+    if odd:
         raise ValueError(f"model: expected calls of layers and functions, got {odd}")
-    for siblings in find(network):
-        if reason := judge(network, siblings):
-            network.meta[f"{siblings}"] = reason
-        else:
-            split(network, siblings, stack(network, siblings))
-    network.recompile()  # writes forward from the graph
-    network.delete_all_unused_submodules()
-    return network
+    for siblings in find(net):
+        net.meta[f"{siblings}"] = reason = judge(net, siblings)
+        if not reason:
+            split(net, siblings, stack(net, siblings))
+    net.recompile()  # writes forward from the graph
+    net.delete_all_unused_submodules()
+    return net
 
 
-def find(network: fx.GraphModule) -> list[list[fx.Node]]:
+def find(net: GraphModule) -> list[list[Node]]:
     """Calls of layers that read one node and are alike, two or more together."""
-    groups: dict[object, list[fx.Node]] = {}
-    for node in network.graph.find_nodes(op="call_module"):
-        layer = network.get_submodule(str(node.target))
-        if type(layer) in (nn.Conv2d, nn.Linear) and getattr(layer, "groups", 1) == 1:
-            shape = [getattr(layer, name, None) for name in GEOMETRY]
-            alike = node.all_input_nodes[0], type(layer), layer.bias is None, *shape
-            groups.setdefault(alike, []).append(node)
+    groups: dict[object, list[Node]] = {}
+    for n in net.graph.find_nodes(op="call_module"):
+        layer = net.get_submodule(n.target)
+        if type(layer) in AXIS and getattr(layer, "groups", 1) == 1:
+            own = [getattr(layer, name, None) for name in GEOMETRY]
+            key = *n.all_input_nodes, type(layer), layer.bias is None, *own
+            groups.setdefault(key, []).append(n)
     return [siblings for siblings in groups.values() if len(siblings) > 1]
 
 
-def judge(network: fx.GraphModule, siblings: list[fx.Node]) -> str:
+def judge(net: GraphModule, siblings: list[Node]) -> str:
     """Why these layers stay apart; "" if no call between them can write to their input."""
-    layers, node = dict(network.named_modules()), siblings[0]
-    while (node := node.next) is not siblings[-1]:
-        if node.op != "call_module" or getattr(layers[str(node.target)], "inplace", False):
-            return f"{node} may write in place before {siblings[-1].target} is called"
+    layers, n = dict(net.named_modules()), siblings[0]
+    while (n := n.next) is not siblings[-1]:
+        called = n.op == "call_module" and layers[str(n.target)]
+        if not called or getattr(called, "inplace", False):
+            return f"{n} may write in place before {siblings[-1]} is called"
     return ""
 
 
-def stack(network: fx.GraphModule, siblings: list[fx.Node]) -> nn.Module:
+def stack(net: GraphModule, siblings: list[Node]) -> nn.Module:
     """One layer with the weights of all siblings, one below the other."""
-    layers = [copy.deepcopy(network.get_submodule(str(node.target))) for node in siblings]
+    layers = [deepcopy(net.get_submodule(str(n.target))) for n in siblings]
     for name in dict(layers[0].named_parameters()):
-        setattr(layers[0], name, nn.Parameter(cat([getattr(m, name) for m in layers])))
+        weights = [getattr(layer, name) for layer in layers]
+        setattr(layers[0], name, nn.Parameter(cat(weights)))
     return layers[0]
 
 
-def split(network: fx.GraphModule, siblings: list[fx.Node], stacked: nn.Module) -> None:
+def split(net: GraphModule, siblings: list[Node], layer: nn.Module) -> None:
     """Call the stacked layer where the first sibling was; each sibling becomes a part."""
-    sizes = [len(network.get_parameter(f"{node.target}.weight")) for node in siblings]
-    network.add_submodule(path := f"{siblings[0]}_and_siblings", stacked)
-    with network.graph.inserting_before(siblings[0]):
-        y = network.graph.call_module(path, siblings[0].args, siblings[0].kwargs)
-        cut = (y, sizes, -3 if isinstance(stacked, nn.Conv2d) else -1)  # their channels
-        parts = network.graph.call_method("split", cut)
-    for i, node in enumerate(siblings):
-        node.op, node.target, node.args = "call_function", operator.getitem, (parts, i)
+    sizes = [len(net.get_parameter(f"{n.target}.weight")) for n in siblings]
+    net.add_submodule(path := f"{siblings[0]}_and_siblings", layer)
+    with net.graph.inserting_before(siblings[0]):
+        y = net.graph.call_module(path, siblings[0].args)
+        cut = net.graph.call_method("split", (y, sizes, AXIS[type(layer)]))
+    for i, n in enumerate(siblings):
+        n.op, n.target, n.args = "call_function", operator.getitem, (cut, i)

@@ -29,7 +29,7 @@ def test_googlenet_has_39_convolutions_instead_of_57_and_equal_outputs(googlenet
     state = copy.deepcopy(model.state_dict())
     fused = one_screen.fuse(model)
     assert (convolutions(model), convolutions(fused)) == (57, 39)
-    assert fused.meta == {}
+    assert not any(fused.meta.values())
     with torch.no_grad():
         agree(fused(x), expected, 1e-9 * expected.abs().max())
         agree(model(x), expected)  # the original is left as it was
@@ -77,7 +77,7 @@ class Two(nn.Module):
 
 def check(model, x, refused):
     fused = one_screen.fuse(model.eval())
-    assert len(fused.meta) == refused
+    assert sum(bool(reason) for reason in fused.meta.values()) == refused
     with torch.no_grad():
         for got, expected in zip(fused(x.clone()), model(x.clone()), strict=True):
             agree(got, expected, 1e-4)
