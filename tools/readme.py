@@ -58,12 +58,12 @@ def counted():
     return (
         f"![Operators of an Inception module, step by step: {rows}.]"
         "(_static/launches.png)\n\n"
-        f"Module 3a of GoogLeNet runs {written} operators on a CPU. Folding its batch norms, as\n"
-        f"many tools do, leaves {folded}. Stacking leaves {stacked}, which is what `hfusion` "
-        f"gives on a\nCPU. One ReLU for all branches (*hoisting*) leaves {hoisted}. The answers "
-        f"agree within rounding.\nOperators are not kernels: by its source code, eager PyTorch "
-        f"launches at least {before}\nkernels on a GPU for the module in float32, and {after} "
-        f"for the hoisted one."
+        f"Module 3a of GoogLeNet runs {written} operators on a CPU. Folding its batch norms,\n"
+        f"as many tools do, leaves {folded}. Stacking leaves {stacked}, which is what "
+        "`hfusion` gives\non a CPU. One ReLU for all branches (*hoisting*) leaves "
+        f"{hoisted}. The answers agree within\nrounding. Operators are not kernels: by its "
+        f"source code, eager PyTorch launches at least\n{before} kernels on a GPU for the "
+        f"module in float32, and {after} for the hoisted one."
     )
 
 
@@ -146,13 +146,15 @@ def headline(folder):
     gain_of_all = whole.gain(variants.HOISTED, variants.FOLDED)[1]
     every, faster, slower = _clear(map(_gains, network.cases))
     return (
-        f"On {device}, stacked, the three siblings of a GoogLeNet module\n"
+        f"On {device}, stacked, the three 1×1 convolutions of a GoogLeNet module\n"
         f"run {gain:.2f} times as fast as separately "
         f"(the median of {len(siblings)} modules).\n"
-        f"The whole of GoogLeNet, stacked and hoisted, runs {gain_of_all:.2f} times as fast "
-        f"as with\nfolded norms alone ({stage.label}; one image,\nfloat32). "
-        f"Fusing does not always win: of {every} comparisons of the whole network in PyTorch\n"
-        f"and in other runtimes, it is clearly faster in {faster} and clearly slower in {slower}."
+        f"The whole of GoogLeNet, stacked and with one ReLU for all branches, runs\n"
+        f"{gain_of_all:.2f} times as fast as with folded norms alone\n"
+        f"({stage.label}; one image, float32).\n"
+        f"Fusing does not always win: of {every} comparisons of the whole network in "
+        f"PyTorch\nand in other runtimes, it is clearly faster in {faster} and clearly "
+        f"slower in {slower}."
     )
 
 
