@@ -58,8 +58,8 @@ def counted():
     return (
         f"![Operators of an Inception module, step by step: {rows}.]"
         "(_static/launches.png)\n\n"
-        f"Module 3a of GoogLeNet runs {written} operators on a CPU. Folding its batch norms,\n"
-        f"as many tools do, leaves {folded}. Stacking leaves {stacked}, which is what "
+        f"Module 3a of GoogLeNet runs {written} operators on a CPU. Folding its batch "
+        f"norms,\nas many tools do, leaves {folded}. Stacking leaves {stacked}, which is what "
         "`hfusion` gives\non a CPU. One ReLU for all branches (*hoisting*) leaves "
         f"{hoisted}. The answers agree within\nrounding. Operators are not kernels: by its "
         f"source code, eager PyTorch launches at least\n{before} kernels on a GPU for the "
