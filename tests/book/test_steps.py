@@ -161,6 +161,20 @@ def reading_order(found):
     return rows == sorted(rows) and len({y for y, _ in rows}) < len(rows)
 
 
+def test_a_long_list_is_folded_where_no_script_runs_and_left_out_on_paper(opened):
+    blocks = [("host", "a", n, n + 1) for n in range(30)]
+    html = show.walk("Long", {"p": blocks}, {})._repr_html_()
+    page = opened(html)
+    assert "from 0 µs to 1 µs" in page.locator(".fs-says").inner_text()
+    assert not page.locator("details").is_visible()
+    page.emulate_media(media="print")
+    assert page.locator("svg").is_visible()
+    assert not page.locator("details").is_visible()
+    still = opened(html, java_script_enabled=False)
+    assert still.locator("summary").inner_text() == "30 steps"
+    assert not still.locator("li").first.is_visible()
+
+
 def test_on_paper_all_steps_stand_in_reading_order_without_controls(page):
     page.emulate_media(media="print")
     player, walk = page.locator("fs-player").first, page.locator("fs-walk")

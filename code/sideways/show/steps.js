@@ -132,7 +132,7 @@ class Walk extends Steps {
       block.addEventListener("click", () => this.go(+block.dataset.step)));
     this.list.hidden = true;
     this.sentence = made("p", "fs-says");
-    this.list.after(this.sentence);
+    (this.list.closest(".fs-long") ?? this.list).after(this.sentence);
   }
 
   show(n) {
