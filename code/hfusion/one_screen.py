@@ -34,9 +34,11 @@ def find(net: GraphModule) -> list[list[Node]]:
     for n in net.graph.find_nodes(op="call_module"):
         layer = net.get_submodule(n.target)
         if type(layer) in AXIS and getattr(layer, "groups", 1) == 1:
+            # Alike: one input, one kind, all with a bias or none.
             own = [getattr(layer, name, None) for name in GEOMETRY]
             key = *n.all_input_nodes, type(layer), layer.bias is None, *own
             groups.setdefault(key, []).append(n)
+    # A layer by itself has no siblings.
     return [siblings for siblings in groups.values() if len(siblings) > 1]
 
 

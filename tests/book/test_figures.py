@@ -32,10 +32,6 @@ def beside(xs, y):
 
 # What is drawn, and points that must be among what is drawn; None is any place.
 PLOTS = {
-    "margins": (
-        lambda: figures.margins(np.array([0.1, 3]), np.array([1e-6, 0.3])),
-        {(0.1, 1e-6), (3, 0.3), (0.05, 0.025), (6, 3)},
-    ),
     "curves": (
         lambda: figures.curves(LINES, "step", "loss"),
         {(1, 3), (2, 2), (1, 2), (2, 1), (3, 1.5)},

@@ -325,7 +325,7 @@ def test_a_model_that_cannot_be_planned(capsys, options):
     assert (status, out) == (1, "")
     assert len(err.splitlines()) == 1
     assert err.startswith(
-        "python -m hfusion: model cannot be traced: it stops at somebodys.py:"
+        "python -m hfusion: model cannot be traced: tracing stops at somebodys.py:"
     )
     assert "`return [self.a(row) for row in x]`" in err
 

@@ -277,7 +277,9 @@ def test_views():
     whole = changed(lambda self, x: (self.a(x).view(-1), self.b(x)))
     for model in (views, whole):
         (group,) = hfusion.plan(model).groups
-        assert group.reason.startswith("as many copies as launches: `view` (view) may want")
+        assert group.reason.startswith(
+            "at least as many copies as saved launches: `view` (view) "
+        )
     assert [hfusion.plan(model, X).groups[0].fused for model in (views, whole)] == [1, 0]
     three = changed(lambda self, x: (self.a(x).view(-1), self.b(x), self.c(x)),
                     c=nn.Linear(8, 8))  # fmt: skip

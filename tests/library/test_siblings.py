@@ -48,6 +48,7 @@ pytestmark = pytest.mark.usefixtures("in_float64")
 
 
 # Forms: (the model, the shape of its input, the members of each fused group).
+COPIES = "at least as many copies as saved launches"
 
 
 def norms(self, x):
@@ -375,7 +376,7 @@ def test_who_counts_on_the_layout_gets_a_copy(name, found, monkeypatch):
     (group,) = plan.groups
     if not group.fused:  # a run fails, and does not say where
         assert found == "running"
-        assert group.reason.startswith("as many copies as launches: `forward` may want ")
+        assert group.reason.startswith(f"{COPIES}: `forward` may want ")
         return
     if not group.dense:
         assert (found, seen) == ("running", "")
@@ -395,8 +396,8 @@ def test_who_counts_on_the_layout_gets_a_copy(name, found, monkeypatch):
 def test_as_many_copies_as_launches_are_refused():
     model = net(views_of_all, a=conv(4), b=conv(3))
     read, ran = [planned(model, image(), found).groups[0].reason for found in FOUND]
-    assert ran == "as many copies as launches: `view` may want the output of a contiguous"
-    assert read.startswith("as many copies as launches: `view` (view) may want the output")
+    assert ran == f"{COPIES}: `view` may want the output of a contiguous"
+    assert read.startswith(f"{COPIES}: `view` (view) may want the output")
     assert read.endswith("; give example_inputs, and a run shows whether it does")
 
 

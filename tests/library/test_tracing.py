@@ -110,7 +110,7 @@ def test_the_line_that_stops_a_trace_is_quoted(forward, line, advice):
         plan(net(forward))
     message = str(error.value)
     found = re.search(
-        r"^model cannot be traced: it stops at (\S+?):(\d+), `(.*?)`", message
+        r"^model cannot be traced: tracing stops at (\S+?):(\d+), `(.*?)`", message
     )
     assert found, message
     assert found[1] == Path(__file__).name
@@ -124,10 +124,12 @@ def test_where_no_line_is_to_blame_the_message_still_says_what():
     class Net(nn.Module):
         pass
 
-    with pytest.raises(FusionError, match=r"^model cannot be traced: it stops.*; move"):
+    with pytest.raises(
+        FusionError, match=r"^model cannot be traced: tracing stops.*; move"
+    ):
         plan(Net())
     assert tracing._explain(ValueError("Nobody was it.")).startswith(
-        "model cannot be traced: it stops (Nobody was it); move the line"
+        "model cannot be traced: tracing stops (Nobody was it); move the line"
     )
 
 
@@ -148,7 +150,8 @@ def explained(forward):
 
 def test_of_a_message_the_first_sentence_is_quoted():
     assert explained(in_two_lines).startswith(
-        f"model cannot be traced: it stops at {Path(__file__).name}:n, `raise ValueError("
+        f"model cannot be traced: tracing stops at {Path(__file__).name}:n, "
+        "`raise ValueError("
         '"No way past X.\\nAnd no way back.")` (No way past X); move the line into'
     )
 
@@ -166,7 +169,9 @@ def test_a_line_of_a_notebook_is_in_the_cell(monkeypatch):
     monkeypatch.setitem(linecache.cache, name, cell)
     defined = {}
     exec(compile(source, name, "exec"), defined)
-    with pytest.raises(FusionError, match=r": it stops at the cell:2, `len\(x\)` \("):
+    with pytest.raises(
+        FusionError, match=r": tracing stops at line 2 of the cell, `len\(x\)` \("
+    ):
         plan(net(defined["forward"]))
 
 

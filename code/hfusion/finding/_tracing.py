@@ -157,7 +157,7 @@ def _explain(error: Exception) -> str:
     """The line that stopped the trace, and what to do about it."""
     message = str(error).split("\n")[0].rstrip(".")
     advice = next((then for part, then in ADVICE if part in str(error)), OTHERWISE)
-    return f"model cannot be traced: it stops{stopped_at(error)} ({message}); {advice}"
+    return f"model cannot be traced: tracing stops{stopped_at(error)} ({message}); {advice}"
 
 
 def stopped_at(error: BaseException) -> str:
@@ -178,5 +178,6 @@ def stopped_at(error: BaseException) -> str:
         return ""
     last = frames[-1]
     in_notebook = "ipykernel" in last.filename  # its cells have numbers for names
-    file = "the cell" if in_notebook else Path(last.filename).name
-    return f" at {file}:{last.lineno}, `{last.line}`"
+    file = f"{Path(last.filename).name}:{last.lineno}"
+    place = f"line {last.lineno} of the cell" if in_notebook else file
+    return f" at {place}, `{last.line}`"

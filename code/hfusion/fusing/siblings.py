@@ -230,7 +230,7 @@ def _group(
     if saved <= 0:
         reader = asking[paths[dense[0]]]
         reason = (
-            f"as many copies as launches: {reader} may want the output of "
+            f"at least as many copies as saved launches: {reader} may want the output of "
             f"{paths[dense[0]]} contiguous{calls.advice}"
         )
         return dataclasses.replace(group, reason=reason)

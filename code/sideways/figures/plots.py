@@ -22,29 +22,6 @@ def gallery(images, columns=3, width=7.4):
     return figure
 
 
-def margins(margin, difference):
-    """For each answer: how far ahead it was, and how far rounding moved a score.
-
-    Both arrays [answers], on logarithmic scales. Below the line no answer can change:
-    two scores would have to move by half the margin towards each other.
-    """
-    figure, axis = plt.subplots(figsize=(5, 3.2))
-    axis.plot(margin, difference, "o", markersize=3.5, color=OTHERS[1], alpha=0.6)
-    span = [min(margin) / 2, max(margin) * 2]
-    line = [x / 2 for x in span]
-    axis.plot(span, line, color=INK, linewidth=1)
-    axis.fill_between(span, line, [10 * span[1]] * 2, color=FAINT, alpha=0.6, linewidth=0)
-    axis.text(0.02, 0.93, "here an answer might change", transform=axis.transAxes,
-              va="top")  # fmt: skip
-    axis.text(0.02, 3 * max(difference), "how far rounding moved a score",
-              transform=axis.get_yaxis_transform())  # fmt: skip
-    axis.set(xscale="log", yscale="log", xlim=span, ylim=(None, 10 * span[1]))
-    axis.set(xlabel="margin: the best score less the second best")
-    axis.set(ylabel="largest difference\nof a score")
-    figure.tight_layout()
-    return figure
-
-
 def curves(lines, xlabel, ylabel):
     """Lines over 1, 2, 3, …: {label: (values, style)}; a style is plot's keywords."""
     figure, axis = plt.subplots(figsize=(7.4, 2.9))
