@@ -98,6 +98,7 @@ CASES = {
     "module_ladder": [
         {"module": "small", "batch": 1, "dtype": "float32", "layout": "NCHW"}
     ],
+    "checks": [{"network": "three 1×1", "groups": 1}],
     "timeline": [{"module": "small", "rung": variants.WRITTEN}],
     "stopwatches": [{"module": "small", "batch": 1, "calls": 3}],
     "memory": [{"memory": "as it comes", "module": "small", "batch": 1, "layout": "NCHW"}],

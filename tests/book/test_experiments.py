@@ -29,6 +29,7 @@ from hfusion.timing import cost
 from sideways import experiments, live, recorder, records
 from sideways.experiments import (
     ceilings,
+    checks,
     circumstances,
     embedding,
     leftover,
@@ -148,6 +149,9 @@ ON_BOTH = {
     "stopwatches": [{"module": "3a", "batch": 1, "calls": 1000}],
     "launch_overhead": grid(operator=("abs",), way=("eager", "host", "graph")),
     "timeline": grid(module=("3a",), rung=("as written", "folded, stacked, hoisted")),
+    "checks": [{"network": name, "groups": 1} for name in (
+        "three linear", "three 1×1", "siblings of 3a", "3a",
+    )] + [{"network": "GoogLeNet", "groups": 9}],
     "leftover": [{"network": "GoogLeNet", "batch": 1}],
     "memory": [{"memory": one["memory"]} | PLACES[one["where"]] for one in MEMORY],
     "kernel_times": [
@@ -243,6 +247,7 @@ SMALL = {
     "projections": {"projections": "layer, four adapters", "tokens": 3,
                     "dtype": "float32"},
     "module_ladder": {"module": "5b", "batch": 1, "dtype": "float32", "layout": "NCHW"},
+    "checks": {"network": "three linear", "groups": 1},
     "leftover": {"network": "GoogLeNet", "batch": 1},
     "memory": {"memory": "as it comes", "module": "5b", "batch": 1, "layout": "NCHW"},
 }
@@ -816,6 +821,60 @@ def test_what_each_system_leaves(drawn, monkeypatch):
         "this book": 4,
     }
     assert told == [{}, {"freezing": True}, {"combo_kernels": True}]
+
+
+LAYERS_OF_CHECKS = {
+    "three linear": ((1, 16), [nn.Linear(16, 16)] * 3),
+    "three 1×1": ((1, 16, 8, 8), [nn.Conv2d(16, 16, 1)] * 3),
+    "siblings of 3a": ((1, 192, 28, 28), [nn.Conv2d(192, n, 1) for n in (64, 96, 16)]),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_OF_CHECKS)
+def test_the_checks_of_three_siblings(name, drawn):
+    shape, layers = LAYERS_OF_CHECKS[name]
+    benchmark = checks.benchmark("cpu", name, 1)
+    (x,) = drawn
+    assert x.shape == shape
+    assert benchmark.tolerance == pytest.approx(2e-5)
+    wanted = siblings(*map(copy.deepcopy, layers))
+    for found, (weight, bias) in zip(benchmark.expected, wanted, strict=True):
+        product = torch.einsum("kc,nc...->nk...", weight.flatten(1), x.double())
+        timing.near(found, product + bias.view(-1, *(1,) * (x.ndim - 2)), 1e-12)
+    assert counts_of_checks(benchmark) == {"separate": 3, "fused": 1, "lowered": 1}
+
+
+def counts_of_checks(benchmark):
+    """How many layers each variant computes; that `fused` checks, and `lowered` does not:
+    while gradients are recorded, the one computes separately."""
+    timed = agreed(benchmark)
+    assert list(timed) == ["separate", "fused", "lowered"]
+    layers = {}
+    for name, call in timed.items():
+        for recorded, inside in ((False, call), (True, torch.enable_grad()(call))):
+            names = timing.count_launches(inside).names
+            layers[name, recorded] = sum(n in ("convolution", "addmm") for n in names)
+    assert layers["fused", True] == layers["separate", True]
+    assert layers["lowered", True] == layers["lowered", False]
+    return {name: layers[name, False] for name in timed}
+
+
+def test_the_checks_of_a_module_and_a_network(drawn, monkeypatch):
+    monkeypatch.setattr(models, "GoogLeNet", Little)
+    for name, shape, tolerance, layers in (
+        ("3a", (1, 192, 28, 28), 2e-5, (6, 4, 4)),
+        ("GoogLeNet", (1, 3, 224, 224), 2e-4, (6, 4, 4)),
+    ):
+        benchmark = checks.benchmark("cpu", name, 1)
+        assert drawn[-1].shape == shape
+        assert benchmark.tolerance == pytest.approx(tolerance)
+        found = counts_of_checks(benchmark)
+        assert tuple(found.values()) == layers
+
+
+def test_the_checks_are_of_as_many_groups_as_the_case_says():
+    with pytest.raises(ValueError, match=r"^groups: expected 2 to be fused, got members"):
+        checks.benchmark("cpu", "three linear", 2)
 
 
 def test_other_runtimes_are_no_rivals_on_a_gpu(drawn, monkeypatch):

@@ -67,6 +67,7 @@ ARMS = {
     "projections": eager_and_graph(WAYS, 0.2),
     "module_ladder": ladder(variants.OURS, 0.3, 2, 20, 110),
     "network": ladder((variants.TWO,), 1, 20, 60, 600),
+    "checks": {"separate": 0.1, "fused": 0.5, "lowered": 0.5},
     "leftover": {"as written": 2, "this book": 2, "torch.compile": 90},
     "memory": dict.fromkeys(WAYS, 0.2),
 }
