@@ -130,6 +130,46 @@ def test_a_number_that_is_not_drawn_is_missed():
     assert lacking(draw(), wanted | {(2, 20.1), (5, None)}) == {(2, 20.1), (5, None)}
 
 
+INTERVALS = {  # what draws them, and how many points of them lie on one line of pixels
+    "ranges": lambda: figures.ranges({"a": LOW, "b": HIGH}, "gain"),
+    "tradeoff": lambda: figures.tradeoff(GAINS, 3, "FLOPs", "on M"),
+    "outcomes": lambda: figures.outcomes(PANELS, "on M"),
+}
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_an_interval_is_drawn_from_end_to_end_and_no_further(name):
+    figure = INTERVALS[name]()
+    lines = [line for axes in figure.axes for line in axes.lines if spans(line)]
+    for artist in figure.findobj(lambda each: not each.get_children()):
+        artist.set_visible(False)
+    found = [(meant(line), inked(figure, line)) for line in lines]
+    plt.close(figure)
+    assert len(found) >= 2
+    for long, seen in found:
+        assert seen == pytest.approx(long, abs=1.2)  # pixels
+
+
+def spans(line):
+    """Is it an interval, and no dashed line across the axes?"""
+    values = line.get_xydata()
+    return len(values) == 2 and {*values.ravel()} & {LOW[0], HIGH[0]}
+
+
+def meant(line):
+    """How many pixels it should be long."""
+    return np.ptp(line.get_transform().transform(line.get_xydata()), axis=0).max()
+
+
+def inked(figure, line):
+    """How many pixels it is long, drawn alone."""
+    line.set(visible=True, color="black", alpha=1)
+    figure.canvas.draw()
+    line.set_visible(False)
+    dark = np.argwhere(np.asarray(figure.canvas.buffer_rgba())[..., 0] < 128)
+    return np.ptp(dark, axis=0).max() + 1
+
+
 def test_every_function_is_held_to_numbers_or_draws_none():
     public = {n for n in figures.__all__ if inspect.isfunction(getattr(figures, n))}
     assert {name.partition(" ")[0] for name in PLOTS} | OTHER | DRAWINGS == public

@@ -3,9 +3,12 @@
 import statistics
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
 from .style import DASHED, FAINT, INK, INPUT, OTHERS, labelled, tint
+
+# How an interval is drawn: a line of matplotlib's ends half its width further out.
+INTERVAL = {"solid_capstyle": "butt"}
 
 
 def gallery(images, columns=3, width=7.4):
@@ -115,7 +118,7 @@ def ranges(rows, xlabel):
     figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(rows) + 0.9))
     axis.axvline(1, **DASHED)
     for place, (low, middle, high) in enumerate(rows.values()):
-        axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=4)
+        axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=4, **INTERVAL)
         axis.plot(middle, place, "o", color=OTHERS[0])
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set(xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
@@ -165,9 +168,9 @@ def calls(times_us, label):
                   textcoords="offset points", fontsize=9)  # fmt: skip
     axis.axhline(statistics.median(times_us), **DASHED)
     axis.set(yscale="log", xlabel="call", ylabel="time, µs")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 4)))
     axis.yaxis.set_major_formatter("{x:,.0f}")
-    axis.yaxis.set_minor_formatter("{x:,.0f}")
-    axis.tick_params(axis="y", which="minor", labelsize=8)
+    axis.minorticks_off()
     return labelled(figure, label)
 
 
@@ -265,7 +268,7 @@ def _judged(axis, x, gain, even):
     low, median, high = gain
     decided, right = low > 1 or high < 1, (x < even) == (low > 1)
     colour = OTHERS[0 if right else 3] if decided else INPUT
-    axis.plot([x, x], [low, high], color=colour, alpha=0.4, linewidth=2)
+    axis.plot([x, x], [low, high], color=colour, alpha=0.4, linewidth=2, **INTERVAL)
     fill = colour if decided else "white"
     axis.plot(x, median, "o", color=colour, mfc=fill, markersize=4.5)
 
@@ -312,7 +315,8 @@ def _rows(axis, panel, styles):
         step = 0.8 * _tall(row) / len(dots)
         for n, ((colour, marker), (low, median, high)) in enumerate(dots):
             height = top + 0.1 * _tall(row) + (n + 0.5) * step
-            axis.plot([low, high], [height] * 2, color=OTHERS[colour], alpha=0.5, lw=1)
+            span = {"color": OTHERS[colour], "alpha": 0.5, "lw": 1}
+            axis.plot([low, high], [height] * 2, **span, **INTERVAL)
             axis.plot(median, height, marker, color=OTHERS[colour], markersize=3.8)
             if high < 1:  # apart from the dot, which may be as dark
                 axis.plot(median, height, "o", mec=INK, mfc="none", mew=0.9, markersize=7.5)
