@@ -139,6 +139,9 @@ def test_the_score_by_hand(recorded):
     assert (times.count, times.inside) == (4, 3)
     assert times.off == pytest.approx((0 + 1 / 9) / 2)
     assert times.constant == pytest.approx((0.43 + 1.375) / 2)
+    # By variant: the medians of 100 and 90 and of 10 and 24 are 95 and 17; they are off by
+    # 0.05, 0.7, 0.056, 0.292.
+    assert times.of_variants == pytest.approx((5 / 90 + 7 / 24) / 2)
     said = ladder(recorded)
     assert "times: 3 of 4 in their range; off by 6%, always the median by" in said
     assert "kernels: 3 of 4" in said

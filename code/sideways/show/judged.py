@@ -30,6 +30,11 @@ class Judged:
     was: float
 
     @property
+    def variant(self):
+        """What comes after the case in its name."""
+        return self.name.rpartition(": ")[2]
+
+    @property
     def missed(self):
         """How far outside its range: the logarithm of the ratio, 0 inside."""
         low, _, high = self.said
@@ -42,13 +47,15 @@ class Score:
 
     inside: how many of `count` lie in their ranges. off: the median of |middle ÷ recorded
     − 1|. constant: the same for a guess that does not look at the case: always the median
-    of what was recorded, which takes having seen it.
+    of what was recorded, which takes having seen it. of_variants: the same for a guess that
+    looks at the variant only: always the median of what was recorded of it.
     """
 
     count: int
     inside: int
     off: float
     constant: float
+    of_variants: float
 
 
 def read(root: str | Path = "..") -> dict:
@@ -118,11 +125,16 @@ def _recorded(matching, kind, name):
 def score(rows: list[Judged]) -> Score:
     """The Score of Judged of one kind."""
     middle = statistics.median(row.was for row in rows)
+    recorded: dict[str, list[float]] = {}
+    for row in rows:
+        recorded.setdefault(row.variant, []).append(row.was)
+    middles = {name: statistics.median(each) for name, each in recorded.items()}
     return Score(
         len(rows),
         sum(not row.missed for row in rows),
         statistics.median(abs(row.said[1] / row.was - 1) for row in rows),
         statistics.median(abs(middle / row.was - 1) for row in rows),
+        statistics.median(abs(middles[row.variant] / row.was - 1) for row in rows),
     )
 
 
@@ -182,7 +194,8 @@ def _scores(rows):
             s = score(of_kind)
             lines.append(
                 f"    {called}: {s.inside} of {s.count} in their range; "
-                f"off by {s.off:.0%}, always the median by {s.constant:.0%}"
+                f"off by {s.off:.0%}, always the median by {s.constant:.0%}, "
+                f"each variant's median by {s.of_variants:.0%}"
             )
     return lines
 
