@@ -52,8 +52,8 @@ PLOTS = {
         lambda: figures.ranges({"a": LOW, "b": HIGH}, "gain"),
         beside(LOW, 0) | beside(HIGH, 1),
     ),
-    "error_bars": (
-        lambda: figures.error_bars(ERRORS, 0.1, "error"),
+    "errors": (
+        lambda: figures.errors(ERRORS, 0.1, "error"),
         {(0, 1e-13), (1, 1e-3), (3, 1e-9), (4, 2), (None, 0.1)},
     ),
     "calls": (

@@ -129,14 +129,14 @@ def unroll():
         for pixel in range(6):
             row, column = divmod(pixel, 3)
             x, y = column + 0.6 * (1 - channel), row + 0.7 * channel
-            box(axes, x, y, 1, 1, colour, str(pixel), zorder=1 + channel)
+            box(axes, x, y, 1, 1, colour, str(6 * channel + pixel), zorder=1 + channel)
     axes.text(1.9, 3.2, "C = 2, H = 2, W = 3", ha="center", fontsize=9.5)
     arrow(axes, (4.3, 1.4), (6.3, 1.4))
     axes.text(5.3, 1.1, "reshape", ha="center", fontsize=9.5)
     for channel, colour in enumerate(shades):
         for pixel in range(6):
-            box(axes, 7.2 + pixel, 0.4 + channel, 1, 1, colour, str(pixel))
-    axes.text(10.2, 3.2, "X: C rows, P = 6 columns, one pixel a column", ha="center",
+            box(axes, 7.2 + pixel, 0.4 + channel, 1, 1, colour, str(6 * channel + pixel))
+    axes.text(10.2, 3.2, "X: C rows, P = 6 columns, one per pixel", ha="center",
               fontsize=9.5)  # fmt: skip
     return figure
 
@@ -148,17 +148,20 @@ def blocks(sizes, c_in, pixels, names):
     """
     total, gap = sum(sizes), 80
     x_left, y_left = c_in + gap, c_in + pixels + 2 * gap
-    across, down = (-195, y_left + pixels + 200), (-10, c_in + 50)
+    across, down = (-260, y_left + pixels + 265), (-10, c_in + 50)
     width = 5.2
     height = width * (down[1] - down[0]) / (across[1] - across[0])
     figure, axes = canvas(width, height, across, down)
     top = 0
     for index, (size, name) in enumerate(zip(sizes, names, strict=True)):
         colour, middle, n = BRANCHES[index], top + size / 2, index + 1
-        inside = (f"$\\mathbf{{W}}_{n}$", f"$Y_{n}$") if size > 40 else ("", "")
+        inside = weight, product = f"$\\mathbf{{W}}_{n}$", f"$Y_{n}$"
+        own = f"$K_{n}$ = {size}"
+        if size <= 40:  # too thin for a label inside
+            inside, own, name = ("", ""), f"{weight}: {own}", f"{product}: {name}"
         box(axes, 0, top, c_in, size, colour, inside[0], fontsize=10)
         box(axes, y_left, top, pixels, size, colour, inside[1], fontsize=10)
-        axes.text(-15, middle, f"$K_{n}$ = {size}", ha="right", va="center", fontsize=8.5)
+        axes.text(-15, middle, own, ha="right", va="center", fontsize=8.5)
         axes.text(y_left + pixels + 15, middle, name, va="center", fontsize=8.5)
         top += size
     box(axes, x_left, 0, pixels, c_in, INPUT, "$X$", fontsize=10)

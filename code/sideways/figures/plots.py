@@ -127,20 +127,20 @@ def ranges(rows, xlabel):
     return figure
 
 
-def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
-    """Errors on a logarithmic scale against a bound: {group: {bar: error}}.
+def errors(groups, bound, ylabel, bound_name="rounding bound"):
+    """Errors on a logarithmic scale against a bound: {group: {name: error}}, each a dot.
 
     An error of exactly 0 has no logarithm: it is drawn at the bottom, marked 0.
     """
     figure, axis = plt.subplots(figsize=(5.4, 2.9))
     floor = bound / 1e12
     names = list(next(iter(groups.values())))
-    for index, (group, bars) in enumerate(groups.items()):
+    for index, (group, found) in enumerate(groups.items()):
         for place, name in enumerate(names):
-            value = bars[name]
+            value = found[name]
             x = index * (len(names) + 1) + place
-            axis.bar(x, max(value, floor) - floor, bottom=floor, width=0.85,
-                     color=OTHERS[place], label=name if index == 0 else None)  # fmt: skip
+            axis.plot(x, max(value, floor), "os^Dv"[place], markersize=6, linestyle="",
+                      color=OTHERS[place], label=name if index == 0 else None)  # fmt: skip
             if value == 0:
                 axis.text(x, floor * 2, "0", ha="center")
         centre = index * (len(names) + 1) + (len(names) - 1) / 2
@@ -150,6 +150,7 @@ def error_bars(groups, bound, ylabel, bound_name="rounding bound"):
     axis.set_yscale("log")
     axis.set(ylabel=ylabel, xticks=[])
     axis.set_ylim(bottom=floor)
+    axis.set_xlim(-0.8, len(groups) * (len(names) + 1) - 1.2)
     axis.legend(ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
     figure.tight_layout()
     return figure
