@@ -53,7 +53,7 @@ def test_the_field_says_how_many_random_networks_there_are():
 
 def test_the_field_reports_a_loss_as_one():
     """PyTorch's pull request 181854: two products 0.797 ms, one wide one 0.800."""
-    assert "an Intel GPU | 0.797 ms | 0.800 ms |" in words("back/the-field.ipynb")
+    assert "an Intel GPU | 0.797 → 0.800 | 1.00 |" in words("back/the-field.ipynb")
 
 
 def test_published_gains_are_quotients_of_published_numbers():
