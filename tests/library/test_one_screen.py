@@ -49,7 +49,8 @@ def without_bias(cat):
     [(torch.Tensor, "split", in_reverse), (one_screen, "cat", without_bias)],
 )
 def test_a_wrong_edit_would_be_noticed(home, name, mistake, monkeypatch):
-    model = models.randomise(models.Inception((3, 4, 5, 6, 2, 3, 3), batch_norm=False))
+    module = models.Inception((3, 4, 5, 6, 2, 3, 3), batch_norm=False)
+    model = models.randomise(module).eval()
     x = torch.randn(2, 3, 5, 5)
     expected = model(x)
     with monkeypatch.context() as patch:
@@ -60,6 +61,11 @@ def test_a_wrong_edit_would_be_noticed(home, name, mistake, monkeypatch):
         agree(fused(x) if got is None else got, expected, 1e-4)
 
 
+class Adding(nn.Module):
+    def forward(self, x):
+        return x.add_(1)
+
+
 class Two(nn.Module):
     """Two siblings, something between them, and something after them."""
 
@@ -67,6 +73,9 @@ class Two(nn.Module):
         super().__init__()
         self.a, self.b = a or nn.Linear(4, 4), b or nn.Linear(4, 3)
         self.relu, self.plain = nn.ReLU(inplace=True), nn.ReLU()
+        # torch.fx looks into neither.
+        self.wrapped = nn.DataParallel(self.relu)
+        self.parallel = nn.DataParallel(Adding())
         self.between = between
 
     def forward(self, x):
@@ -113,6 +122,8 @@ WRITES = {
     "by position": lambda net, x, y: (F.relu(x, True), y)[1],
     "out": lambda net, x, y: (torch.add(x, 1, out=x), y)[1],
     "module": lambda net, x, y: (net.relu(x), y)[1],
+    "module of a module": lambda net, x, y: (net.wrapped(x), y)[1],
+    "module with user code": lambda net, x, y: (net.parallel(x), y)[1],
     "unknown": lambda net, x, y: (write(x), y)[1],
     "custom": lambda net, x, y: (torch.ops.hfusion_one_screen.scale(x), y)[1],
 }
@@ -120,11 +131,11 @@ WRITES = {
 
 @pytest.mark.parametrize("name", WRITES)
 def test_siblings_with_a_write_between_them_stay_apart(name):
-    model, x = Two(WRITES[name]).requires_grad_(False), INPUT
+    model, x = Two(WRITES[name]).requires_grad_(False).eval(), INPUT
     fused = one_screen.fuse(copy.deepcopy(model))
     ((siblings, reason),) = fused.meta.items()
     assert siblings == "[a, b]"
-    assert "may write in place before b" in reason
+    assert "is not known to leave its input alone" in reason
     expected = copy.deepcopy(model)(x.clone())
     for got, want in zip(fused(x.clone()), expected, strict=True):
         agree(got, want, 1e-4)
@@ -132,7 +143,7 @@ def test_siblings_with_a_write_between_them_stay_apart(name):
 
 @pytest.mark.parametrize("name", WRITES)
 def test_fusing_them_anyway_would_be_wrong(name, monkeypatch):
-    model, x = Two(WRITES[name]).requires_grad_(False), INPUT
+    model, x = Two(WRITES[name]).requires_grad_(False).eval(), INPUT
     monkeypatch.setattr(one_screen, "judge", lambda network, siblings: "")
     fused = one_screen.fuse(model)
     with pytest.raises(Disagreement):
@@ -178,12 +189,35 @@ def test_what_torch_fx_would_misread_is_refused_whole(name):
     with pytest.raises(
         ValueError, match=rf"calls of layers and functions, got \[.*{culprit}"
     ):
-        one_screen.fuse(model())
+        one_screen.fuse(model().eval())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_autocast_inside_forward_is_refused(enabled):
+    def between(net, x, y):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return net.plain(y)
+
+    model = Two(between).eval()
+    with pytest.raises(ValueError, match="expected no autocast inside forward"):
+        one_screen.fuse(model)
+    with torch.autocast("cpu", torch.bfloat16):  # around the call it is followed
+        fused = check(Two(), INPUT, refused=0)
+        assert fused(INPUT)[1].dtype == torch.bfloat16
+    model(INPUT)  # and works as before
+
+
+@pytest.mark.parametrize("part", [lambda net: net, lambda net: net.plain])
+def test_a_flag_of_training_would_be_frozen(part):
+    model = Two(lambda net, x, y: F.dropout(y, 0.5, net.training)).eval()
+    part(model).train()
+    with pytest.raises(ValueError, match=r"got training; call model\.eval\(\) first"):
+        one_screen.fuse(model)
 
 
 def test_items_cannot_be_set_in_a_graph():
     with pytest.raises(TypeError, match="does not support item assignment"):
-        one_screen.fuse(Two(set_item))
+        one_screen.fuse(Two(set_item).eval())
 
 
 READ_ONLY = {
@@ -201,7 +235,7 @@ def test_a_layer_that_only_reads_does_not_keep_siblings_apart(name):
 
 def test_a_function_between_them_may_write_for_all_that_a_graph_says():
     fused = check(Two(lambda net, x, y: torch.flatten(y)), torch.randn(1, 4), refused=1)
-    assert fused.meta == {"[a, b]": "flatten may write in place before b is called"}
+    assert fused.meta == {"[a, b]": "flatten is not known to leave its input alone"}
 
 
 def test_a_layer_that_is_called_twice_is_still_called_where_it_has_no_sibling():
@@ -269,3 +303,39 @@ def test_parts_may_be_written_to():
     assert "a_and_siblings" in dict(fused.named_modules())
     with pytest.raises(RuntimeError, match="modified inplace"):
         fused(INPUT)
+
+
+@pytest.mark.parametrize("names", ["abcd", "acbd", "abdc"])
+def test_the_order_of_two_groups_does_not_matter(names):
+    class Four(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 4, 1)
+            self.b, self.d = (nn.Conv2d(3, 2, 3, padding=1) for _ in range(2))
+
+        def forward(self, x):
+            return [getattr(self, name)(x) for name in names]
+
+    fused = check(Four(), torch.randn(2, 3, 5, 5), refused=0)
+    assert convolutions(fused) == 2
+
+
+def test_an_input_by_keyword():
+    class Keyword(Two):
+        def forward(self, x):
+            return self.a(input=x), self.b(x)
+
+    fused = check(Keyword(), INPUT, refused=0)
+    assert "a_and_siblings" in dict(fused.named_modules())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "x", "shown"),
+    [
+        (nn.Linear(4, 4), nn.Linear(4, 3), INPUT, "out_features=7"),
+        (nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1), torch.randn(1, 3, 4, 4), "3, 9"),
+    ],
+)
+def test_a_stacked_layer_says_how_many_outputs_it_has(a, b, x, shown):
+    fused = check(Two(a=a, b=b), x, refused=0)
+    assert shown in repr(fused.get_submodule("a_and_siblings"))
