@@ -23,6 +23,7 @@ TERMS = {
     "branch": r"\bbranch(?:es)?\b",
     "break-even": r"\bbreaks?[- ]even\b",
     "channels last": r"\bchannels[- ]last\b",
+    "check": r"\bchecks?(?= (?:have (?:two )?limits|takes? time|fails?)\b)",
     "checkpoint": r"\bcheckpoints?\b",
     "column-parallel": r"\bcolumn[- ]parallel(?:ism)?\b",
     "contiguous": r"\b(?:non-)?contiguous(?:ly)?\b",

@@ -208,7 +208,7 @@ def kernels(
     module: "nn.Module", dtype: str, layout: str, batch: int,
     image: tuple[int, int, int] | None = None,
 ) -> int:  # fmt: skip
-    """How many kernels eager CUDA PyTorch launches for one call in eval mode.
+    """How many kernels, at least, eager CUDA PyTorch launches for a call in eval mode.
 
     Read from PyTorch's source (2.6 to 2.13), not measured: a model of eager CUDA and of
     nothing else, neither of a CUDA graph's compiler nor of a CPU. A convolution is one
