@@ -66,8 +66,8 @@ def counted():
         "within rounding.\n\n"
         "On a GPU an operator may launch several kernels. These are counted in PyTorch's "
         f"source:\nfor one image in float32, in PyTorch's usual memory layout, the module "
-        f"as written launches\nat least {before} kernels, and the hoisted one at least "
-        f"{after}."
+        f"as written launches\nat least {before} kernels, and after all three steps "
+        f"at least {after}."
     )
 
 
@@ -154,8 +154,8 @@ def headline(folder):
         f"On {device}, stacked, the three 1×1 convolutions of a GoogLeNet module\n"
         f"run {gain:.2f} times as fast as separately "
         f"(the median of {len(siblings)} modules).\n"
-        f"The whole of GoogLeNet, its batch norms merged into its convolutions "
-        f"before,\nruns {gain_of_all:.2f} times as fast when it is also fused sideways\n"
+        f"Once its batch norms are merged into its convolutions, the whole of GoogLeNet\n"
+        f"runs {gain_of_all:.2f} times as fast when it is also fused sideways\n"
         f"({stage.label}; one image, float32).\n"
         f"Fusing does not always win: of {every} comparisons of the whole network in "
         f"PyTorch\nand in other runtimes, it is clearly faster in {faster}, clearly "
