@@ -56,8 +56,11 @@ LIMITS = [
     STEPS[1],
 ]
 READERS: dict[str, list[tuple[str, dict, tuple[str, ...]]]] = {
+    "chapter 3": [("stage", {"batch": 1} | FULL, ("separate", "stacked"))],
     "chapter 6": [
-        ("module_ladder", {"module": "3a", "batch": 1} | FULL, (WRITTEN, HOISTED))
+        ("module_ladder", {"module": "3a", "batch": 1} | FULL, (WRITTEN, HOISTED)),
+        ("timeline", {"rung": WRITTEN}, ()),
+        ("stopwatches", {"module": "3a"}, ()),
     ],
     "chapter 8": [
         ("stopwatches", {"module": "3a"}, ()),
