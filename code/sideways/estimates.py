@@ -167,12 +167,14 @@ def made(stage: Record, ceilings: Record, rule: Rule | None = None) -> list[Esti
 @dataclasses.dataclass(frozen=True)
 class Error:
     """How far off estimates were. off: of the ratio, in the median, as a share. right: in
-    how many of so many cases the sign was right; an estimate of exactly 1 never is.
+    how many of so many cases the sign was right; an estimate of exactly 1 never is. gained:
+    in how many the record shows a gain, so a guess that always says so is right in these.
     """
 
     off: float
     right: int
     cases: int
+    gained: int
 
 
 def error(estimates: Iterable[Estimate]) -> Error | None:
@@ -181,7 +183,7 @@ def error(estimates: Iterable[Estimate]) -> Error | None:
     >>> near = Estimate(None, "stacked", said=1.5, was=(1.1, 1.2, 1.3))
     >>> no_call = Estimate(None, "copied", said=1.0, was=(1.9, 2.0, 2.1))
     >>> error([near, no_call])
-    Error(off=0.375, right=1, cases=2)
+    Error(off=0.375, right=1, cases=2, gained=2)
     """
     estimates = list(estimates)
     if not estimates:
@@ -190,4 +192,5 @@ def error(estimates: Iterable[Estimate]) -> Error | None:
     right = sum(
         abs(e.said - 1) > 1e-6 and (e.said > 1) == (e.was[1] > 1) for e in estimates
     )
-    return Error(off, right, len(estimates))
+    gained = sum(e.was[1] > 1 for e in estimates)
+    return Error(off, right, len(estimates), gained)

@@ -69,8 +69,10 @@ class Ceilings:
     overlaps: bool
 
 
-# {machine: {dtype: Ceilings}} of machines that nobody has recorded: peaks of a data sheet,
-# launch and kernel of a published program. `back/constants.md` has the sources.
+# {machine: {dtype: Ceilings}} of machines that nobody has recorded: peaks of a data sheet;
+# launch and kernel of a published program, in another language, on a GPU that it does not
+# name. PyTorch's operators cost the host more than that, so times from these are limits and
+# no forecasts: those are `back/predictions.ipynb`. `back/constants.md` has the sources.
 SHEETS = {
     "NVIDIA H200 SXM": {
         "bfloat16": Ceilings(

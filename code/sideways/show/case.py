@@ -136,7 +136,10 @@ def _machine(name, how, kind, at, **more):
 
 
 def _calculated(name, at):
-    how = "Calculated from a data sheet and published times of launches, not measured."
+    how = (
+        "Calculated from a data sheet and published times of launches, not measured; what "
+        "PyTorch itself costs is left out, so the book's predictions differ."
+    )
     return _machine(f"{name} (calculated)", how, "cuda", at)
 
 
@@ -294,6 +297,8 @@ def _doubt(machine, error, was):
             f"{error['cases']} recorded gains, and right about gain or loss in "
             f"{error['right']}."
         )
+        if "gained" in error:  # a lab in the page does not say
+            found += f" A guess that always says “gain” is right in {error['gained']}."
     unknown = machine["recorded"] and not was
     return found + " This case itself was not recorded." * bool(unknown)
 
