@@ -395,17 +395,20 @@ def sharded():
     """A gated MLP cut across two processes: rows, then columns, and one sum."""
     figure, axes = canvas(6.3, 3.3, (-0.2, 18.2), (-2.2, 7.3))
     text = {"ha": "center", "va": "center", "fontsize": 10}
-    for title, x in (("all\nof x", 0.6), ("its\nrows", 4.1), ("a\npart", 8.7),
-                     ("its\ncolumns", 12), ("a\nsummand", 14.9)):  # fmt: skip
+    titles = (
+        ("all\nof x", 0.6), ("its rows of one\nstacked weight", 4.05), ("a\npart", 8.7),
+        ("its\ncolumns", 12), ("a\nsummand", 14.9),
+    )  # fmt: skip
+    for title, x in titles:
         axes.text(x, -1.2, title, **text)
     for process, (top, colour) in enumerate(((0, OTHERS[0]), (4, OTHERS[3]))):
         middle = top + 1.2
         box(axes, 0, top, 1.2, 2.4, INPUT, "x", fontsize=10)
         for row, name in enumerate(("gate", "up")):
-            y = top + 1.3 * row
-            box(axes, 2.2, y, 3.7, 1.1, colour, f"half of {name}", fontsize=10)
-            arrow(axes, (1.2, middle), (2.2, y + 0.55), INPUT)
-            arrow(axes, (5.9, y + 0.55), (7.3, middle), colour)
+            y = top + 1.2 * row
+            box(axes, 2.2, y, 3.7, 1.2, colour, f"half of {name}", fontsize=10)
+            arrow(axes, (1.2, middle), (2.2, y + 0.6), INPUT)
+            arrow(axes, (5.9, y + 0.6), (7.3, middle), colour)
         part = "F/2 to F" if process else "0 to F/2"
         box(axes, 7.3, top + 0.2, 2.8, 2, colour, f"hidden\n{part}", fontsize=10)
         box(axes, 10.9, top + 0.2, 2.2, 2, colour, "half of\ndown", fontsize=10)
