@@ -1,6 +1,7 @@
 """Plots: numbers in, axes out. What comes from a record carries the record's label."""
 
 import statistics
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
@@ -8,7 +9,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from .style import DASHED, FAINT, INK, INPUT, OTHERS, labelled, tint
 
 # How an interval is drawn: a line of matplotlib's ends half its width further out.
-INTERVAL = {"solid_capstyle": "butt"}
+INTERVAL: dict[str, Any] = {"solid_capstyle": "butt"}
 
 
 def gallery(images, columns=3, width=7.4):
