@@ -86,7 +86,7 @@ def _strip(axis, place, left, right, held):
     strength = min(1, 0.15 + 0.17 * held) if held else 0
     colour = tint(OTHERS[1], strength)
     axis.barh(place, right - left, left=left, height=0.8, color=colour, edgecolor=FAINT)
-    if right - left > 11:
+    if right - left > (5 if held else 11):  # "idle" is wider than a digit
         axis.text((left + right) / 2, place, held or "idle", ha="center", va="center")
 
 

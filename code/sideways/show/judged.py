@@ -241,8 +241,16 @@ def _few(experiment, cases, content):
         lines.append(_label(case["parameters"]))
         for kind in ("us", "gains"):
             for name, said in case[kind].items():
-                lines.append(f"  {_range(said, KINDS[kind]):30} {name}")
+                lines += _said(name, _range(said, KINDS[kind]))
     return lines
+
+
+def _said(name, said):
+    """A number of one variant, or how it compares with another's: lines."""
+    first, _, base = name.partition(" / ")
+    if not base:
+        return [f"  {said:30} {name}"]
+    return [f"  {first}:", f"      {said} as fast as '{base}'"]
 
 
 def _range(said, unit):
