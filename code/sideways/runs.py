@@ -56,7 +56,6 @@ LIMITS = [
     STEPS[1],
 ]
 READERS: dict[str, list[tuple[str, dict, tuple[str, ...]]]] = {
-    "chapter 3": [("stage", {"batch": 1} | FULL, ("separate", "stacked"))],
     "chapter 6": [
         ("module_ladder", {"module": "3a", "batch": 1} | FULL, (WRITTEN, HOISTED)),
         ("timeline", {"rung": WRITTEN}, ()),
