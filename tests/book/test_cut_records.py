@@ -311,7 +311,7 @@ def made_up(name, record):
     return dataclasses.replace(record, machine=machine, cases=tuple(cases))
 
 
-def chapter_8_on_a_gpu(page, monkeypatch, capsys, change=lambda name, record: record):
+def chapter_8_on_a_gpu(page, monkeypatch, capsys):
     """(what it prints, the panels of its walks)."""
     panels = []
     walk = show.walk
@@ -324,7 +324,7 @@ def chapter_8_on_a_gpu(page, monkeypatch, capsys, change=lambda name, record: re
             known = [case.parameters for case in record.cases]
             more = tuple(records.Case(c, {}) for c in lacking if c not in known)
             record = dataclasses.replace(record, cases=(*record.cases, *more))
-        records.write(change(name, made_up(name, record)), path.parent)
+        records.write(made_up(name, record), path.parent)
     capsys.readouterr()
     assert page.run()[0] == ["there is no record of kernel_times"]
     return capsys.readouterr().out, panels
@@ -336,9 +336,7 @@ EIGHT = pytest.mark.parametrize(
 
 
 @EIGHT
-def test_chapter_8_fits_a_graph_by_a_hinge_and_takes_a_launch_apart(
-    page, monkeypatch, capsys
-):
+def test_chapter_8_fits_a_graph_by_a_hinge(page, monkeypatch, capsys):
     said, (recorded, modelled) = chapter_8_on_a_gpu(page, monkeypatch, capsys)
     numbers = {line for line in said.splitlines() if re.match(r"  [acb] = ", line)}
     assert numbers >= {
@@ -346,37 +344,8 @@ def test_chapter_8_fits_a_graph_by_a_hinge_and_takes_a_launch_apart(
         "  c = 3.000 µs (3.000 to 3.000)",
         "  b = 1.200 µs (1.200 to 1.200)",
     }
-    part = r"(?m)^(Python|dispatcher|driver|gap|torch.abs) +(.*)$"
-    assert dict(re.findall(part, said)) == {
-        "Python": "0.50",
-        "dispatcher": "1.00",
-        "driver": "2.50",
-        "gap": "1.20",
-        "torch.abs": "3.50",
-    }
     assert all("device" in {event[0] for event in events} for events in recorded.values())
     assert all(title.endswith(": from the model") for title in modelled)
-
-
-@EIGHT
-def test_chapter_8_says_which_parts_a_gpu_s_record_lacks(page, monkeypatch, capsys):
-    def change(name, record):
-        ways = {"graph", "host"} if name == "launch_overhead" else set()
-        cases = (c for c in record.cases if c.parameters.get("way") not in ways)
-        return dataclasses.replace(record, cases=tuple(cases))
-
-    said, _ = chapter_8_on_a_gpu(page, monkeypatch, capsys, change)
-    assert "not recorded: driver, gap, torch.abs" in said.splitlines()
-    assert "a CPU has no driver" not in said
-
-
-@EIGHT
-def test_the_record_of_a_cpu_has_no_driver_no_gap_and_no_second_lane(page, capsys):
-    capsys.readouterr()
-    page.run()
-    said = capsys.readouterr().out
-    assert "a CPU has no driver and no gap" in said.splitlines()
-    assert not re.search(r"(?m)^(driver|gap) +\d", said)
 
 
 EIGHT_ON_A_GPU = pytest.mark.parametrize(

@@ -119,8 +119,8 @@ def ranges(rows, xlabel):
     figure, axis = plt.subplots(figsize=(5.4, 0.42 * len(rows) + 0.9))
     axis.axvline(1, **DASHED)
     for place, (low, middle, high) in enumerate(rows.values()):
-        axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=4, **INTERVAL)
-        axis.plot(middle, place, "o", color=OTHERS[0])
+        axis.plot([low, high], [place, place], color=OTHERS[2], linewidth=7, **INTERVAL)
+        axis.plot(middle, place, "o", color=OTHERS[0], markersize=3.5)
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set(xlim=(0, None), ylim=(len(rows) - 0.4, -0.6))
     axis.set_xlabel(xlabel, loc="right", multialignment="right")
