@@ -80,7 +80,7 @@ def kept(folder, cases, kind="cpu"):
 
 
 def fused(*times):
-    return {variants.HOISTED: times}
+    return {variants.STACKED: times}
 
 
 def test_gains_and_losses_are_told_alike(tmp_path):
