@@ -124,6 +124,7 @@ TERMS = {
 APART = re.compile(
     r"""^```(?:python|sh|text|bibtex)\n.*?^```                     # code
     | ^(?:```|:::)[^\n]*$ | ^:\w[\w-]*:[^\n]*$ | ^\#[^\n]*$        # lines of their own
+    | ^\([\w-]+\)=$                                              # labels
     | \$\$.*?\$\$(?:[ ]\(eq-[\w-]+\))? | (?<!\\)\$[^$]+\$   # mathematics
     | \{[\w:]+\}`[^`]*` | ``[^`]+`` | `[^`]*`                     # roles and code
     | !?\[[^\]]*\]\([^)]*\)                                       # links

@@ -53,7 +53,8 @@ def judge(net: GraphModule, siblings: list[Node]) -> str:
     """Why these layers stay apart; "" if all calls between them leave their input alone."""
     layers, n = dict(net.named_modules()), siblings[0]
     while (n := n.next) is not siblings[-1]:
-        for part in layers[str(n.target)].modules() if n.op == "call_module" else [n]:
+        called = n.op == "call_module"
+        for part in layers[str(n.target)].modules() if called else [n]:
             known = type(part).__module__.startswith("torch.nn.modules.")
             if not known or getattr(part, "inplace", False):
                 return f"{n} is not known to leave its input alone"
@@ -75,7 +76,9 @@ def split(net: GraphModule, siblings: list[Node], layer: nn.Module) -> None:
     sizes = [len(net.get_parameter(f"{n.target}.weight")) for n in siblings]
     net.add_submodule(path := f"{siblings[0]}_and_siblings", layer)
     with net.graph.inserting_before(siblings[0]):
-        y = net.graph.call_module(path, siblings[0].args, siblings[0].kwargs)
+        given = siblings[0].args, siblings[0].kwargs
+        y = net.graph.call_module(path, *given)
         cut = net.graph.call_method("split", (y, sizes, AXIS[type(layer)]))
     for i, n in enumerate(siblings):
-        n.op, n.target, n.args, n.kwargs = "call_function", operator.getitem, (cut, i), {}
+        n.op, n.target = "call_function", operator.getitem
+        n.args, n.kwargs = (cut, i), {}

@@ -63,6 +63,7 @@ def test_every_occurrence_that_the_patterns_see_comes_after_the_link():
         "[a launch](08-what-a-launch-costs) and {cite:p}`launch`",
         "```python\nlaunch\n```",
         ":label: ex-launch",
+        "(at-the-launch)=",
         "relaunching",
     ],
 )
