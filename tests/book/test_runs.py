@@ -457,7 +457,8 @@ def test_long_reasons_are_cut():
 
 def test_with_the_records_of_the_book_every_page_has_what_it_needs():
     """But chapter 11, which wants a GPU."""
-    place = next((ROOT / "records").glob("*/"))
+    machines = (ROOT / "records").glob("*/")
+    place = max(machines, key=lambda folder: len(list(folder.iterdir())))
     lines = dict(map(_parted, runs.readers(place)))
     lacking = {page for page, said in lines.items() if said != "has what it needs"}
     assert lacking == {"chapter 11"}
