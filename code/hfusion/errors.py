@@ -1,4 +1,8 @@
-"""The errors of the library."""
+"""The errors of the library.
+
+A message is `argument: expected …, got …`, and then what to do, if there is something to
+do. Why siblings stay apart is no error but a reason, in words: `Group.reason`.
+"""
 
 
 class FusionError(ValueError):

@@ -44,7 +44,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 # What a page reads at least: (experiment, parameters of a case, variants it must have).
-WRITTEN, HOISTED, TWO = "as written", "folded, stacked, hoisted", "graph, two launches"
+WRITTEN, HOISTED = "as written", "folded, stacked, hoisted"  # as `variants` names them
+TWO_IN_A_GRAPH = "graph, two launches"
 FULL, HALF = {"dtype": "float32"}, {"dtype": "float16"}
 STEPS = [
     ("ceilings", {"what": "empty", "operator": name, "way": "eager"}, ("10", "100"))
@@ -77,8 +78,8 @@ READERS: dict[str, list[tuple[str, dict, tuple[str, ...]]]] = {
     ],
     "chapter 11": [
         ("ceilings", {"what": "empty", "operator": "abs", "way": "graph"}, ()),
-        ("module_ladder", {"module": "3a", "batch": 1} | HALF, (TWO,)),
-        ("network", {"batch": 1} | HALF, (TWO,)),
+        ("module_ladder", {"module": "3a", "batch": 1} | HALF, (TWO_IN_A_GRAPH,)),
+        ("network", {"batch": 1} | HALF, (TWO_IN_A_GRAPH,)),
     ],
     "chapter 12": [("embedding", FULL, ("separate", "embedded")), *LIMITS],
     "chapter 13": [("projections", FULL, ("separate", "stacked", "copied"))],

@@ -266,7 +266,9 @@ class FusionPlan:
 
         A call computes together what the plan says if all is as it was planned: the same
         tensor, not written to in between, the same weights, the same modes. Otherwise, and
-        while gradients are recorded, each layer computes as in the model.
+        while gradients are recorded, each layer computes as in the model. A group that
+        is never called together, or whose weights keep moving, is switched off for good,
+        with a warning of the logger "hfusion".
 
         Writes that autograd does not count either (through `.data` or NumPy) go unnoticed
         between two siblings' calls, as does a change of precision there, such as TF32.

@@ -20,7 +20,7 @@ from .network import on_cpu
 
 QUESTION = "How many of GoogLeNet's convolutions does each system leave?"
 COUNTED, ROUNDS = "convolutions", 5
-WRITTEN, OURS = "as written", "this book"
+WRITTEN, OURS = variants.WRITTEN, "this book"
 # What torch.compile is told.
 INDUCTOR = {
     "torch.compile": {},
