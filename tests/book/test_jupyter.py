@@ -236,7 +236,7 @@ def test_a_notebook_that_has_run_does_too(opened, path):
 
 def test_a_solution_is_found_from_its_exercise_and_opens(opened):
     page = opened(THREE)
-    hidden = page.locator(".jp-MarkdownCell", has_text="Training must leave them zero")
+    hidden = page.locator(".jp-MarkdownCell", has_text="Training must not change them")
     exercise = page.locator(".jp-MarkdownCell", has_text="Exercise 3.1").last
     exercise.get_by_role("link", name="Solution").click()
     heading = page.locator(".jp-MarkdownCell", has_text="Solution 3.1").last
