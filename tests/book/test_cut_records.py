@@ -22,17 +22,14 @@ import matplotlib.figure
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
-from cuts import cuts
+from cuts import cuts, machines
 
 from sideways import records, show
 from sideways.experiments import ceilings, launch_overhead, variants
 from sideways.show import missing
 
 ROOT = Path(__file__).resolve().parents[2]
-MACHINES = sorted(
-    (ROOT / "records").glob("*/"), key=lambda place: len(list(place.iterdir()))
-)
-RECORDS = MACHINES.pop()  # of the machine with the most; the others have what it lacks
+RECORDS, *OTHERS = machines()
 LEFT_OUT = runpy.run_path(ROOT / "conftest.py")["REASONS"]  # what cannot run here
 READS = ("experiments.result", "experiments.several", "records.load_all")
 
@@ -152,7 +149,7 @@ class Page:
 def page(request, tmp_path, monkeypatch):
     """A page, in a folder beside a copy of the book's records."""
     made = beside(RECORDS, request.param, tmp_path, monkeypatch)
-    for other in MACHINES:
+    for other in OTHERS:
         shutil.copytree(other, made.place.parent / other.name)
     return made
 
