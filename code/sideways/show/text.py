@@ -98,8 +98,9 @@ def _offered(module):
 
 
 def _place(thing):
-    """Where it is written: its file and line."""
-    return inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+    """Where it is written: its file and line, of what a decorator wraps too."""
+    written = inspect.unwrap(thing)
+    return inspect.getsourcefile(written), inspect.getsourcelines(written)[1]
 
 
 _PROPERTIES = (property, functools.cached_property)  # which are called by no signature
