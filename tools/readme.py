@@ -11,7 +11,7 @@ from pathlib import Path
 from hfusion import timing
 from hfusion.fusing import lowering, planning
 from hfusion.timing import cost
-from sideways import experiments, records
+from sideways import experiments, outcomes, records
 from sideways.experiments import variants
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,13 +122,9 @@ def _gains(case):
 
 
 def _clear(rows):
-    """How many gains there are, and how many have both quartiles above 1, and below."""
+    """How many gains there are, how many are clearly above 1, and clearly below."""
     every = [gain for gains in rows for gain in gains.values()]
-    return (
-        len(every),
-        sum(low > 1 for low, _, _ in every),
-        sum(high < 1 for _, _, high in every),
-    )
+    return len(every), *outcomes.clear(every)
 
 
 def _cell(gain):
@@ -167,15 +163,15 @@ def headline(folder):
 
 def _price(folder):
     """What the checks of a call cost that none of these networks makes, if recorded."""
-    for record in records.load_all(folder, "checks").values():
-        (tiny,) = record.measured("fused", "lowered", network="three linear")
-        pairs = zip(tiny.samples["fused"], tiny.samples["lowered"], strict=True)
-        more = statistics.median(one - other for one, other in pairs)
-        return (
-            f"\nThese are graphs; a model from `fuse` also checks each group at every\n"
-            f"call, which costs {more:.0f} µs per group ({record.label})."
-        )
-    return ""
+    record = records.first(folder, "checks")
+    if not record.cases:
+        return ""
+    (tiny,) = record.measured("fused", "lowered", network="three linear")
+    return (
+        f"\nThese are graphs; a model from `fuse` also checks each group at every\n"
+        f"call, which costs {tiny.more('fused', 'lowered'):.0f} µs per group "
+        f"({record.label})."
+    )
 
 
 BLOCKS = {

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .records import NotRecorded, Record
 
@@ -46,12 +46,21 @@ class Outcome:
     @property
     def faster(self) -> int:
         """How many are clearly faster: in three rounds of four, at least."""
-        return sum(low > 1 for low, _, _ in self.gains.values())
+        return clear(self.gains.values())[0]
 
     @property
     def slower(self) -> int:
         """How many are clearly slower: in three rounds of four, at least."""
-        return sum(high < 1 for _, _, high in self.gains.values())
+        return clear(self.gains.values())[1]
+
+
+def clear(gains: Collection[tuple[float, float, float]]) -> tuple[int, int]:
+    """How many quartiles of gains are clearly above 1, and how many clearly below.
+
+    >>> clear([(0.7, 0.8, 0.9), (1.0, 1.1, 1.2), (1.1, 1.2, 1.3)])
+    (1, 1)
+    """
+    return sum(low > 1 for low, _, _ in gains), sum(high < 1 for _, _, high in gains)
 
 
 def brought(*records: Record) -> list[Outcome]:

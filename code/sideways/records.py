@@ -2,7 +2,7 @@
 
 A record is one experiment on one machine. It keeps raw samples and whatever is needed
 to doubt them: versions, date, commit, a hash of the sources that were timed, and how the
-competitors took turns. It is written whole or not at all. Nobody edits it: it carries a
+variants took turns. It is written whole or not at all. Nobody edits it: it carries a
 digest of its own content, and reading it checks that.
 
     records/<machine>/<experiment>.json   described by records/schema.json
@@ -41,7 +41,7 @@ class NotRecorded(RecordError, LookupError):
 
 
 class _Variants(dict):
-    """{competitor: …} of a case; looking up one that did not run raises NotRecorded."""
+    """{variant: …} of a case; looking up one that did not run raises NotRecorded."""
 
     skipped: Mapping[str, str] = MappingProxyType({})  # each case sets its own
 
@@ -84,17 +84,17 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One benchmark: its competitors had the same inputs and gave the same outputs."""
+    """One benchmark: its variants had the same inputs and gave the same outputs."""
 
     parameters: dict  # what was measured: {"module": "3a", "batch": 1, …}
-    samples: dict  # {competitor: (one sample a round)}
+    samples: dict  # {variant: (one sample a round)}
     unit: str = UNIT
-    calls: int | dict = 1  # of which a sample is the mean; {competitor: how many}
-    launches: dict = dataclasses.field(default_factory=dict)  # {competitor: how many}
-    faults: dict = dataclasses.field(default_factory=dict)  # {competitor: page faults}
-    skipped: dict = dataclasses.field(default_factory=dict)  # {competitor: why}
+    calls: int | dict = 1  # of which a sample is the mean; {variant: how many}
+    launches: dict = dataclasses.field(default_factory=dict)  # {variant: how many}
+    faults: dict = dataclasses.field(default_factory=dict)  # {variant: page faults}
+    skipped: dict = dataclasses.field(default_factory=dict)  # {variant: why}
     events: tuple = ()  # [lane, name, begin, end] in µs, where a timeline was taken
-    notes: dict = dataclasses.field(default_factory=dict)  # {competitor: what it chose}
+    notes: dict = dataclasses.field(default_factory=dict)  # {variant: what it chose}
 
     def __post_init__(self):
         for name in ("samples", "launches", "faults"):
@@ -103,7 +103,7 @@ class Case:
             object.__setattr__(self, name, variants)
 
     def median(self, name: str) -> float:
-        """The median of a competitor's samples, in µs. Raises NotRecorded."""
+        """The median of a variant's samples, in µs. Raises NotRecorded."""
         return statistics.median(self.samples[name])
 
     def gain(self, name: str, base: str) -> tuple[float, float, float]:
@@ -112,6 +112,14 @@ class Case:
         Raises NotRecorded if either did not run.
         """
         return gains({k: self.samples[k] for k in (base, name)}, base)[name]
+
+    def more(self, name: str, base: str) -> float:
+        """How much longer than `base` in µs: the median of the difference per round.
+
+        Raises NotRecorded if either did not run.
+        """
+        pairs = zip(self.samples[name], self.samples[base], strict=True)
+        return statistics.median(one - other for one, other in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +135,7 @@ class Record:
     counted: str  # what `launches` counts: "kernels" on a GPU, "operators" on a CPU, …
     protocol: dict  # {"order": …, "rounds": …, …}
     cases: tuple
-    missing: dict = dataclasses.field(default_factory=dict)  # {competitor: why nowhere}
+    missing: dict = dataclasses.field(default_factory=dict)  # {variant: why nowhere}
 
     @property
     def label(self) -> str:
@@ -299,6 +307,11 @@ def load_all(folder: str | Path, experiment: str) -> dict[str, Record]:
     found = [load(path) for path in paths if path.parent.name[0] != "."]
     found.sort(key=lambda record: record.machine.kind == "cpu")
     return {record.machine.name: record for record in found}
+
+
+def first(folder: str | Path, experiment: str) -> Record:
+    """The first of `load_all`; where no machine has a record of it, `nothing`."""
+    return next(iter(load_all(folder, experiment).values()), nothing(experiment))
 
 
 def _check(content, path):

@@ -31,7 +31,7 @@ from sideways.show import missing
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS, *OTHERS = machines()
 LEFT_OUT = runpy.run_path(ROOT / "conftest.py")["REASONS"]  # what cannot run here
-READS = ("experiments.result", "experiments.several", "records.load_all")
+READS = ("experiments.result", "experiments.several", "records.first", "records.load_all")
 
 LOAD = records.load
 pytestmark = pytest.mark.slow

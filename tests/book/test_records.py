@@ -49,6 +49,7 @@ def test_select_gives_the_cases_with_these_parameters():
 def test_a_case_knows_its_median_and_its_gain():
     assert CASES[0].median("separate") == 4
     assert CASES[0].gain("stacked", "separate") == (3, 4, 4)  # ratios 2, 4, 4
+    assert CASES[0].more("separate", "stacked") == 3  # differences 2, 6, 3
 
 
 # What is not in a record says so; nothing else does.
@@ -303,7 +304,9 @@ def test_records_with_a_gpu_come_first(path, tmp_path):
     gpu = dataclasses.replace(MACHINE, name="z-gpu", kind="cuda")
     records.save(dataclasses.replace(RECORD, machine=gpu), tmp_path)
     assert list(records.load_all(tmp_path, "stage")) == ["z-gpu", "a-cpu"]
+    assert records.first(tmp_path, "stage").machine == gpu
     assert records.load_all(tmp_path, "network") == {}
+    assert records.first(tmp_path, "network").label == "not recorded"
 
 
 def test_a_run_that_did_not_end_is_no_machine(tmp_path):
