@@ -15,7 +15,7 @@ from typing import Any
 from hfusion.kernels import compiled, two_launches
 from hfusion.timing import traffic
 
-Work = dict[str, Any]  # of predictions.work
+Work = dict[str, Any]  # of predictions.programs.work
 
 
 @dataclasses.dataclass(frozen=True)

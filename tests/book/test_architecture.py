@@ -1,6 +1,7 @@
 """Who may import whom, and what must not exist."""
 
 import ast
+import functools
 import graphlib
 import importlib.util
 import re
@@ -62,6 +63,7 @@ def part(module):
     return named if named in ALLOWED else module.split(".")[0]
 
 
+@functools.cache
 def imports(module, source):
     """The modules that a source imports, by whole names, less the standard library's."""
     package = module if FILES.get(module, Path()).name == "__init__.py" else parent(module)

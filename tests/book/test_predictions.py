@@ -1,4 +1,4 @@
-"""arithmetic.py and predictions.py: by hand, against other counts, and the frozen file."""
+"""arithmetic.py and predictions: by hand, against other counts, and the frozen file."""
 
 import hashlib
 import json
@@ -12,9 +12,13 @@ from torch import nn
 
 from hfusion import models
 from hfusion.timing import cost, eager
-from sideways import arithmetic, predictions
+from sideways import arithmetic
 from sideways.arithmetic import INPUTS, LEFT_OUT, Input
 from sideways.experiments import network, stage, variants
+from sideways.predictions import __main__ as writing
+from sideways.predictions import lanes, programs, ranges
+from sideways.predictions.times import ladder_us, siblings_us, variants_us
+from sideways.predictions.works import ladder, siblings, whole
 
 HALF = {"batch": 1, "dtype": "float16", "layout": "NHWC"}
 MIDDLE = SimpleNamespace(**{name: given.middle for name, given in INPUTS.items()})
@@ -49,14 +53,14 @@ def small():
         ("stage", {"module": "3a", "batch": 128, "dtype": "float32", "layout": "NCHW"}),
         *(("launch_overhead", {"operator": "abs", "way": w}) for w in variants.WAYS),
     ]
-    return [(e, p, predictions.EXPERIMENTS[e][0](p)) for e, p in chosen]
+    return [(e, p, ranges.EXPERIMENTS[e][0](p)) for e, p in chosen]
 
 
 def times(small, values):
     """Every time of these cases, for one value of each input."""
     found = {}
     for experiment, parameters, works in small:
-        _, us = predictions.EXPERIMENTS[experiment]
+        _, us = ranges.EXPERIMENTS[experiment]
         for variant, time in us(parameters, works, values).items():
             found[experiment, json.dumps(parameters), variant] = time
     return found
@@ -154,14 +158,14 @@ def test_the_hinge():
 # Ranges.
 
 
-def ranges(evaluate, **inputs):
+def ranges_of(evaluate, **inputs):
     given = {k: Input(*ends, "", "") for k, ends in inputs.items()}
     return arithmetic.ranges(evaluate, given)
 
 
 def test_independent_errors_add_up_as_squares():
     left_out = math.log(LEFT_OUT["us"])
-    low, middle, high = ranges(
+    low, middle, high = ranges_of(
         lambda v: {("us", "x"): v.a * v.b / v.c}, a=(1, 2, 6), b=(5, 5, 10), c=(1, 1, 4)
     )["us", "x"]
     assert middle == 10
@@ -171,7 +175,7 @@ def test_independent_errors_add_up_as_squares():
 
 
 def test_a_ratio_is_not_less_certain_than_what_cancels_in_it():
-    found = ranges(
+    found = ranges_of(
         lambda v: {("us", "x"): v.a, ("gains", "x / y"): 3 * v.a / v.a}, a=(1, 10, 100)
     )
     assert found["gains", "x / y"] == pytest.approx((3 / 1.07, 3, 3 * 1.07))
@@ -186,19 +190,19 @@ def test_as_many_kernels_as_cost_counts(dtype):
     layout = variants.USUAL[dtype]
     parameters = {"module": "4c", "batch": 1, "dtype": dtype, "layout": layout}
     nets = variants.eager(models.Inception.from_table("4c").eval())
-    works = predictions.ladder(parameters)
-    counted = predictions.counts(works, "module_ladder", parameters)
-    for rung, net in nets.items():
+    works = ladder(parameters)
+    counted = ranges.counts(works, "module_ladder", parameters)
+    for name, net in nets.items():
         n = cost.kernels(net, dtype, layout, 1)
-        assert works[rung]["kernels"] == n
-        assert works[rung]["small"] + len(works[rung]["products"]) == n
-        assert counted[rung][:2] == counted[f"graph, {rung}"][:2] == [n, n]
+        assert works[name]["kernels"] == n
+        assert works[name]["small"] + len(works[name]["products"]) == n
+        assert counted[name][:2] == counted[f"graph, {name}"][:2] == [n, n]
 
 
 @pytest.mark.parametrize("layout", variants.FORMATS)
 def test_a_stage_has_the_flops_and_bytes_that_cost_counts(layout):
     parameters = {"module": "3b", "batch": 8, "dtype": "float32", "layout": layout}
-    works = predictions.siblings(parameters)
+    works = siblings(parameters)
     c_in, size, w1, r3, _, r5, *_ = models.TABLE["3b"]
     sizes = (w1, r3, r5)
     ways = cost.stage(sizes, c_in, 8 * size**2, 4, (), (r3, r5), bias_apart=True)
@@ -218,7 +222,7 @@ def test_what_is_outside_of_the_modules():
     """GoogLeNet has three convolutions outside of its modules, two poolings between them,
     two further ones, and a head of two kernels."""
     case = {"network": "GoogLeNet", "batch": 1, "dtype": "float32", "layout": "NCHW"}
-    works = predictions.whole(case)
+    works = whole(case)
     outside = works["outside"]
     assert len(outside["products"]) == 3
     assert outside["products"][0][:3] == [112 * 112, 64, 3 * 7 * 7]
@@ -229,7 +233,7 @@ def test_what_is_outside_of_the_modules():
 
 def test_a_pooling_writes_indices_too():
     pool = eager.operators(nn.MaxPool2d(3, 1, 1), "float16", "NHWC", 1, (8, 5, 5))
-    found = predictions.work(pool, 2)
+    found = programs.work(pool, 2)
     assert (found["pools"], found["small"]) == (1, 1)
     assert found["moved"] == 200 * (2 + 2 + 8)
     waits = arithmetic.device_us(found, "float16", at(node=1, fill=2, pool=10))
@@ -239,8 +243,8 @@ def test_a_pooling_writes_indices_too():
 def test_half_in_nchw_is_turned_round_inside():
     conv = {"x": nn.Conv2d(8, 4, 1)}
     given = {"batch": 1, "dtype": "float16", "layout": "NCHW"}
-    (turned,) = predictions._works(conv, given, (8, 5, 5)).values()
-    (plain,) = predictions._works(conv, given | {"layout": "NHWC"}, (8, 5, 5)).values()
+    (turned,) = programs.of(conv, given, (8, 5, 5)).values()
+    (plain,) = programs.of(conv, given | {"layout": "NHWC"}, (8, 5, 5)).values()
     assert turned["kernels"] == plain["kernels"] == 2
     assert turned["small"] == plain["small"] + 2
     assert turned["moved"] > plain["moved"]
@@ -260,7 +264,7 @@ def test_a_convolution_says_what_it_reads_and_writes():
 
 def test_the_variants_of_a_ladder_are_those_that_are_raced(small):
     _, parameters, works = small[0]
-    found = predictions.predicted("module_ladder", parameters, works)
+    found = ranges.predicted("module_ladder", parameters, works)
     model, x = variants.inception("3a", 1, "float32", "cpu")
     measured = variants.every(
         variants.eager(model), x, "cuda", variants.MODES, variants.TIMES, variants.OURS
@@ -271,26 +275,26 @@ def test_the_variants_of_a_ladder_are_those_that_are_raced(small):
 
 def test_a_gain_is_how_much_faster_an_arm_is(small):
     _, parameters, works = small[0]
-    found = predictions.predicted("module_ladder", parameters, works)
+    found = ranges.predicted("module_ladder", parameters, works)
     us = found["us"]
     for name, (_, middle, _) in found["gains"].items():
         variant, base = name.split(" / ")
         assert middle == pytest.approx(us[base][1] / us[variant][1], rel=0.01)
-    assert found["gains"][f"{predictions.LAST} / graph, as written"][1] > 1
+    assert found["gains"][f"{ranges.LAST} / graph, as written"][1] > 1
 
 
 def test_the_device_decides_where_the_host_is_faster(small):
     """128 images in float32: eager is as long as a graph, and a replay comes on top."""
     _, parameters, works = small[3]
-    us = predictions.siblings_us(parameters, works, MIDDLE)
+    us = siblings_us(parameters, works, MIDDLE)
     assert us["separate"] == us["graph, separate"] > 100
-    single = predictions._variants(works, "float32", MIDDLE, between=7)
+    single = variants_us(works, "float32", MIDDLE, between=7)
     assert single["graph, separate"] == single["separate"] + 7
 
 
 def test_the_variants_of_a_stage_are_those_that_are_raced(small):
     _, parameters, works = small[3]
-    found = predictions.predicted("stage", parameters, works)
+    found = ranges.predicted("stage", parameters, works)
     benchmark = stage.benchmark("cpu", "3a", 1, "float32", "NCHW")
     assert set(found["us"]) == set(benchmark.variants)
     assert {name.split(" / ")[1] for name in found["gains"]} == {
@@ -300,7 +304,7 @@ def test_the_variants_of_a_stage_are_those_that_are_raced(small):
 
 
 def test_the_cases_are_cases_of_the_experiments():
-    listed = predictions.cases()
+    listed = writing.cases()
     assert {name: len(each) for name, each in listed.items()} == {
         "module_ladder": 20,
         "stage": 288,
@@ -320,15 +324,15 @@ def test_the_cases_are_cases_of_the_experiments():
 def test_a_file_is_never_replaced(tmp_path, capsys):
     path = tmp_path / "there.json"
     path.write_text("as it was", encoding="utf-8")
-    assert predictions.main([str(path)]) == 2
+    assert writing.main([str(path)]) == 2
     assert path.read_text(encoding="utf-8") == "as it was"
     assert "made once" in capsys.readouterr().out
 
 
 def test_what_is_written_comes_back():
-    listed = {"launch_overhead": predictions.cases()["launch_overhead"]}
-    content = predictions.made("0" * 40, listed)
-    text = predictions.text(content)
+    listed = {"launch_overhead": writing.cases()["launch_overhead"]}
+    content = writing.made("0" * 40, listed)
+    text = writing.text(content)
     assert json.loads(text) == json.loads(json.dumps(content))
     assert max(map(len, text.splitlines())) < 2000
 
@@ -336,19 +340,19 @@ def test_what_is_written_comes_back():
 # Who works when.
 
 
-def module_3a(rung):
-    """The operators of module 3a on one rung, and the same as a program."""
+def module_3a(name):
+    """The operators of module 3a as one variant, and the same as a program."""
     model = models.randomise(models.Inception.from_table("3a")).eval()
-    net = variants.eager(model)[rung]
+    net = variants.eager(model)[name]
     operators = eager.operators(net, "float32", "NCHW", 1, (192, 28, 28))
-    return operators, predictions.work(operators, 4)
+    return operators, programs.work(operators, 4)
 
 
-@pytest.mark.parametrize("rung", [variants.WRITTEN, variants.HOISTED])
+@pytest.mark.parametrize("name", [variants.WRITTEN, variants.HOISTED])
 @pytest.mark.parametrize("graph", [False, True])
-def test_a_timeline_adds_up_to_what_host_and_device_take(rung, graph):
-    operators, program = module_3a(rung)
-    events = predictions.timeline(operators, "float32", graph)
+def test_a_timeline_adds_up_to_what_host_and_device_take(name, graph):
+    operators, program = module_3a(name)
+    events = lanes.timeline(operators, "float32", graph)
     host, device = ([e for e in events if e[0] == lane] for lane in ("host", "device"))
     host_us = MIDDLE.replay if graph else arithmetic.host_us(program, MIDDLE)
     assert sum(end - begin for *_, begin, end in host) == pytest.approx(host_us)
@@ -363,7 +367,7 @@ def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(gr
     operators, _ = module_3a(variants.HOISTED)
     slow = at(node=30)  # so that the device is the slower one
     for values in (MIDDLE, slow):
-        events = predictions.timeline(operators, "float32", graph, values)
+        events = lanes.timeline(operators, "float32", graph, values)
         host = [event for event in events if event[0] == "host"]
         assert [begin for _, _, begin, _ in host] == [0, *(e[3] for e in host[:-1])]
         handed = [values.replay] * len(events)
@@ -380,22 +384,22 @@ def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(gr
 
 
 @pytest.mark.parametrize(
-    ("rung", "split"), [(variants.WRITTEN, None), (variants.HOISTED, 2)]
+    ("name", "split"), [(variants.WRITTEN, None), (variants.HOISTED, 2)]
 )
 @pytest.mark.parametrize("graph", [False, True])
 def test_calls_after_each_other_take_as_long_as_the_slower_lane_of_a_timeline(
-    rung, split, graph
+    name, split, graph
 ):
     """Which is what is predicted of `module_ladder`."""
     case = {"module": "3a", "batch": 1, "dtype": "float32", "layout": "NCHW"}
-    predicted = predictions.ladder_us(case, predictions.ladder(case), MIDDLE)
-    operators, _ = module_3a(rung)
-    events = predictions.timeline(operators, "float32", graph, split=split)
+    predicted = ladder_us(case, ladder(case), MIDDLE)
+    operators, _ = module_3a(name)
+    events = lanes.timeline(operators, "float32", graph, split=split)
     host = sum(end - begin for lane, _, begin, end in events if lane == "host")
     device = sum(
         end - begin + MIDDLE.node for lane, _, begin, end in events if lane == "device"
     )
-    expected = predicted[f"graph, {rung}" if graph else rung]
+    expected = predicted[f"graph, {name}" if graph else name]
     assert max(host, device) == pytest.approx(expected)
     views = [name for lane, name, *_ in events if name == "split"]
     assert len(views) == (split is not None and not graph)
@@ -403,7 +407,7 @@ def test_calls_after_each_other_take_as_long_as_the_slower_lane_of_a_timeline(
 
 def test_a_graph_leaves_the_device_no_gap_but_the_step():
     operators, _ = module_3a(variants.WRITTEN)
-    events = predictions.timeline(operators, "float32", graph=True)
+    events = lanes.timeline(operators, "float32", graph=True)
     ends = [end for lane, *_, end in events if lane == "device"]
     begins = [begin for lane, _, begin, _ in events if lane == "device"]
     gaps = [begin - end for begin, end in zip(begins[1:], ends, strict=False)]
@@ -470,7 +474,7 @@ SAMPLED = [
 )
 def test_the_arithmetic_gives_these_numbers(experiment, case, as_compiled):
     """From programs and compiled code as the file has them, whatever they are today."""
-    for kind, numbers in predictions.predicted(
+    for kind, numbers in ranges.predicted(
         experiment, case["parameters"], case["works"]
     ).items():
         assert case[kind] == numbers
@@ -479,6 +483,6 @@ def test_the_arithmetic_gives_these_numbers(experiment, case, as_compiled):
 def test_a_changed_input_would_be_noticed():
     case = FROZEN["experiments"]["module_ladder"][0]
     more = INPUTS | {"node": Input(0.8, 1.3, 1.7, "µs", "")}
-    found = predictions.predicted("module_ladder", case["parameters"], case["works"], more)
+    found = ranges.predicted("module_ladder", case["parameters"], case["works"], more)
     same = {name for name in case["us"] if found["us"][name] == case["us"][name]}
     assert not any(name.startswith("graph") for name in same)
