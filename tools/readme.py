@@ -4,14 +4,16 @@ What stands between `<!-- counted -->` and `<!-- /counted -->` is counted here; 
 between `measured`, or `headline`, is read from the records. `make run` writes all anew.
 """
 
+import contextlib
 import statistics
+import textwrap
 from functools import partial
 from pathlib import Path
 
 from hfusion import timing
 from hfusion.fusing import lowering, planning
 from hfusion.timing import cost
-from sideways import experiments, outcomes, records
+from sideways import outcomes, records
 from sideways.experiments import variants
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,42 +135,68 @@ def _cell(gain):
     return f"**{said}**" if high < 1 else said
 
 
+USUAL = {"batch": 1, "dtype": "float32", "layout": "NCHW"}
+FUSED, UNFUSED = variants.STACKED, variants.FOLDED
+
+
 def headline(folder):
-    """In a few sentences what came out, on the machine that pages read first."""
-    stage = experiments.first(experiments.several(["stage"], folder), "stage")
-    network = records.load_all(folder, "network").get(stage.machine.name)
-    usual = {"batch": 1, "dtype": "float32", "layout": "NCHW"}
-    siblings = stage.measured("separate", "stacked", **usual)
-    gain = statistics.median(case.gain("stacked", "separate")[1] for case in siblings)
-    (whole,) = network.measured(
-        variants.FOLDED, variants.STACKED, network="GoogLeNet", **usual
-    )
-    device = "a CPU" if stage.machine.kind == "cpu" else "a GPU"
-    gain_of_all = whole.gain(variants.STACKED, variants.FOLDED)[1]
-    every, faster, slower = _clear(map(_gains, network.cases))
-    without = "" if stage.machine.kind == "cuda" else f"\n{NO_GPU}"
+    """What came out, in sentences, each of the first machine that has measured it."""
+    stage, siblings = _first(folder, "stage", "separate", "stacked")
+    network, whole = _first(folder, "network", FUSED, UNFUSED, network="GoogLeNet")
+    same = stage and network and stage.label == network.label
+    said = [
+        stage and _of_siblings(stage, siblings) + ("." if same else f" ({stage.label})."),
+        network
+        and _of_googlenet(network, *whole, "Once" if same else f"{_device(network)}once"),
+        _price(folder),
+        "" if stage and stage.machine.kind == "cuda" else NO_GPU,
+    ]
+    text = " ".join(sentence for sentence in said if sentence)
+    return textwrap.fill(text, 96, break_long_words=False, break_on_hyphens=False)
+
+
+def _first(folder, experiment, *names, **parameters):
+    """(the first machine's record that has these variants for one image in float32, the
+    cases), or (None, [])."""
+    for record in records.load_all(folder, experiment).values():
+        with contextlib.suppress(records.NotRecorded):
+            return record, record.measured(*names, **USUAL, **parameters)
+    return None, []
+
+
+def _device(record):
+    return "On a GPU, " if record.machine.kind == "cuda" else "On a CPU, "
+
+
+def _of_siblings(record, cases):
+    gain = statistics.median(case.gain("stacked", "separate")[1] for case in cases)
     return (
-        f"On {device}, stacked, the three 1×1 convolutions of a GoogLeNet module\n"
-        f"run {gain:.2f} times as fast as separately "
-        f"(the median of {len(siblings)} modules).\n"
-        f"Once its batch norms are merged into its convolutions, the whole of GoogLeNet\n"
-        f"runs {gain_of_all:.2f} times as fast when it is also fused sideways\n"
-        f"({stage.label}; one image, float32).\n"
-        f"Fusing does not always win: of {every} comparisons of the whole network in "
-        f"PyTorch\nand in other runtimes, it is clearly faster in {faster}, clearly "
-        f"slower in {slower}, and undecided\nin {every - faster - slower}."
-        f"{_price(folder)}{without}"
+        f"{_device(record)}stacked, the three 1×1 convolutions of a GoogLeNet module run "
+        f"{gain:.2f} times as fast as separately (the median of {len(cases)} modules)"
+    )
+
+
+def _of_googlenet(record, case, once):
+    every, faster, slower = _clear(map(_gains, record.cases))
+    return (
+        f"{once} its batch norms are merged into its convolutions, the whole of GoogLeNet "
+        f"runs {case.gain(FUSED, UNFUSED)[1]:.2f} times as fast when it is also fused "
+        f"sideways ({record.label}; one image, float32). Fusing does not always win: of "
+        f"{every} comparisons of the whole network in PyTorch and in other runtimes, it "
+        f"is clearly faster in {faster}, clearly slower in {slower}, and undecided in "
+        f"{every - faster - slower}."
     )
 
 
 def _price(folder):
     """What the checks of a call cost that none of these networks makes, if recorded."""
     record = records.first(folder, "checks")
-    if not record.cases:
+    try:
+        (tiny,) = record.measured("fused", "lowered", network="three linear")
+    except records.NotRecorded:
         return ""
-    (tiny,) = record.measured("fused", "lowered", network="three linear")
     return (
-        f"\nThese are graphs; a model from `fuse` also checks each group at every\n"
+        "These times are of graphs. A model from `fuse` also checks each group at every "
         f"call, which costs {tiny.more('fused', 'lowered'):.0f} µs per group "
         f"({record.label})."
     )
