@@ -26,7 +26,7 @@ from torch import nn
 from hfusion import models, timing
 from hfusion.kernels import programs, tuning, two_launches
 from hfusion.timing import cost
-from sideways import experiments, live, recorder, records
+from sideways import experiments, live, recorder, records, runs
 from sideways.experiments import (
     ceilings,
     checks,
@@ -72,6 +72,9 @@ def test_first_what_pages_compare_is_compiled():
     assert [(c["module"], c["dtype"]) for c in first] == [
         ("3a", "float32"), ("3a", "float16"), ("5b", "float16"),
     ]  # fmt: skip
+    cases = stage.cases("cuda")
+    usual = [case for case in cases if stage._first(case)]
+    assert cases[: len(usual)] == usual
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -100,138 +103,30 @@ def test_cases_are_parameters_of_the_race(name, device):
         assert all(isinstance(value, str | int) for value in case.values())
 
 
-# What is measured on each kind of machine, written down once more.
+# What is measured on each kind of machine; see also `test_predictions`, for GPUs.
 
-
-def grid(**values):
-    """Every choice of one value for each; the first changes slowest."""
-    choices = itertools.product(*values.values())
-    return [dict(zip(values, chosen, strict=True)) for chosen in choices]
-
-
-ROWS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = {path.parent.name + " " + path.stem: path for path in ROOT.glob("records/*/*")}
 WINDOWS = ("1×1, 3×3", "3×3, 5×5", "1×1, 3×3, 5×5", "1×7, 7×1")
 PROJECTIONS = ("q, k, v", "q, k, v, grouped", "gate, up", "layer, four adapters")
-HALF = {"dtype": "float16", "layout": "NHWC"}
-FULL = {"dtype": "float32", "layout": "NCHW"}
-MEMORY = grid(memory=("as it comes", "kept"), where=("3b", "3a", "4e"))
-PLACES = {
-    "3b": {"module": "3b", "batch": 32, "layout": "NCHW"},
-    "3a": {"module": "3a", "batch": 128, "layout": "NHWC"},
-    "4e": {"module": "4e", "batch": 128, "layout": "NHWC"},
-}
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-EVERY_STAGE = grid(
-    batch=BATCHES,
-    dtype=("float32", "float16", "bfloat16"),
-    layout=("NCHW", "NHWC"),
-    module=ROWS,
-)
 
 
-def rivals_in_turn(batch, cold):
-    """One of each, as long as there are some."""
-    tf32 = [
-        {"module": "3a", "batch": 1} | FULL | {"layout": layout}
-        for layout in ("NCHW", "NHWC")
-    ]
-    every = {"batch": batch, "cold": cold, "tf32": tf32}
-    return [
-        {"what": what} | every[what][place]
-        for place in range(len(batch))
-        for what in ("batch", "cold", "tf32")
-        if place < len(every[what])
-    ]
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_was_recorded_is_measured_again(name):
+    record = records.load(RECORDED[name])
+    if record.machine.kind != records.WEBGPU:
+        cases = MODULES[record.experiment].cases(record.machine.kind)
+        assert [c.parameters for c in record.cases if c.parameters not in cases] == []
 
 
-# fmt: off
-ON_BOTH = {
-    "stopwatches": [{"module": "3a", "batch": 1, "calls": 1000}],
-    "launch_overhead": grid(operator=("abs",), way=("eager", "host", "graph")),
-    "timeline": grid(module=("3a",), rung=("as written", "folded, stacked, hoisted")),
-    "checks": [{"network": name, "groups": 1} for name in (
-        "three linear", "three 1×1", "siblings of 3a", "3a",
-    )] + [{"network": "GoogLeNet", "groups": 9}],
-    "leftover": [{"network": "GoogLeNet", "batch": 1}],
-    "memory": [{"memory": one["memory"]} | PLACES[one["where"]] for one in MEMORY],
-    "kernel_times": [
-        *({"module": "3a", "rung": rung} | HALF for rung in (
-            "as written", "folded", "folded, stacked, hoisted",
-            "folded, stacked, one call", "two launches")),
-        {"module": "3a", "rung": "folded, stacked, one call"} | FULL,
-    ],
-}
-SWEEP = (1, 8, 64, 2, 4, 16, 32)
-ON_CPU = {
-    "ceilings": [
-        *grid(what=("copy",), bytes=[4**power for power in range(8, 15)]),
-        *grid(what=("matmul",), dtype=("float32", "bfloat16"), side=(1024,)),
-        *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
-        *grid(what=("empty",), operator=("module", "abs of none"), way=("eager",)),
-    ],
-    "stage": grid(batch=(1, 2, 4, 8, 32, 128), dtype=("float32",),
-                  layout=("NCHW", "NHWC"), module=ROWS),
-    "embedding": grid(dtype=("float32",), windows=WINDOWS, channels=(4, 8, 16, 32, 64),
-                      side=(7, 14, 28), batch=(1,)),
-    "projections": grid(dtype=("float32",), projections=PROJECTIONS,
-                        tokens=(1, 8, 64, 512)),
-    "module_ladder": [
-        *({"batch": 1} | FULL | row for row in grid(module=ROWS)),
-        {"module": "3a", "batch": 8} | FULL,
-    ],
-    "network": [one | FULL for one in grid(network=("GoogLeNet", "torchvision"),
-                                           batch=(1, 4))],
-    "rivals": rivals_in_turn(
-        [{"module": "3a", "batch": batch} | FULL for batch in SWEEP],
-        [{"module": row, "batch": 1} | FULL for row in ("3a", "5b")],
-    ),
-}
-ON_A_GPU = {
-    "ceilings": [
-        *grid(what=("copy",), bytes=[4**power for power in range(8, 16)]),
-        *grid(what=("matmul",), dtype=("float32", "float16", "bfloat16"), side=(8192,)),
-        *grid(what=("empty",), operator=("abs", "conv"), way=("eager", "graph")),
-        *grid(what=("empty",), operator=("module", "abs of none"), way=("eager",)),
-    ],
-    "stage": [
-        *({"module": row, "batch": batch} | kind
-          for batch in BATCHES for kind in (FULL, HALF) for row in ("3a", "4c", "5b")),
-        *(case for case in EVERY_STAGE if case["module"] not in ("3a", "4c", "5b")
-          or {"dtype": case["dtype"], "layout": case["layout"]} not in (FULL, HALF)),
-    ],
-    "embedding": grid(dtype=("float32", "float16"), windows=WINDOWS,
-                      channels=(16, 32, 64, 128, 256), side=(7, 14, 28), batch=(1,)),
-    "projections": grid(dtype=("float32", "float16"), projections=PROJECTIONS,
-                        tokens=(1, 8, 64, 512)),
-    "module_ladder": [
-        {"module": "3a", "batch": 1} | FULL,
-        *({"batch": 1} | HALF | row for row in grid(module=ROWS)),
-        *({"batch": 1} | FULL | row for row in grid(module=ROWS[1:])),
-        {"module": "3a", "batch": 32} | HALF,
-        {"module": "3a", "batch": 32} | FULL,
-        {"module": "3a", "batch": 1, "dtype": "float16", "layout": "NCHW"},
-        {"module": "3a", "batch": 1, "dtype": "float32", "layout": "NHWC"},
-    ],
-    "network": [
-        {"network": name, "batch": batch} | kind
-        for name in ("GoogLeNet", "torchvision")
-        for batch in (1, 8, 64)
-        for kind in (FULL, HALF)
-    ],
-    "rivals": rivals_in_turn(
-        [{"module": "3a", "batch": batch} | kind for batch in SWEEP
-         for kind in (HALF, FULL)],
-        [{"module": row, "batch": 1} | kind for row in ("3a", "5b")
-         for kind in (HALF, FULL)],
-    ),
-}
-# fmt: on
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_each_machine_gets_the_cases_that_are_meant(name):
-    assert MODULES[name].cases("cpu") == (ON_CPU | ON_BOTH)[name]
-    assert MODULES[name].cases("cuda") == (ON_A_GPU | ON_BOTH)[name]
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("page", runs.READERS)
+def test_what_a_page_reads_is_measured(page, device):
+    """On a CPU what it has: neither half precision nor graphs."""
+    for name, wanted, _ in runs.READERS[page]:
+        if device == "cuda" or wanted.get("dtype") != "float16" != wanted.get("way"):
+            cases = MODULES[name].cases(device)
+            assert any(wanted.items() <= case.items() for case in cases)
 
 
 # One small case of each experiment, run whole; what takes long is left out.
