@@ -1,21 +1,12 @@
-"""A run of several experiments: where its records go, and a report. No torch.
+"""A run of several experiments: its records, and a report. No torch.
 
-    <folder>/<machine>/               records, as pages read them
-    <folder>/.<machine>.unfinished/   what a run has so far
-    <folder>/.<machine>.log           what the experiments' processes wrote, if one failed
-
-A run's records replace older ones together, at its end, or not at all. They replace no
-record that is committed, and none of another machine: then the folder is <machine>-2, ….
+They replace older ones together, at its end, or not at all; `places` says which ones.
 """
 
-import ctypes
 import dataclasses
-import hashlib
-import itertools
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 import zipfile
@@ -23,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .places import NotSaved, choose, exchange, hold, let_go, mend
 from .records import (
     EVERY,
     FAILED,
@@ -37,11 +29,6 @@ from .records import (
     nothing,
     write,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # What a page reads at least: (experiment, parameters of a case, variants it must have).
 WRITTEN, HOISTED = "as written", "folded, stacked, hoisted"  # as `variants` names them
@@ -95,10 +82,6 @@ READERS: dict[str, list[tuple[str, dict, tuple[str, ...]]]] = {
 LOG_BYTES = 2**20  # of the log, the last so many go into a pack
 
 
-class NotSaved(RuntimeError):
-    """A run's records cannot be kept: the disk is full, another run is at it, …"""
-
-
 class Run:
     """The records of one run, beside those that there are until `finish`."""
 
@@ -122,8 +105,8 @@ class Run:
         """An empty folder for what will be complete; what another run left there goes."""
         try:
             self.place.parent.mkdir(parents=True, exist_ok=True)
-            self.handle = _hold(self.place)
-            _mend(self.place)
+            self.handle = hold(self.place)
+            mend(self.place)
             if self.staging.exists():
                 shutil.rmtree(self.staging)
             self.staging.mkdir()
@@ -196,7 +179,7 @@ class Run:
                     if not (self.staging / path.name).exists():
                         copy = shutil.copytree if path.is_dir() else shutil.copy2
                         copy(path, self.staging / path.name)
-                _exchange(self.staging, self.place)
+                exchange(self.staging, self.place)
             elif self.complete:
                 os.rename(self.staging, self.place)
             self.placed = bool(self.complete)
@@ -205,11 +188,11 @@ class Run:
         shutil.rmtree(self.staging, ignore_errors=True)
         if self.status() != 1:
             self.log.unlink(missing_ok=True)
-        _let_go(self.handle)
+        let_go(self.handle)
 
     def left(self):
         """Let go of the run; what it leaves, in words."""
-        _let_go(self.handle)
+        let_go(self.handle)
         if self.placed:
             shutil.rmtree(self.staging, ignore_errors=True)
             return f"all records are in {self.place}"
@@ -288,109 +271,6 @@ def unpack(pack: str | Path, folder: str | Path) -> Run:
     for record in found:
         run.keep(record)
     return run
-
-
-def _hold(place):
-    """Let no other run have this folder while this process lives.
-
-    The lock is a file of this machine's own, since network file systems may have no locks.
-    It stays: whoever deleted it could delete one that another run has just locked.
-    """
-    if fcntl is None:
-        return None
-    named = hashlib.sha256(os.fsencode(place.resolve())).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"hfusion-{os.getuid()}-{named}.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise NotSaved(f"another run is at work in {place}") from error
-    return handle
-
-
-def _mend(place):
-    """Bring back what `_exchange` had put away when it was killed between two steps."""
-    away = place.with_name(f".{place.name}.before")
-    if away.exists() and not place.exists():
-        os.rename(away, place)
-    elif away.exists():
-        shutil.rmtree(away)
-
-
-def _let_go(handle):
-    if handle is not None:
-        os.close(handle)
-
-
-def choose(folder, machine, names):
-    """(where the records of these experiments may go, [why not where they would first]).
-
-    machine: a Machine. The first of NAME, NAME-2, NAME-3, … in which they would replace
-    no committed file and in which all records are of this machine. Where git cannot say
-    what is committed, no file at all is replaced.
-    """
-    passed: list[str] = []
-    for number in itertools.count(1):
-        place = folder / (machine.name if number == 1 else f"{machine.name}-{number}")
-        why = _taken(place, [f"{name}.json" for name in names], machine)
-        if not why:
-            return place, passed
-        passed.append(f"{place}: {why}")
-
-
-def _taken(place, files, machine):
-    """Why a folder is not for these files; "" if it is."""
-    known = _committed(place)
-    there = {name for name in files if (place / name).exists()}
-    if known is None and there:
-        return f"{min(there)} exists, and there is no git to bring it back"
-    if committed := set(files) & (known or set()):
-        return f"{min(committed)} is committed"
-    for path in sorted(place.glob("*.json")):
-        try:
-            found = load(path).machine
-        except RecordError:
-            return f"{path.name} cannot be read"
-        for field in dataclasses.fields(machine):
-            was, now = getattr(found, field.name), getattr(machine, field.name)
-            if was != now and field.name != "name":
-                return (
-                    f"{path.name} is from another machine ({field.name} {was}, not {now})"
-                )
-    return ""
-
-
-def _committed(place):
-    """The names of files in a folder that git keeps, there or not; None without git."""
-    command = ("git", "ls-files", "-z", "--", place.name)
-    try:
-        done = subprocess.run(
-            command, cwd=place.parent, capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return None if done.returncode else {Path(p).name for p in done.stdout.split("\0") if p}
-
-
-def _exchange(new, old):
-    """Let two folders change places, in one step where the system has one for it."""
-    try:
-        here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-        call = ctypes.CDLL(None).renameat2
-        if call(here, os.fsencode(new), here, os.fsencode(old), swap) == 0:
-            return
-    except (AttributeError, OSError, TypeError):  # another system
-        pass
-    away = old.with_name(f".{old.name}.before")
-    try:
-        os.rename(old, away)
-        os.rename(new, old)
-    except BaseException:
-        if away.exists() and not old.exists():
-            os.rename(away, old)
-        raise
-    os.rename(away, new)
 
 
 def _skipped(record):

@@ -35,7 +35,8 @@ ALLOWED = {
     "sideways.records": "shipped timing",
     "sideways.progress": "tqdm",
     "sideways.outcomes": "records",
-    "sideways.runs": "records",
+    "sideways.places": "records",
+    "sideways.runs": "places records",
     "sideways.recorder": "records timing torch triton",
     "sideways.live": "records recorder progress timing",
     # Whatever it measures, and on what.

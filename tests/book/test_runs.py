@@ -1,5 +1,6 @@
-"""runs.py: no committed record is replaced, and records are replaced together."""
+"""runs.py, places.py: no committed record is replaced; records are replaced together."""
 
+import ast
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ from cuts import machines
 from made_up_record import CASES, MACHINE, RECORD
 from stand_ins import raising
 
-from sideways import experiments, records, runs
+from sideways import experiments, places, records, runs
 from sideways.records import Case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def repository(tmp_path):
 
 
 def chosen(folder, *names, machine=MACHINE):
-    place, passed = runs.choose(folder, machine, names or ["stage", "network"])
+    place, passed = places.choose(folder, machine, names or ["stage", "network"])
     assert place.parent == folder
     return place.name, passed
 
@@ -186,7 +187,7 @@ class Killed(BaseException):
 def test_whoever_looks_sees_all_old_ones_or_all_new_ones(half, monkeypatch, in_one_step):
     """Before and after every step that changes a file; stopped at each of them once."""
     if not in_one_step:
-        monkeypatch.setattr(runs.ctypes, "CDLL", raising(OSError()))
+        monkeypatch.setattr(places.ctypes, "CDLL", raising(OSError()))
     seen = []
 
     def watched(owner, name):
@@ -217,7 +218,7 @@ def test_who_is_stopped_while_they_are_put_in_place_has_the_old_ones(
 ):
     """Without a swap in one step: by an error at each of its steps."""
     owner = runs.shutil if where == "copy2" else os
-    monkeypatch.setattr(runs.ctypes, "CDLL", raising(OSError()))
+    monkeypatch.setattr(places.ctypes, "CDLL", raising(OSError()))
     call, left = getattr(owner, where), [step]
 
     def fails(*given, **more):
@@ -238,7 +239,7 @@ def test_who_is_stopped_while_they_are_put_in_place_has_the_old_ones(
 
 def test_a_swap_needs_one_step_where_the_system_has_it(half, monkeypatch):
     try:
-        assert runs.ctypes.CDLL(None).renameat2
+        assert places.ctypes.CDLL(None).renameat2
     except (AttributeError, OSError):
         pytest.skip("this system has none")
     monkeypatch.setattr(os, "rename", raising(AssertionError("two steps")))
@@ -330,7 +331,7 @@ def test_who_is_stopped_after_they_are_in_place_is_told_so(half, monkeypatch):
 @pytest.mark.parametrize("between", [True, False])
 def test_what_a_killed_swap_had_put_away_comes_back(half, between):
     """Where the system has no swap in one step: killed between two renames, or after."""
-    runs._let_go(half.handle)
+    places.let_go(half.handle)
     away = half.place.with_name(".a-cpu.before")
     half.place.rename(away)
     if not between:
@@ -494,8 +495,18 @@ def test_the_table_names_what_a_page_reads(page):
     if not re.search(r"experiments\.(result|several)", code):
         assert page not in runs.READERS
         return
-    other = r'(?:predicted|chosen)\([^)]*\)|"cache_speed", "memory"|parameters\["memory"\]'
-    code = re.sub(other, "", code)  # predictions, and what they are made from
-    read = {name for name in experiments.SHARES if f'"{name}"' in code}
-    read -= {"rivals", "kernel_times"}  # of GPUs only: a page can do without
+    read = given_to("(results?|several)", code) - {"rivals", "kernel_times"}  # of GPUs only
     assert {name for name, *_ in runs.READERS[page]} == read
+
+
+def given_to(like, code):
+    """The experiments that a page names in the first argument of functions named so."""
+    nodes, found = [*ast.walk(ast.parse(code))], set()
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        if re.fullmatch(f"experiments.{like}", ast.unparse(call.func)):
+            said = ast.unparse(call.args[0])
+            given = [n.value for n in nodes if isinstance(n, ast.Assign)
+                     and said in map(ast.unparse, n.targets)]  # fmt: skip
+            parts = [part for node in (call.args[0], *given) for part in ast.walk(node)]
+            found |= {part.value for part in parts if isinstance(part, ast.Constant)}
+    return found & set(experiments.SHARES)
