@@ -105,7 +105,8 @@ nbval: .venv/test.stamp
 # Its table is stored in records/zoo.json, for chapter 7.
 zoo: export HFUSION_ZOO := 1
 zoo: .venv/zoo.stamp
-	$(BIN)/python -m pytest tests/library/test_zoo.py tests/library/test_lowering.py tests/library/test_packing_windows.py
+	$(BIN)/python -m pytest tests/library/test_zoo.py tests/library/test_lowering.py \
+		tests/library/test_packing_windows.py tests/library/test_packing_tools.py
 
 mutants: .venv/mutants.stamp
 	JOBS=$(JOBS) $(BIN)/python tools/mutation/run.py $(MUTANTS) $(SAMPLE:%=--sample %) $(if $(TESTS),--tests $(TESTS))

@@ -1,17 +1,24 @@
 """A fused model gives what the model gives, whatever tool it is given to."""
 
+import copy
+import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch import nn
+import torch.distributed.checkpoint as checkpoints
+from torch import distributed, nn
+from torch.distributed import fsdp
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from two_siblings import BETWEEN, MOVES, conv, group, pair, parameter, same
+from two_siblings import BETWEEN, MOVES, conv, group, linear, pair, parameter, same
 
+import hfusion
 from hfusion.fusing import _checks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -224,3 +231,231 @@ def test_compiled_in_other_modes():
         got = torch.compile(fused, backend="eager")(dual)[1]
         tangents = [forward_ad.unpack_dual(y).tangent for y in (got, model(dual)[1])]
     torch.testing.assert_close(*tangents)
+
+
+by_found = pytest.mark.parametrize("by_running", [False, True])
+
+
+class Rounded(torch.Tensor):
+    """A weight in int8, as torchao has it: it knows a product, and can be copied."""
+
+    @staticmethod
+    def __new__(cls, numbers, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=scale.dtype)
+
+    def __init__(self, numbers, scale):
+        self.numbers, self.scale = numbers, scale
+
+    def __tensor_flatten__(self):
+        return ["numbers", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner, context, size, stride):
+        return cls(inner["numbers"], inner["scale"])
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            x, weight, *bias = args
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(x, weight.numbers * weight.scale, *bias)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function not in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
+            raise NotImplementedError(function)
+        return cls(function(args[0].numbers), function(args[0].scale))
+
+
+def rounded(layer):
+    weight = layer.weight.detach()
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    numbers = (weight / scale).round().to(torch.int8)
+    layer.weight = nn.Parameter(Rounded(numbers, scale), requires_grad=False)
+
+
+def by_torchao(config, layer):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(layer, getattr(quantization, config)())
+
+
+QUANTISED = {
+    "as torchao does": rounded,
+    "weight only": partial(by_torchao, "Int8WeightOnlyConfig"),
+    "dynamic": partial(by_torchao, "Int8DynamicActivationInt8WeightConfig"),
+}
+by_quantised = pytest.mark.parametrize("name", QUANTISED)
+some = pytest.mark.parametrize("paths", ["a", "b", "ab"])
+
+
+def quantise(model, name, paths):
+    for path in paths:
+        QUANTISED[name](model.get_submodule(path))
+
+
+@by_quantised
+@some
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_quantised_later(name, paths, caplog):
+    model, fused, x = pair()
+    same(model, fused, x, rounds=1)
+    for each in (model, fused):
+        quantise(each, name, paths)
+    with torch.no_grad():
+        same(model, fused, *[x] * 9, rounds=0, tolerance=0)
+        same(model, hfusion.unfuse(fused), x, tolerance=0)
+        same(model, copy.deepcopy(fused), x, tolerance=0)
+    kind = type(model.get_submodule(paths[0]).weight).__name__
+    assert f"{paths[0]} has no plain Parameters, but {{'weight': '{kind}'}}" in caplog.text
+    assert fused.state_dict().keys() == model.state_dict().keys()
+    fused.load_state_dict(model.state_dict(), assign=True)
+    same(model, fused, x, rounds=0, tolerance=0)
+
+
+@by_quantised
+@some
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_quantised_later_and_compiled(name, paths):
+    """2026-11-30: an operator of the fused model was given weights that do not know it."""
+    torch._dynamo.reset()
+    model, fused, x = pair()
+    early = torch.compile(copy.deepcopy(fused), backend="eager")
+    same(model, early, x)
+    for each in (model, fused, early):
+        quantise(each, name, paths)
+    late = torch.compile(fused, backend="eager", fullgraph=True)
+    for compiled in (early, late):
+        same(model, compiled, x)
+
+
+@by_quantised
+@some
+@by_found
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_quantised_before(name, paths, by_running):
+    """2026-11-30: the plan said that they are fused, and no call was."""
+    model, _, x = pair()
+    quantise(model, name, paths)
+    judge = hfusion.faster(x, bursts=5, rounds=1, calls=1, apart=0)
+    plan = hfusion.plan(model, x if by_running else None, accept=judge)
+    kind = type(model.get_submodule(paths[0]).weight).__name__
+    reasons = [group.reason for group in plan.groups]
+    assert (
+        f"parameters of {paths[0]}: expected a plain nn.Parameter each, or no bias, got "
+        f"{{'weight': '{kind}'}}" in reasons
+    )
+    assert not any(group.fused for group in plan.groups)
+    same(model, plan.apply(), x, tolerance=0)
+    if not by_running:
+        same(model, hfusion.lower(plan), x, tolerance=0)
+    with pytest.raises(hfusion.FusionError, match=r"parameters of .*'weight': "):
+        hfusion.stack([model.a, model.b])
+
+
+@by_found
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_layers_that_are_quantised_dynamically(by_running):
+    """Another layer takes the place of each."""
+    model, fused, x = pair()
+    quantised = [
+        torch.ao.quantization.quantize_dynamic(each, {nn.Linear}) for each in (model, fused)
+    ]
+    same(*quantised, x, tolerance=0)
+    same(model, fused, x, rounds=1)
+    assert quantised[1].state_dict().keys() == quantised[0].state_dict().keys()
+    plan = hfusion.plan(quantised[0], x if by_running else None)
+    said = "type of a: expected .*, got torch.ao.nn.quantized.dynamic.*Linear"
+    assert re.match(said, plan.groups[0].reason)
+    same(quantised[0], plan.apply(), x, tolerance=0)
+
+
+class Adapted(nn.Module):
+    """A layer with LoRA: two small products are added to its own."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.down, self.up = layer, nn.Linear(4, 1), nn.Linear(1, 4)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+def test_layers_that_are_wrapped():
+    model, fused, x = pair()
+    shared = group(fused)
+    for each in (model, fused):
+        torch.manual_seed(1)
+        each.a, each.b = Adapted(each.a), Adapted(each.b)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
+        assert shared.rounds == 1
+        again = hfusion.fuse(model, x)
+        torch.testing.assert_close(again(x), model(x))
+    (found,) = hfusion.plan(model, x).groups
+    assert found.members == ("a.layer", "a.down", "b.layer", "b.down")
+
+
+def test_moving_averages_of_weights():
+    averages, (model, fused, x) = [], pair(learns=True)
+    for each in (model, fused):
+        averages.append(torch.optim.swa_utils.AveragedModel(each))
+        for _ in range(2):
+            with torch.no_grad():
+                each.a.weight.mul_(2)
+            averages[-1].update_parameters(each)
+    with torch.no_grad():
+        torch.testing.assert_close(averages[1](x), averages[0](x))
+    assert group(averages[1].module).rounds == 1
+    assert averages[1].state_dict().keys() == averages[0].state_dict().keys()
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    where = f"file://{tmp_path / 'others'}"
+    distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_of_several_processes(one_process, tmp_path):
+    model, fused, x = pair()
+    for source, target in ((fused, linear()[0]), (model, hfusion.fuse(linear()[0]))):
+        states = [{"model": each.state_dict()} for each in (source, target.eval())]
+        checkpoints.save(states[0], checkpoint_id=tmp_path / "saved")
+        checkpoints.load(states[1], checkpoint_id=tmp_path / "saved")
+        target.load_state_dict(states[1]["model"])
+        with torch.no_grad():
+            torch.testing.assert_close(target(x), model(x))
+
+
+WRAPPERS = {  # and whether a fused model in it computes together
+    "DDP": (nn.parallel.DistributedDataParallel, 3),
+    "FSDP": (lambda m: fsdp.FullyShardedDataParallel(m, device_id=torch.device("cpu")), 0),
+    "FSDP with parameters": (
+        lambda m: fsdp.FullyShardedDataParallel(
+            m, device_id=torch.device("cpu"), use_orig_params=True
+        ),
+        0,
+    ),
+    "FSDP 2": (lambda m: fsdp.fully_shard(m, mesh=init_device_mesh("cpu", (1,))) and m, 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_training_in_several_processes(name, one_process):
+    wrap, rounds = WRAPPERS[name]
+    model, fused, x = pair(learns=True)
+    shared, wrapped = group(fused), [wrap(each) for each in (model, fused)]
+    optimisers = [torch.optim.AdamW(each.parameters(), 0.1) for each in wrapped]
+    for _ in range(3):
+        for each, optimiser in zip(wrapped, optimisers, strict=True):
+            optimiser.zero_grad()
+            sum(y.square().sum() for y in each(x)).backward()
+            optimiser.step()
+        with torch.no_grad():
+            torch.testing.assert_close(wrapped[1](x), wrapped[0](x))
+    assert shared.rounds == rounds

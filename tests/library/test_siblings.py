@@ -414,6 +414,17 @@ def quantised(model):
     model.a = torch.ao.nn.quantized.Conv2d(3, 4, 1)
 
 
+def without_parameter(name):
+    """A weight or bias that is a plain tensor, such as another network makes."""
+
+    def change(model):
+        tensor = getattr(model.a, name).detach().clone()
+        delattr(model.a, name)
+        setattr(model.a, name, tensor)
+
+    return change
+
+
 def by_halves(model):
     model.a.bias = nn.Parameter(model.a.bias.detach().half())
 
@@ -429,7 +440,11 @@ REFUSED = {
                     "type of a: .*, got ParametrizedConv2d", "keys"),
     "a buffer of its own": (lambda m: m.a.register_buffer("seen", torch.ones(1)),
                             r"extras of a: .*, got \['seen'\]", "keys"),
-    "quantised": (quantised, "type of a: .* itself, .*, got Conv2d", "fails"),
+    "quantised": (quantised, r"type of a: .* itself, .*, got torch.*\.Conv2d", "fails"),
+    "weight that is no parameter": (without_parameter("weight"),
+                                    "parameters of a: .*'weight': 'Tensor'", "keys"),
+    "bias that is no parameter": (without_parameter("bias"),
+                                  "parameters of a: .*'bias': 'Tensor'", "keys"),
     "groups": (lambda m: setattr(m, "a", conv(3, groups=3)),
                "groups of a: expected 1, got 3", "fails"),
     "two dtypes": (by_halves, r"dtype of a: .*, got \['torch.float16', 'torch.float64'\]",

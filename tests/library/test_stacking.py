@@ -818,6 +818,12 @@ def with_buffer(name):
     return layer
 
 
+def without(parameter):
+    layer = conv()
+    delattr(layer, parameter)
+    return layer
+
+
 def sharing(parameter, wrap=lambda p: p):
     a, b = conv(), conv()
     setattr(b, parameter, wrap(getattr(a, parameter)))
@@ -889,6 +895,11 @@ REFUSED = [
     (extras("_conv_forward"), lambda: [with_own("_conv_forward", torch.relu), conv()]),
     (extras("child"), lambda: [with_own("child", nn.ReLU()), conv()]),
     (extras("scale"), lambda: [with_buffer("scale"), conv()]),
+    (r"parameters of .*1\]: .*'bias': 'missing'", lambda: [conv(), without("bias")]),
+    (
+        r"parameters of .*0\]: .*'weight': 'torch.sparse_coo'",
+        lambda: [with_its("weight", lambda w: (w.to_sparse(),))],
+    ),
     (
         r"dtype of layers\[0\]: expected the same .*, got .*float32.*float64",
         lambda: [with_its("bias", lambda b: (b.double(),))],

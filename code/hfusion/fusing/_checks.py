@@ -199,10 +199,9 @@ def unmovable(name: str, layer: nn.Module) -> str:
         return f"{name} has a forward of its own"
     if not _operators.as_torch_made_it(type(layer)):
         return f"{name} is a {type(layer).__name__} with another forward"
+    if odd := rules.odd(layer):
+        return f"{name} has no plain Parameters, but {odd}"
     for p in layer.parameters():
-        # Such as the weights that torchao or FSDP put in their place.
-        if type(p) is not nn.Parameter or p.layout != torch.strided:
-            return f"a weight of {name} is no plain Parameter"
         if p.is_meta or p.is_inference():
             return f"a weight of {name} has no numbers, or is an inference tensor"
         if _negates(p):

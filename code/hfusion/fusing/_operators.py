@@ -70,7 +70,9 @@ def _traced_kind(layer: Any) -> tuple | None:
     getattr(layer, "_conv_forward", None)  # so that compiled code looks whether it is there
     if not as_torch_made_it(kind) or "_conv_forward" in own:
         return None
-    if {*layer._parameters} != _TENSORS or (geometry := settings_of(layer)) is None:
+    if {*layer._parameters} != _TENSORS or rules.odd(layer):
+        return None
+    if (geometry := settings_of(layer)) is None:
         return None
     shape, settings = layer.weight.shape[1:], tuple(map(tuple, geometry))
     return kind.__name__, settings, tuple(shape), layer.weight.dtype

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ..errors import FusionError
@@ -37,6 +38,13 @@ def kind_of(module: object) -> Kind | None:
     named = {kind.__name__: kind for kind in KINDS}
     kinds = (kind for kind in KINDS if isinstance(module, kind))
     return next(kinds, named.get(type(module).__name__))
+
+
+def _kind_in_words(layer: nn.Module) -> str:
+    """A layer's class; with its module where the name alone is that of one of KINDS."""
+    kind = type(layer)
+    alike = kind.__name__ in {known.__name__ for known in KINDS} and kind not in KINDS
+    return f"{kind.__module__}.{kind.__name__}" if alike else kind.__name__
 
 
 _HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict",
@@ -76,6 +84,31 @@ def _extras(layer: nn.Module) -> list[str]:
     return [*methods, *parameters, *layer._buffers, *layer._modules]
 
 
+_PLAIN = {"weight": (nn.Parameter,), "bias": (nn.Parameter, type(None))}
+
+
+def odd(layer: nn.Module) -> dict[str, str]:
+    """What a layer has for weight and bias where that is no plain Parameter.
+
+    torchao puts tensors of its own classes there, others put plain tensors.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> del layer.weight
+    >>> layer.weight = torch.ones(2, 2)
+    >>> odd(layer)
+    {'weight': 'Tensor'}
+    """
+    own: dict[str, Any] = layer._parameters
+    found = {}
+    for name, kinds in _PLAIN.items():
+        value: Any = getattr(layer, name, "missing")
+        if type(value) not in kinds or own.get(name, "") is not value:
+            found[name] = value if isinstance(value, str) else type(value).__name__
+        elif value is not None and value.layout != torch.strided:
+            found[name] = str(value.layout)
+    return found
+
+
 class Rule(NamedTuple):
     """What each layer must satisfy, and the words for it where one does not."""
 
@@ -86,11 +119,12 @@ class Rule(NamedTuple):
 
 
 ALONE = (
-    Rule("type", lambda m: type(m).__name__, lambda m: type(m) in KINDS,
+    Rule("type", _kind_in_words, lambda m: type(m) in KINDS,
          "Conv1d, Conv2d, Conv3d or Linear itself, no subclass"),
     Rule("groups", lambda m: m.groups, lambda m: getattr(m, "groups", 1) == 1, "1"),
     Rule("hooks", hooks, lambda m: not hooks(m), "none, since they would not be called"),
     Rule("extras", _extras, lambda m: not _extras(m), "none, since they would be lost"),
+    Rule("parameters", odd, lambda m: not odd(m), "a plain nn.Parameter each, or no bias"),
     Rule("dtype", lambda m: _settings(m, "dtype"),
          lambda m: len(_settings(m, "dtype")) == 1, "the same for weight and bias"),
     Rule("device", lambda m: _settings(m, "device"),
