@@ -70,13 +70,21 @@ def _pad(x: Array, padding: int) -> Array:
     return np.pad(x, ((0, 0), (0, 0), border, border))
 
 
+def _padded(x: Array, padding: int, kh: int, kw: int) -> Array:
+    """Images [N, C, H, W] with a border, in which a window fits at least once."""
+    x = _pad(x, _whole("padding", padding, 0))
+    H, W = x.shape[2:]
+    if kh > H or kw > W:
+        raise FusionError(
+            f"x: expected at least {kh} by {kw} pixels after padding, got {H} by {W}"
+        )
+    return x
+
+
 def conv_loops(
-    x: ArrayLike,
-    weight: ArrayLike,
-    bias: ArrayLike | None = None,
-    stride: int = 1,
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, stride: int = 1,
     padding: int = 0,
-) -> Array:
+) -> Array:  # fmt: skip
     """A 2-d convolution as its definition says: one loop per index, in float64.
 
     What deep learning calls convolution is cross-correlation: the kernel is
@@ -106,13 +114,8 @@ def conv_loops(
     weight = _array("weight", weight, "K", x.shape[1], "kh", "kw").astype(np.float64)
     K, C, kh, kw = weight.shape
     bias = np.zeros(K) if bias is None else _array("bias", bias, K).astype(np.float64)
-    stride, padding = _whole("stride", stride, 1), _whole("padding", padding, 0)
-    x = _pad(x, padding)
+    stride, x = _whole("stride", stride, 1), _padded(x, padding, kh, kw)
     N, _, H, W = x.shape
-    if kh > H or kw > W:
-        raise FusionError(
-            f"x: expected at least {kh} by {kw} pixels after padding, got {H} by {W}"
-        )
     y = np.zeros((N, K, (H - kh) // stride + 1, (W - kw) // stride + 1))
     for n, k, row, col in np.ndindex(*y.shape):
         total = bias[k]
@@ -189,13 +192,7 @@ def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) ->
     """
     x = _array("x", x, "N", "C", "H", "W")
     k, stride = _whole("kernel_size", kernel_size, 1), _whole("stride", stride, 1)
-    padding = _whole("padding", padding, 0)
-    x = _pad(x, padding)
-    if min(x.shape[2:]) < k:
-        got = f"{x.shape[2]} by {x.shape[3]}"
-        raise FusionError(
-            f"x: expected at least {k} by {k} pixels after padding, got {got}"
-        )
+    x = _padded(x, padding, k, k)
     windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
     windows = windows[:, :, ::stride, ::stride]  # [N, C, H', W', k, k]
     N, C, H, W = windows.shape[:4]
@@ -385,11 +382,9 @@ ROUNDED = (np.float16, np.float32, np.float64)
 
 
 def rounding_bound(
-    x: ArrayLike,
-    weight: ArrayLike,
-    bias: ArrayLike | None = None,
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None,
     dtype: DTypeLike = np.float32,
-) -> Array:
+) -> Array:  # fmt: skip
     """How far two honest evaluations of W X + b 1ᵀ may lie apart, entry by entry.
 
     A sum of n rounded products, in whatever order, is within
@@ -404,12 +399,8 @@ def rounding_bound(
 
     Parameters
     ----------
-    x : array [N, C, H, W]
-        The images.
-    weight : array [K, C]
-        One row for each output channel.
-    bias : array [K], optional
-        One number for each output channel.
+    x, weight, bias
+        As for `pointwise`.
     dtype : dtype
         NumPy's float16, float32 or float64, in which products and sums are rounded.
 

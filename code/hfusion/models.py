@@ -217,14 +217,9 @@ def randomise(model: Model, seed: int = 0) -> Model:
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place.
+        Changed in place, and returned.
     seed : int
         The same seed gives the same values.
-
-    Returns
-    -------
-    torch.nn.Module
-        The model itself.
 
     Examples
     --------
@@ -235,9 +230,8 @@ def randomise(model: Model, seed: int = 0) -> Model:
 
     def draw(tensor: torch.Tensor | None, low: float, high: float) -> None:
         if tensor is not None:  # a layer may have no bias, a norm no parameters
-            shape, kind = tensor.shape, torch.float64
-            values = torch.rand(shape, generator=generator, dtype=kind)
-            tensor.copy_(low + (high - low) * values)
+            drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(low + (high - low) * drawn)
 
     with torch.no_grad():
         for module in model.modules():

@@ -413,7 +413,7 @@ def test_every_kind(then):
     with torch.no_grad():
         want, got = model(row()), double(row())
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
-    assert _followers.refusal([double.f, double.g]) == ""
+    assert _followers.unfit([double.f, double.g]) == ""
 
 
 def images(count, last=False):
@@ -595,7 +595,7 @@ def own_forward():
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_cannot_follow(reason):
     modules = REFUSED[reason]()
-    assert reason in _followers.refusal(modules)
+    assert reason in _followers.unfit(modules)
     with pytest.raises(FusionError, match="modules: expected"):
         _followers.route(None, modules)
     assert _followers.follower_of(modules[0]) is None

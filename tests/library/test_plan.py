@@ -176,7 +176,7 @@ def test_one_slope_for_all_would_be_wrong(monkeypatch):
     x = image(1, 3, 4, 5)
     check(fuse(model), model, x)
     monkeypatch.setattr(reading, "repr", lambda activation: "alike", raising=False)
-    monkeypatch.setattr(_followers, "refusal", lambda modules: "")
+    monkeypatch.setattr(_followers, "unfit", lambda modules: "")
     (group,) = plan(model).groups
     assert group.followers
     check(fuse(model), model, x)  # each call looks at the settings again

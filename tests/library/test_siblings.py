@@ -572,7 +572,7 @@ def test_weights_that_share_memory_stay_where_they_are(name, found, monkeypatch)
     check(fuse(), model, x)
     expected = written(copy.deepcopy(model))
     check_same(written(fuse()), expected)
-    monkeypatch.setattr(siblings, "shared", lambda *_: "")
+    monkeypatch.setattr(siblings, "memory_of_others", lambda *_: "")
     with pytest.raises(Disagreement, match=r"entries differ|it is \S+, not "):
         check_same(written(fuse()), expected)
 

@@ -257,7 +257,7 @@ CONTAINERS = (list, tuple, iter, nn.ModuleList, nn.Sequential)
 def test_a_lists_names_are_its_indices(container):
     separate = siblings().values()
     pack = (lambda s: container(*s)) if container is nn.Sequential else container
-    assert stacking.refusal(pack(separate)) == ""
+    assert stacking.unstackable(pack(separate)) == ""
     assert stacking.stack(pack(separate)).names == ("0", "1", "2")
 
 
@@ -969,7 +969,7 @@ def test_layers_that_do_not_fit_are_refused_by_name(message, build):
     unfit = build()
     with pytest.raises(FusionError, match=message) as error:
         stacking.stack(unfit)
-    assert stacking.refusal(unfit) == str(error.value)
+    assert stacking.unstackable(unfit) == str(error.value)
 
 
 def test_a_fusion_error_is_a_value_error():

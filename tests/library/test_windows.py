@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(name):
     members, reason = REFUSED[name]
     with pytest.raises(hfusion.FusionError, match=reason):
         stacking.stack(members, embed=True)
-    assert stacking.refusal(members, embed=True) != ""
+    assert stacking.unstackable(members, embed=True) != ""
 
 
 def test_words_for_padding_are_understood_and_given_back():

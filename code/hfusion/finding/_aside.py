@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import FusionError
 
 
-def copy_model(model: nn.Module, shared: dict[int, object] | None = None) -> nn.Module:
+def copy_model(model: nn.Module, common: dict[int, object] | None = None) -> nn.Module:
     """A copy of a model that has some objects in common with it: {id: object}.
 
     >>> layer = nn.Linear(2, 2)
@@ -21,7 +21,7 @@ def copy_model(model: nn.Module, shared: dict[int, object] | None = None) -> nn.
     (True, False)
     """
     try:
-        return copy.deepcopy(model, dict(shared or {}))
+        return copy.deepcopy(model, dict(common or {}))
     except Exception as error:
         raise FusionError(f"model cannot be copied: {error}") from error
 

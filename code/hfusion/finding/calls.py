@@ -34,8 +34,8 @@ class Call:
 class Followers:
     """The activation that follows each of some siblings, and may be called once for all."""
 
-    activation: nn.Module | None = None  # a module that does the same, out of place
-    modules: tuple[str, ...] = ()  # paths of the modules that do it, one per sibling
+    activation: nn.Module  # a module that does the same, out of place
+    modules: tuple[str, ...]  # paths of the modules that do it, one per sibling
     hoist: bool = False  # whether one call also saves launches where the parts are strided
 
 

@@ -114,7 +114,7 @@ class Reading(Calls):
         calls = [self.nodes[path] for path in paths]
         if any(len(nodes) > 1 for nodes in calls):
             return None
-        activation, ends = shared_activation(self, [nodes[0] for nodes in calls])
+        activation, ends = common_activation(self, [nodes[0] for nodes in calls])
         paths = [str(end.target) for end in ends]
         in_place = any(getattr(self.modules.get(path), "inplace", False) for path in paths)
         if activation is None or in_place or any(end.op != "call_module" for end in ends):
@@ -147,7 +147,7 @@ def _calls(graph: fx.Graph) -> list[tuple]:
     return [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes]
 
 
-def shared_activation(
+def common_activation(
     reading: Reading, nodes: Sequence[fx.Node]
 ) -> tuple[nn.Module | None, tuple[fx.Node, ...]]:
     """The activation that follows all of these calls, and its calls.

@@ -83,14 +83,14 @@ class Run(Calls):
         super().__init__(model, seen)
 
     def _seen(
-        self, model: nn.Module, shared: dict[int, torch.Tensor]
+        self, model: nn.Module, common: dict[int, torch.Tensor]
     ) -> dict[str, list[Call]]:
         """The calls of a copy of the model that has these tensors in common with it."""
-        self.copy = copy_model(model, dict(shared))
+        self.copy = copy_model(model, dict(common))
         named = self.copy.named_modules()
         self._paths = {module: path for path, module in named if rules.kind_of(module)}
         try:
-            with _Watched(shared.values()):
+            with _Watched(common.values()):
                 return self._called()
         except _Written:
             raise

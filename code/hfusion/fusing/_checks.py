@@ -211,8 +211,8 @@ def unmovable(name: str, layer: nn.Module) -> str:
     return ""
 
 
-def shared(*layers: nn.Module) -> bool:
-    """Whether others than these layers know the memory of their weights, or may know it."""
+def known_to_others(*layers: nn.Module) -> bool:
+    """Whether anything but these layers has the memory of their weights, or may have it."""
     if _count is None:
         return True
     parameters = [p for m in layers for p in m._parameters.values() if torch.is_tensor(p)]

@@ -46,9 +46,9 @@ def route(group: Followed, modules: Sequence[nn.Module], hoist: bool = False) ->
 
     modules: the activation after each member, in order, perhaps
     one module several times. hoist: also where the parts have gaps in memory; then the
-    results have gaps too, and `.view` may fail. Raises FusionError, see `refusal`.
+    results have gaps too, and `.view` may fail. Raises FusionError, see `unfit`.
     """
-    if reason := refusal(modules):
+    if reason := unfit(modules):
         raise FusionError(f"modules: {reason}")
     for module in modules:
         if follower_of(module) is None:
@@ -56,10 +56,10 @@ def route(group: Followed, modules: Sequence[nn.Module], hoist: bool = False) ->
     group.then = Then(_key(modules[0]), hoist)
 
 
-def refusal(modules: Sequence[nn.Module]) -> str:
+def unfit(modules: Sequence[nn.Module]) -> str:
     """Why these cannot be applied at once, in words; "" if they can.
 
-    >>> refusal([torch.nn.ReLU(), torch.nn.SiLU()])
+    >>> unfit([torch.nn.ReLU(), torch.nn.SiLU()])
     'expected one kind and one setting, got ReLU() and SiLU()'
     """
     for module in modules:

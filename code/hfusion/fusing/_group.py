@@ -56,7 +56,7 @@ def route(
 ) -> FusedGroup:
     """Let siblings compute together, in place: each call of one of them asks their group.
 
-    layers: modules that `rules.refusal` finds no fault with, in the order in which they
+    layers: modules that `rules.unstackable` finds no fault with, in the order in which they
     are called; names: their paths, for messages. dense: the indices of those whose readers
     need a contiguous part.
     """

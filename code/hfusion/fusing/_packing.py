@@ -82,7 +82,7 @@ class Packing:
         if None in members:
             _part(members)
             return GONE
-        if not fresh and _checks.shared(*members):
+        if not fresh and _checks.known_to_others(*members):
             return "other tensors share the memory of their weights"
         if reason := self._unfit(members):
             return reason
@@ -121,7 +121,7 @@ class Packing:
             return "their windows have changed"
         if self.window is not None and any(m.weight.grad is not None for m in members):
             return "their weights have gradients, so they may be trained"
-        return rules.refusal(named, self.window is not None, rules.KEPT)
+        return rules.unstackable(named, self.window is not None, rules.KEPT)
 
     def close_gaps(self, steps: set[int] | None = None) -> None:
         """Give weights in zeros memory of their own before they are trained: torch's fused
@@ -154,7 +154,7 @@ def _part(members: list[nn.Module | None]) -> None:
     for layer in members:
         if layer is None or _members.member_of(layer) is None:
             continue
-        if not _checks.shared(layer) and not _checks.unmovable("", layer):
+        if not _checks.known_to_others(layer) and not _checks.unmovable("", layer):
             _members.release(layer)
 
 

@@ -1,4 +1,4 @@
-"""What a group of siblings is raced as: its layers, and what is to run for them. torch."""
+"""What is timed of a group of siblings: its layers, and what is to run for them. torch."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,7 @@ def inputs_like(likes: Iterable[tuple[torch.Tensor, torch.device]]) -> list[torc
 
 
 def together(group: Group, inputs: list[torch.Tensor]) -> bool | str:
-    """Whether a group can be raced: it computes together, and the same."""
+    """Whether a group can be timed: it computes together, and the same; or why not."""
     if not inputs:
         return f"{group.members[0]} gets no number from example_inputs"
     call, side_by_side = _fused(group)
@@ -44,7 +44,7 @@ def together(group: Group, inputs: list[torch.Tensor]) -> bool | str:
 
 
 def variants(group: Group, inputs: Sequence[torch.Tensor]) -> dict[str, Callable[[], Any]]:
-    """What a group is raced as, each with layers made anew."""
+    """The variants of a group, each with layers made anew."""
     separate, (fused, _) = _separate(group), _fused(group)
     return {
         "separate": lambda: [separate(x) for x in inputs],

@@ -34,8 +34,8 @@ from ._variants import inputs_like, together, variants
 from .siblings import Group
 
 CHANCE = 0.05  # so often, at most, what is no faster is taken to be
-TURN_US = 300  # a turn of a race ends after so long, or after `calls` calls
-BURST_S = 0.5  # a burst of a race ends after so long, or after `rounds` rounds …
+TURN_US = 300  # a turn of a variant ends after so long, or after `calls` calls
+BURST_S = 0.5  # a burst of a group ends after so long, or after `rounds` rounds …
 LEAST = 3  # … but not before so many
 
 Variants = dict[str, Callable[[], Any]]
@@ -179,10 +179,10 @@ class Judge:
         answers: list[Answer] = [
             together(group, xs) for group, xs in zip(groups, inputs, strict=True)
         ]
-        raced = [index for index, answer in enumerate(answers) if answer is True]
-        makers = [partial(variants, groups[i], inputs[i]) for i in raced]
-        devices = [inputs[index][0].device for index in raced]
-        for index, gains in zip(raced, self._race(makers, devices), strict=True):
+        timed = [index for index, answer in enumerate(answers) if answer is True]
+        makers = [partial(variants, groups[index], inputs[index]) for index in timed]
+        devices = [inputs[index][0].device for index in timed]
+        for index, gains in zip(timed, self._gains(makers, devices), strict=True):
             answers[index] = verdict(gains, 1 + self.margin)
         return answers
 
@@ -201,14 +201,14 @@ class Judge:
             return made
 
         with undisturbed(model):
-            (gains,) = self._race([networks], [device])
+            (gains,) = self._gains([networks], [device])
         answer = verdict(gains, 1)
         return answer if answer is True else f"the whole model: {answer}"
 
-    def _race(
+    def _gains(
         self, makers: Sequence[Callable[[], Variants]], devices: Sequence[torch.device]
     ) -> list[list[float]]:
-        """For each race the gains of its bursts; `makers` make the variants of a burst."""
+        """For each maker of variants, which makes them anew for each burst, all gains."""
         gains: list[list[float]] = [[] for _ in makers]
         begun = -math.inf
         for _ in range(self.bursts if makers else 0):

@@ -76,7 +76,7 @@ def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     stacked = {}
     for group in filter(lambda group: group.fused, plan.groups):
         nodes = [node for path in group.members for node in now.nodes[path]]
-        activation, ends = reading.shared_activation(now, nodes)
+        activation, ends = reading.common_activation(now, nodes)
         if once is False:
             activation, ends = None, tuple(nodes)
         if not _one_layer(now, group, ends):
@@ -118,9 +118,9 @@ def _read(plan: FusionPlan) -> Reading:
 def _one_layer(now: Reading, group: Group, ends: Sequence[fx.Node]) -> bool:
     """Whether a group's calls can become one call of one layer, in a graph."""
     members, embed = group.layers, group.window is not None
-    if reason := rules.refusal(members, embed, rules.KEPT):
+    if reason := rules.unstackable(members, embed, rules.KEPT):
         raise FusionError(f"model has changed since it was planned: {reason}")
-    if group.calls > 1 or rules.refusal(members, embed) or _read_by_graph(now, members):
+    if group.calls > 1 or rules.unstackable(members, embed) or _read_by_graph(now, members):
         return False
     memory = now.memory
     return not any(

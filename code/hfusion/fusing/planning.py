@@ -299,8 +299,8 @@ class FusionPlan:
         for group in filter(lambda group: group.fused, self.groups):
             members = siblings.layers_at(fused, group.members)
             embed = group.window is not None
-            reasons = [siblings.shared(owned, *member) for member in members.items()]
-            reasons.append(rules.refusal(members, embed, rules.KEPT))
+            reasons = [siblings.memory_of_others(owned, *one) for one in members.items()]
+            reasons.append(rules.unstackable(members, embed, rules.KEPT))
             if reason := next(filter(None, reasons), ""):
                 raise FusionError(f"model has changed since it was planned: {reason}")
             side_by_side = _group.route([*members.values()], group.members, group.dense)

@@ -106,10 +106,10 @@ def fused_already(calls: Calls, path: str) -> str:
 
 def shared_memory(calls: Calls, path: str) -> str:
     """Weights in the memory of another tensor, which would not move along."""
-    return shared(calls.owners, path, calls.layer(path))
+    return memory_of_others(calls.owners, path, calls.layer(path))
 
 
-def shared(
+def memory_of_others(
     owners: dict[Hashable, set[tuple[int, str]]], path: str, layer: nn.Module
 ) -> str:
     """Which weights of a layer share memory with other tensors, in a sentence, or ""."""
@@ -207,26 +207,19 @@ def _why_alone(
 def _group(
     calls: Calls, paths: Sequence[str], reason: str, asking: dict[str, str]
 ) -> Group:
-    """What these layers are, and what fusing them saves, unless there is a reason not to.
-
-    An activation that is applied to each part returns dense branches; applied once it
-    leaves strided parts, which consumers may copy. So it is applied once only where that
-    saves more launches than copies may cost, or where the parts lie in one piece.
-    """
+    """What these layers are and, if there is no reason not to, what fusing them saves."""
     members: list[Any] = [calls.layer(path) for path in paths]
-    sizes = tuple(
-        getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members
-    )
-    times = len(calls.seen[paths[0]])
+    sizes = [getattr(m, "out_channels", getattr(m, "out_features", 0)) for m in members]
     kind: Any = rules.kind_of(members[0])
     group = Group(
-        members=tuple(paths), kind=kind.__name__, c_out=sizes,
-        fused=False, reason=reason, found=calls.found, calls=times, model=calls.model,
+        members=tuple(paths), kind=kind.__name__, c_out=tuple(sizes), fused=False,
+        reason=reason, found=calls.found, calls=len(calls.seen[paths[0]]),
+        model=calls.model,
     )  # fmt: skip
     if reason:
         return group
     dense = tuple(index for index, path in enumerate(paths) if path in asking)
-    saved = (len(paths) - 1 - len(dense)) * times
+    saved = (len(paths) - 1 - len(dense)) * group.calls
     if saved <= 0:
         reader = asking[paths[dense[0]]]
         reason = (
@@ -234,22 +227,30 @@ def _group(
             f"{paths[dense[0]]} contiguous{calls.advice}"
         )
         return dataclasses.replace(group, reason=reason)
-    after = calls.followers(paths) or Followers()
-    once = len(paths) - 1 if after.modules and _pays(members[0].weight.device) else 0
-    hoist = after.hoist and once > 0
     window = windows.common(members) if windows.mixed(members) else None
-    return dataclasses.replace(
-        group, fused=True, dense=dense, activation=after.activation,
-        followers=after.modules if once else (), hoist=hoist, window=window,
-        launches_saved=saved + once * hoist, saved_in_one_piece=once * (not hoist),
-        # Where each branch has an activation of its own, none is left strided.
-        split_bytes=0 if after.modules and not hoist else _split_bytes(members, sizes),
-        extra_macs=_extra_macs(members, window) if window else 0,
+    group = dataclasses.replace(
+        group, fused=True, dense=dense, launches_saved=saved,
+        split_bytes=2 * sum(sizes) * members[0].weight.element_size(),
+        window=window, extra_macs=_extra_macs(members, window) if window else 0,
     )  # fmt: skip
+    after = calls.followers(paths)
+    return _followed(group, after, members[0].weight.device) if after else group
 
 
-def _split_bytes(members: Sequence[Any], sizes: Sequence[int]) -> int:
-    return 2 * sum(sizes) * members[0].weight.element_size()
+def _followed(group: Group, after: Followers, device: torch.device) -> Group:
+    """The same group with the activation that follows all members.
+
+    Applied to each part it returns dense branches; applied once it leaves strided parts,
+    which consumers may copy. So it is applied once only where that saves more launches
+    than copies may cost, or where the parts lie in one piece.
+    """
+    once = len(group.members) - 1 if _pays(device) else 0
+    hoist = after.hoist and once > 0
+    return dataclasses.replace(
+        group, activation=after.activation, followers=after.modules if once else (),
+        hoist=hoist, launches_saved=group.launches_saved + once * hoist,
+        saved_in_one_piece=once * (not hoist), split_bytes=group.split_bytes * hoist,
+    )  # fmt: skip
 
 
 def _pays(device: torch.device) -> bool:

@@ -194,14 +194,9 @@ def spread(programs: int, resident: int, device: Device = H200) -> Spread:
         if not isinstance(value, int) or value < 1:
             raise FusionError(f"{name}: expected an int of at least 1, got {value!r}")
     each = device.multiprocessors
-    busiest = -(-programs // each)
-    return Spread(
-        programs=programs,
-        waves=-(-programs // (each * resident)),
-        busiest=busiest,
-        idle=max(0, each - programs),
-        share=programs / (busiest * each),
-    )
+    waves, busiest = -(-programs // (each * resident)), -(-programs // each)
+    idle, share = max(0, each - programs), programs / (busiest * each)
+    return Spread(programs, waves, busiest, idle, share)
 
 
 def _up(number: int, unit: int) -> int:

@@ -95,12 +95,9 @@ def convert(
 
 
 def natural_splits(
-    depths: Sequence[int],
-    widths: Sequence[int],
-    pixels: int,
-    tile: Sequence[int],
+    depths: Sequence[int], widths: Sequence[int], pixels: int, tile: Sequence[int],
     processors: int,
-) -> int:
+) -> int:  # fmt: skip
     """Into how many parts to cut the depth of launch 2, so that no multiprocessor is idle.
 
     As many parts as make two programs for each multiprocessor, if a part of the deepest

@@ -20,7 +20,7 @@ def rows(
     whole : Tensor
         [K, …].
     rank, world : int
-        Which process, and how many there are.
+        Which process, and how many there are: so everywhere below.
     sizes : sequence of int, optional
         Rows of each block, with the sum K; without it there is one block.
 
@@ -45,27 +45,10 @@ def rows(
 
 
 def columns(weight: Tensor, rank: int, world: int) -> Tensor:
-    """One process's columns of a matrix.
+    """One process's columns of a matrix: [K, C] -> [K, C / world].
 
-    Parameters
-    ----------
-    weight : Tensor
-        [K, C].
-    rank, world : int
-        Which process, and how many there are.
+    The other arguments, and what is refused, are as for `rows`.
 
-    Returns
-    -------
-    Tensor
-        [K, C / world].
-
-    Raises
-    ------
-    FusionError
-        Where the columns cannot be cut into equal parts.
-
-    Examples
-    --------
     >>> columns(torch.tensor([[1, 2, 3, 4]]), rank=1, world=2).tolist()
     [[3, 4]]
     """
@@ -86,6 +69,7 @@ def _part(name: str, what: str, tensor: Tensor, rank: int, world: int, dim: int)
 
 
 # What a process does: each of these is called with its rank and how many there are.
+# Chapter 13 shows them, in lines of 76 columns.
 
 
 def projection(
@@ -93,21 +77,8 @@ def projection(
 ) -> Tensor:
     """Compute one process's rows of a stacked projection, with nothing to send.
 
-    Parameters
-    ----------
-    rank, world : int
-        Which process, and how many there are.
-    x : Tensor
-        [T, C].
-    weight : Tensor
-        [K, C], the branches stacked.
-    sizes : sequence of int
-        Rows of each branch, with the sum K.
-
-    Returns
-    -------
-    Tensor
-        [T, K / world]: a part of each branch.
+    x [T, C] and weight [K, C], the branches stacked, of these sizes -> [T, K / world], a
+    part of each branch.
     """
     return F.linear(x, rows(weight, rank, world, sizes))
 
@@ -121,21 +92,8 @@ def gated_mlp(
 ) -> Tensor:
     """Compute a gated MLP, cut by rows and then by columns: one all-reduce.
 
-    Parameters
-    ----------
-    rank, world : int
-        Which process, and how many there are.
-    x : Tensor
-        [T, C].
-    gate_up : Tensor
-        [2 F, C], two blocks stacked.
-    down : Tensor
-        [C, F].
-
-    Returns
-    -------
-    Tensor
-        [T, C], on each process.
+    x [T, C], gate_up [2 F, C], two blocks stacked, and down [C, F] -> [T, C] on each
+    process.
     """
     blocks = [len(gate_up) // 2] * 2
     both = F.linear(x, rows(gate_up, rank, world, blocks))

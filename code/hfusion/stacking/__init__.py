@@ -7,9 +7,9 @@
 `_memory`   weights side by side in one memory, for layers that stay separate
 """
 
-from .rules import KINDS, POINTWISE, refusal
+from .rules import KINDS, POINTWISE, unstackable
 from .stacked import Stacked, split, stack, stack_parameters, unstack
 from .windows import Window
 
-__all__ = ["KINDS", "POINTWISE", "Stacked", "Window", "refusal", "split", "stack"]
-__all__ += ["stack_parameters", "unstack"]
+__all__ = ["KINDS", "POINTWISE", "Stacked", "Window", "split", "stack"]
+__all__ += ["stack_parameters", "unstack", "unstackable"]

@@ -79,10 +79,10 @@ def storage(tensor: torch.Tensor) -> Hashable:
 def room(weights: Tensors) -> torch.Tensor:
     """A tensor for the numbers of all weights, in the layout of the first."""
     first = weights[0]
-    shape, strides = (sum(map(len, weights)), *first.shape[1:]), first.stride()
-    if strides[0] == first[:1].numel():
-        return first.new_empty_strided(shape, strides)
-    return first.new_empty(shape)  # rows do not lie one after the other
+    shape = (sum(map(len, weights)), *first.shape[1:])
+    if first.stride(0) != first[:1].numel():  # rows do not lie one after the other
+        return first.new_empty(shape)
+    return first.new_empty_strided(shape, first.stride())
 
 
 def move(weights: Tensors, places: Tensors) -> None:

@@ -176,7 +176,7 @@ def in_effect(layer: nn.Module, name: str, default: object = None) -> Any:
     return value
 
 
-class Shared(NamedTuple):
+class Alike(NamedTuple):
     """What siblings must have in common; a layer for which it is None may have any."""
 
     name: str
@@ -184,31 +184,31 @@ class Shared(NamedTuple):
 
 
 TOGETHER = (
-    Shared("type", lambda m: type(m).__name__),
-    *(Shared(name, functools.partial(in_effect, name=name)) for name in GEOMETRY),
-    Shared("dtype", lambda m: str(m.weight.dtype)),
-    Shared("device", lambda m: str(m.weight.device)),
-    Shared("size of weight", lambda m: tuple(m.weight.shape[1:])),
-    Shared("strides of weight", lambda m: m.weight.stride()[1:]),
-    Shared("requires_grad of weight", lambda m: m.weight.requires_grad),
-    Shared("requires_grad of bias",
+    Alike("type", lambda m: type(m).__name__),
+    *(Alike(name, functools.partial(in_effect, name=name)) for name in GEOMETRY),
+    Alike("dtype", lambda m: str(m.weight.dtype)),
+    Alike("device", lambda m: str(m.weight.device)),
+    Alike("size of weight", lambda m: tuple(m.weight.shape[1:])),
+    Alike("strides of weight", lambda m: m.weight.stride()[1:]),
+    Alike("requires_grad of weight", lambda m: m.weight.requires_grad),
+    Alike("requires_grad of bias",
            lambda m: None if m.bias is None else m.bias.requires_grad),
-    Shared("requires_grad of output",
+    Alike("requires_grad of output",
            lambda m: any(p.requires_grad for p in m.parameters())),
-    Shared("training", lambda m: m.training),
+    Alike("training", lambda m: m.training),
 )  # fmt: skip
 # The same where windows of different sizes are embedded in one.
 EMBEDDED = (
     *(row for row in TOGETHER if row.name not in WINDOW),
-    Shared("growth", windows.growth),
-    *(Shared(f"dilation along axis {axis}", functools.partial(windows.dilation, axis=axis))
+    Alike("growth", windows.growth),
+    *(Alike(f"dilation along axis {axis}", functools.partial(windows.dilation, axis=axis))
       for axis in range(3)),
-    Shared("parity of kernel_size", lambda m: tuple(side % 2 for side in m.kernel_size)),
-    Shared("order of weight in memory", windows.order),
+    Alike("parity of kernel_size", lambda m: tuple(side % 2 for side in m.kernel_size)),
+    Alike("order of weight in memory", windows.order),
 )  # fmt: skip
 
 
-def refusal(layers: Layers, embed: bool = False, kept: Iterable[str] = ()) -> str:
+def unstackable(layers: Layers, embed: bool = False, kept: Iterable[str] = ()) -> str:
     """Why layers cannot be stacked, in a sentence; "" if they can.
 
     Parameters
@@ -222,7 +222,7 @@ def refusal(layers: Layers, embed: bool = False, kept: Iterable[str] = ()) -> st
 
     Examples
     --------
-    >>> print(refusal([nn.Linear(4, 2), nn.Linear(5, 2)]))
+    >>> print(unstackable([nn.Linear(4, 2), nn.Linear(5, 2)]))
     in_features differs: layers[0] 4, layers[1] 5; siblings have one in_features
     """
     try:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import FusionError
-from . import _state, rules, windows
+from . import _memory, _state, rules, windows
 
 
 def stack(
@@ -50,7 +50,7 @@ def stack(
     Raises
     ------
     FusionError
-        The layers do not fit together (see `refusal`), or the activation is another one.
+        The layers do not fit together (see `unstackable`), or it is another activation.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def stack(
     [(8, 64, 28, 28), (8, 96, 28, 28)]
     """
     named = rules.by_name(layers)
-    if reason := rules.refusal(named, embed):
+    if reason := rules.unstackable(named, embed):
         raise FusionError(reason)
     if activation is not None and type(activation) not in rules.POINTWISE:
         known = ", ".join(kind.__name__ for kind in rules.POINTWISE)
@@ -103,6 +103,11 @@ def split(y: torch.Tensor, sizes: Iterable[int], dim: int) -> tuple[torch.Tensor
         raise FusionError(
             f"sizes: expected ints of at least 0 with the sum {y.shape[dim]}, got {sizes}"
         )
+    return _views(y, sizes, dim)
+
+
+def _views(y: torch.Tensor, sizes: Sequence[int], dim: int) -> tuple[torch.Tensor, ...]:
+    """`split` without a look at the sizes, so that a tracer can follow it too."""
     ends = itertools.accumulate(sizes)
     return tuple(y.narrow(dim, e - size, size) for size, e in zip(sizes, ends, strict=True))
 
@@ -152,22 +157,15 @@ def stack_parameters(
             raise FusionError(
                 f"biases[{i}]: expected {w.dtype} {[len(w)]}, got {b.dtype} {list(b.shape)}"
             )
-    weight = _one_below_the_other(weights).requires_grad_(weights[0].requires_grad)
+    # Not torch.cat alone: by the strides of its weight a convolution chooses a layout.
+    weight = torch.cat([w.detach() for w in weights], out=_memory.room(weights))
+    weight.requires_grad_(weights[0].requires_grad)
     present = [b for b in biases if b is not None]
     if not present:
         return weight, None
     pairs = zip(weights, biases, strict=True)
     full = [w.new_zeros(len(w)) if b is None else b for w, b in pairs]
     return weight, torch.cat(full).detach().requires_grad_(present[0].requires_grad)
-
-
-def _one_below_the_other(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """torch.cat that keeps the strides, by which convolutions choose a layout."""
-    first, rows = weights[0].detach(), sum(len(w) for w in weights)
-    if first.stride(0) != first[:1].numel():  # rows do not lie one after the other
-        return torch.cat(list(weights)).detach()
-    whole = first.new_empty_strided((rows, *first.shape[1:]), first.stride())
-    return torch.cat([w.detach() for w in weights], out=whole)
 
 
 class Stacked(nn.Module):
@@ -265,11 +263,7 @@ class Stacked(nn.Module):
         if self.activation is not None and (self.hoist or self._in_one_piece(y)):
             # It may keep its result for the gradient, which has to learn of it when a
             # branch is changed in place: proper views.
-            ends = list(itertools.accumulate(self.sizes))
-            y = self.activation(y)
-            return tuple(
-                y.narrow(self.dim, e - s, s) for s, e in zip(self.sizes, ends, strict=True)
-            )
+            return _views(self.activation(y), self.sizes, self.dim)
         # Not split: autograd forbids changing its views in place, as nn.ReLU(True) does.
         # It is safe: the parts do not overlap, and nothing else has a reference to y.
         parts = y.unsafe_split_with_sizes(self.sizes, self.dim)
@@ -304,11 +298,9 @@ class Stacked(nn.Module):
 
 
 def _like(
-    layer: Any,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
+    layer: Any, weight: torch.Tensor, bias: torch.Tensor | None,
     window: windows.Window | None,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """A layer with this window, the other settings of `layer`, and these parameters."""
     if window is None:
         sizes, settings = (layer.in_features, len(weight)), {}

@@ -92,7 +92,6 @@ def count_launches(fn: Callable[[], Any], device: Place = "cpu") -> Launches:
 
     Examples
     --------
-
     >>> x = torch.ones(4)
     >>> print(count_launches(lambda: (x + x).relu().view(2, 2)))
        2 operators:
@@ -107,15 +106,22 @@ def count_launches(fn: Callable[[], Any], device: Place = "cpu") -> Launches:
             return Launches("operators", tuple(counter.names))
         if nodes := launched(fn):
             return Launches("kernels", tuple(nodes))
-        activities = [torch.profiler.ProfilerActivity.CUDA]
-        synchronise(device)
-        os.environ.setdefault(*QUIET)
-        with torch.profiler.profile(activities=activities) as profile:
-            fn()
-            synchronise(device)
-    events = sorted(profile.events(), key=lambda event: event.time_range.start)
+        events = _profiled(fn, device, [torch.profiler.ProfilerActivity.CUDA])
+    events = sorted(events, key=lambda event: event.time_range.start)
     on_device = [e.name for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     return Launches("kernels", tuple(on_device))
+
+
+def _profiled(
+    fn: Callable[[], Any], device: Place, activities: list[torch.profiler.ProfilerActivity]
+) -> Any:
+    """The events of one call of `fn`, until its work is done."""
+    synchronise(device)
+    os.environ.setdefault(*QUIET)
+    with torch.profiler.profile(activities=activities) as profile:
+        fn()
+        synchronise(device)
+    return profile.events()
 
 
 def count_bytes(fn: Callable[[], Any]) -> int:
@@ -164,14 +170,10 @@ def timeline(
     with torch.no_grad():
         for _ in range(3):
             fn()
-        synchronise(device)
         activities = [activity.CPU, activity.CUDA] if on_gpu else [activity.CPU]
-        os.environ.setdefault(*QUIET)
-        with torch.profiler.profile(activities=activities) as profile:
-            fn()
-            synchronise(device)
+        seen = _profiled(fn, device, activities)
     events = []
-    for event in profile.events():
+    for event in seen:
         times = (event.time_range.start, event.time_range.end)
         if event.device_type == torch.autograd.DeviceType.CUDA:
             events.append(("device", event.name, *times))

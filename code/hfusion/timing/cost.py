@@ -162,12 +162,8 @@ def stage(
     ----------
     sizes : sequence of int
         Output channels of each sibling.
-    c_in : int
-        Channels that they read.
-    positions : int
-        Pixels of all images together.
-    item_bytes : int
-        Of one number.
+    c_in, positions, item_bytes
+        As for `product`.
     reordered : sequence of str
         Which of `PARTS` the library copies in each convolution.
     copied : sequence of int
@@ -331,21 +327,17 @@ def seconds(kernels: Iterable[Kernel], ceilings: Ceilings, graph: bool = False) 
 
 
 def gain(
-    before: Iterable[Kernel],
-    after: Iterable[Kernel],
-    ceilings: Ceilings,
+    before: Iterable[Kernel], after: Iterable[Kernel], ceilings: Ceilings,
     graph: bool = False,
-) -> float:
+) -> float:  # fmt: skip
     """How many times faster `after` is than `before`; above 1 it wins.
 
     Parameters
     ----------
     before, after : iterable of Kernel
         Two programs.
-    ceilings : Ceilings
-        Of the machine.
-    graph : bool
-        Whether both are launched as CUDA graphs.
+    ceilings, graph
+        As for `seconds`, which gives the time of each.
 
     Returns
     -------

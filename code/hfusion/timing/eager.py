@@ -196,12 +196,8 @@ def _shapes(args: Sequence) -> list:
 
 
 def _convolved(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    stride: Any, padding: Any, dilation: Any,
 ) -> torch.Tensor:  # fmt: skip
     """The result in cuDNN's layout, which is not the one that torch takes on "meta"."""
     y = nn.functional.conv2d(x, weight, bias, stride, padding, dilation)
@@ -246,14 +242,8 @@ def launches(
 
     Parameters
     ----------
-    module : nn.Module
-        Anything that takes images [batch, C, H, W]; it is left as it was.
-    dtype, layout : str
+    module, dtype, layout, batch, image
         As for `cost.kernels`, which gives the number of kernels.
-    batch : int
-        Images.
-    image : (int, int, int), optional
-        (C, H, W); without it C is what the first convolution reads.
 
     Returns
     -------

@@ -48,17 +48,6 @@ def inflation(sizes: Sequence[int], windows: Windows) -> float:
 def common(windows: Windows) -> tuple[int, ...]:
     """The smallest window that holds all of these: the largest side along each axis.
 
-    Parameters
-    ----------
-    windows : sequence of (int, int)
-        (height, width) of each.
-
-    Returns
-    -------
-    tuple of int
-
-    Examples
-    --------
     >>> common(((1, 7), (7, 1)))
     (7, 7)
     """
@@ -73,16 +62,10 @@ def embedded(
 
     Parameters
     ----------
-    sizes : sequence of int
-        Output channels of each sibling.
-    windows : sequence of (int, int)
-        Height and width of each sibling's window.
-    c_in : int
-        Channels that they read.
-    positions : int
-        Pixels of all images together.
-    item_bytes : int
-        Of one number.
+    sizes, windows
+        As for `inflation`.
+    c_in, positions, item_bytes
+        As for `cost.product`.
 
     Returns
     -------
@@ -116,12 +99,8 @@ def break_even(
 
     Parameters
     ----------
-    sizes : sequence of int
-        Output channels of each sibling.
-    windows : sequence of (int, int)
-        Height and width of each sibling's window.
-    c_in : int
-        Channels that they read.
+    sizes, windows, c_in
+        As for `embedded`.
     ceilings : Ceilings
         Of the machine.
 

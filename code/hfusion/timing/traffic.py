@@ -44,22 +44,8 @@ def in_two(widths: Sequence[int], positions: int, item_bytes: int) -> tuple[Kern
 def least(widths: Sequence[int], positions: int, item_bytes: int) -> Kernel:
     """An Inception module, if only its input, weights, biases and output were moved.
 
-    Parameters
-    ----------
-    widths : sequence of int
-        A row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5,
-        pool proj.
-    positions : int
-        Pixels of all images together.
-    item_bytes : int
-        Of one number.
+    Its arguments are those of `in_two`.
 
-    Returns
-    -------
-    Kernel
-
-    Examples
-    --------
     >>> least((192, 64, 96, 128, 16, 32, 32), 28 * 28, item_bytes=2).bytes
     1029856
     """
@@ -70,12 +56,9 @@ def least(widths: Sequence[int], positions: int, item_bytes: int) -> Kernel:
 
 
 def asked(
-    widths: Sequence[int],
-    image: tuple[int, int],
-    item_bytes: int,
-    tile: Sequence[int],
-    batch: int = 1,
-) -> int:
+    widths: Sequence[int], image: tuple[int, int], item_bytes: int,
+    tile: Sequence[int], batch: int = 1,
+) -> int:  # fmt: skip
     """Bytes that the programs of an Inception module in two launches load and store.
 
     A number counts each time a program asks for it, wherever it then comes from; what is
@@ -83,13 +66,10 @@ def asked(
 
     Parameters
     ----------
-    widths : sequence of int
-        A row of the paper's table: channels in, 1×1, 3×3 reduce, 3×3, 5×5 reduce, 5×5,
-        pool proj.
+    widths, item_bytes
+        As for `in_two`.
     image : (int, int)
         Height and width.
-    item_bytes : int
-        Of one number.
     tile : sequence of int
         First the rows (pixels) and columns (channels) of a program, as in
         `two_launches.TILES`.
