@@ -69,7 +69,7 @@ def _part(name: str, what: str, tensor: Tensor, rank: int, world: int, dim: int)
 
 
 # What a process does: each of these is called with its rank and how many there are.
-# Chapter 13 shows them, in lines of 76 columns.
+# Chapter 14 shows them, in lines of 76 columns.
 
 
 def projection(

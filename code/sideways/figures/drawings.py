@@ -4,7 +4,7 @@ import itertools
 
 from matplotlib.patches import Rectangle
 
-from .style import BRANCHES, INK, INPUT, OTHERS, arrow, box, canvas, node
+from .style import BRANCHES, DASHED, INK, INPUT, OTHERS, arrow, box, canvas, node
 
 
 def inception(fused=False):
@@ -141,14 +141,15 @@ def unroll():
     return figure
 
 
-def blocks(sizes, c_in, pixels, names):
+def blocks(sizes, c_in, pixels, names, letter="P", cuts=()):
     """W · X = Y to scale: one unit of length a channel or a pixel.
 
-    sizes: output channels of each branch; names: what becomes of each.
+    sizes: output channels of each branch; names: what becomes of each. letter: of the
+    number of pixels. cuts: rows of Y to mark at both edges by dashes, to compare.
     """
     total, gap = sum(sizes), 80
     x_left, y_left = c_in + gap, c_in + pixels + 2 * gap
-    across, down = (-260, y_left + pixels + 265), (-10, c_in + 50)
+    across, down = (-260, y_left + pixels + 265), (-10, max(c_in, total) + 50)
     width = 5.2
     height = width * (down[1] - down[0]) / (across[1] - across[0])
     figure, axes = canvas(width, height, across, down)
@@ -167,12 +168,16 @@ def blocks(sizes, c_in, pixels, names):
     box(axes, x_left, 0, pixels, c_in, INPUT, "$X$", fontsize=10)
     for x, sign in ((c_in + gap / 2, "·"), (x_left + pixels + gap / 2, "=")):
         axes.text(x, total / 2, sign, ha="center", va="center", fontsize=16)
+    space = " " if pixels > 2 * gap else "\n"
     for x, bottom, label in (
         (c_in / 2, total, f"$\\mathbf{{W}}$: K = {total}, C = {c_in}"),
-        (x_left + pixels / 2, c_in, f"$X$: C = {c_in}, P = {pixels}"),
+        (x_left + pixels / 2, c_in, f"$X$: C = {c_in},{space}{letter} = {pixels}"),
         (y_left + pixels / 2, total, f"$Y$: K = {total}"),
     ):
         axes.text(x, bottom + 12, label, ha="center", va="top", fontsize=8.5)
+    for row in cuts:
+        for x, end in ((y_left - 25, 55), (y_left + pixels - 30, 38)):
+            axes.plot([x, x + end], [row, row], **DASHED)
     return figure
 
 
@@ -351,24 +356,44 @@ def waves(programs, multiprocessors, rooms):
     return figure
 
 
-def windows(sides):
-    """Square windows of these sides, each in the largest. White is zero."""
-    whole = max(sides)
+def windows(members, side):
+    """Windows in one larger window, and the matrix that stacks them, tap by tap.
+
+    members: {name: (window side, output channels)}; side: of the window for all. A cell
+    of the matrix stands for a tap: output channels by input channels. White is zero.
+    """
+    taps, gap = side * side, side + 2
+    tall = max(c_out for _, c_out in members.values())
+    left = 1.5
     figure, axes = canvas(
-        6.2, 2.2, (-0.2, len(sides) * (whole + 2) - 1.8), (-1.4, whole + 1.4)
+        6.2, 3.45, (-0.6, 2 * gap + side + left + 0.2), (-1.6, side + 6.0)
     )
     text = {"ha": "center", "va": "center", "fontsize": 10}
-    for place, own in enumerate(sides):
-        x, margin = place * (whole + 2), (whole - own) // 2
-        axes.text(x + whole / 2, -0.8, f"{own}×{own}", **text)
-        for row, column in itertools.product(range(whole), repeat=2):
+    for place, (name, (own, _)) in enumerate(members.items()):
+        x, margin = left + place * gap, (side - own) // 2
+        axes.text(x + side / 2, -0.8, name, **text)
+        for row, column in itertools.product(range(side), repeat=2):
             inside = all(margin <= at < margin + own for at in (row, column))
-            colour, strength = (BRANCHES[place], 0.6) if inside else (INPUT, 0.0)
-            box(axes, x + column, row, 1, 1, colour, strength=strength, linewidth=0.5)
-        axes.text(
-            x + whole / 2, whole + 0.8, f"{own * own} of {whole * whole} taps", **text
-        )
+            _tap(axes, x + column, row, 1, 1, BRANCHES[place] if inside else None)
+    top, wide = side + 1.9, (2 * gap + side) / taps
+    for place, (own, c_out) in enumerate(members.values()):
+        margin, height = (side - own) // 2, 1.6 * c_out / tall
+        for tap in range(taps):
+            inside = all(margin <= at < margin + own for at in divmod(tap, side))
+            colour = BRANCHES[place] if inside else None
+            _tap(axes, left + tap * wide, top, wide, height, colour)
+        axes.text(left - 0.3, top + height / 2, f"$\\mathbf{{W}}_{place + 1}$", ha="right",
+                  va="center", fontsize=10)  # fmt: skip
+        top += height
+    label = f"stacked: {taps} taps, each of all input channels"
+    axes.text(left + (2 * gap + side) / 2, top + 0.7, label, **text)
     return figure
+
+
+def _tap(axes, x, y, width, height, colour):
+    """A weight of a window in its branch's colour, or a zero around it."""
+    strength = 0.6 if colour else 0.0
+    box(axes, x, y, width, height, colour or INPUT, strength=strength, linewidth=0.5)
 
 
 def sharded():
