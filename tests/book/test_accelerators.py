@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from hfusion import models, timing
 from hfusion.timing import _devices, cost
 from sideways import estimates, experiments, recorder, records
-from sideways.experiments import ceilings, variants
+from sideways.experiments import ceilings, chains, variants
 from sideways.recorder import machines, measuring
 
 NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype"
@@ -89,7 +89,7 @@ CASES = {
         {"what": "empty", "operator": "conv", "way": "eager"},
         {"what": "empty", "operator": "conv", "way": "graph"},
     ],
-    "launch_overhead": [{"operator": "abs", "way": way} for way in variants.WAYS],
+    "launch_overhead": [{"operator": "abs", "way": way} for way in chains.WAYS],
     "stage": [{"module": "small", "batch": 2, "dtype": "float32", "layout": "NHWC"}],
     "embedding": [
         {"windows": "1×1, 3×3", "channels": 4, "side": 7, "batch": 1, "dtype": "float32"}

@@ -29,14 +29,18 @@ from hfusion.timing import cost
 from sideways import experiments, live, recorder, records, runs
 from sideways.experiments import (
     ceilings,
+    chains,
     checks,
     circumstances,
     embedding,
+    guards,
     leftover,
     memory,
     network,
+    one_call,
     peers,
     stage,
+    streams,
     variants,
 )
 from sideways.recorder import Unavailable, measuring, silent
@@ -45,7 +49,8 @@ MODULES = {
     name: importlib.import_module(f"sideways.experiments.{name}")
     for name in experiments.SHARES
 }
-HELPERS = {"__init__", "circumstances", "peers", "variants"}
+HELPERS = {"__init__", "chains", "circumstances", "guards", "one_call", "peers", "streams",
+           "variants"}  # fmt: skip
 
 
 def test_every_experiment_has_a_share_of_the_time():
@@ -231,7 +236,7 @@ def test_the_last_rung_leaves_no_relu_of_its_own(ladder):
 def test_branches_by_hand_are_the_module(ladder):
     nets, x, exact = ladder
     with torch.no_grad():
-        parts = [branch(x) for branch in variants.branches(nets[variants.FOLDED])]
+        parts = [branch(x) for branch in streams.branches(nets[variants.FOLDED])]
         timing.near(torch.cat(parts, dim=1), exact, 1e-5)
         swapped = torch.cat([parts[1], parts[0], *parts[2:]], dim=1)
     with pytest.raises(timing.Disagreement):
@@ -355,7 +360,7 @@ def test_what_cannot_be_in_two_launches_is_unavailable(monkeypatch):
 @pytest.mark.parametrize("way", ["host", "graph"])
 def test_what_only_a_gpu_can_is_unavailable_elsewhere(way):
     with pytest.raises(Unavailable, match="needs a CUDA device"):
-        variants.chains("abs", way, (1,), "cpu")
+        chains.chains("abs", way, (1,), "cpu")
 
 
 def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
@@ -363,11 +368,11 @@ def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
         raise RuntimeError("cuDNN says no\nand\na long trace")
 
     with pytest.raises(Unavailable, match=r"^cuDNN says no$"):
-        variants.tried(refuses)
+        guards.tried(refuses)
     with pytest.raises(torch.OutOfMemoryError):
-        variants.tried(raising(torch.OutOfMemoryError("full")))
+        guards.tried(raising(torch.OutOfMemoryError("full")))
     with pytest.raises(TypeError):  # a mistake of ours is no lack of the machine's
-        variants.tried(raising(TypeError("oops")))
+        guards.tried(raising(TypeError("oops")))
 
 
 def test_a_compiler_that_is_missing_makes_an_arm_unavailable(monkeypatch):
@@ -423,9 +428,9 @@ def gpu(monkeypatch):
         replay.times = replay.graph = times
         return replay
 
-    monkeypatch.setattr(variants, "need_cuda", need_cuda)
+    monkeypatch.setattr(guards, "need_cuda", need_cuda)
     monkeypatch.setattr(timing, "graphed", graphed)
-    monkeypatch.setitem(variants.WAYS, "graph", graphed)
+    monkeypatch.setitem(chains.WAYS, "graph", graphed)
 
 
 @pytest.fixture
@@ -567,7 +572,7 @@ AUTOTUNED = {
 
 
 def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
-    monkeypatch.setattr(variants, "on_streams", lambda folded, x: partial(folded, x))
+    monkeypatch.setattr(streams, "on_streams", lambda folded, x: partial(folded, x))
     benchmark = MODULES["module_ladder"].benchmark("cpu", "tiny", 2, "float32", "NHWC")
     model = models.randomise(models.Inception((6, 5, 4, 3, 2, 3, 4))).eval().double()
     with torch.no_grad():
@@ -896,7 +901,7 @@ def test_a_chain_has_as_many_links_as_its_name_says(operator, links, gpu):
 
 
 def test_a_chain_of_absolute_values_asks_for_no_memory():
-    call = variants.chains("abs", "eager", (2,), "cpu")["variants"]["2"]()
+    call = chains.chains("abs", "eager", (2,), "cpu")["variants"]["2"]()
     assert call() is call()
 
 
@@ -907,8 +912,8 @@ def test_chains_without_a_kernel_compute_nothing(monkeypatch):
         torch, "abs", lambda x, out: sizes.append((x.numel(), out.numel())) or absolute(x)
     )
     monkeypatch.setattr(nn.Identity, "forward", lambda self, x: called.append(x) or x)
-    for operator in variants.NO_KERNEL:
-        variants.chains(operator, "eager", (3,), "cpu")["variants"]["3"]()()
+    for operator in chains.NO_KERNEL:
+        chains.chains(operator, "eager", (3,), "cpu")["variants"]["3"]()()
     assert sizes == [(0, 0)] * 3
     assert len(called) == 3
 
@@ -927,14 +932,14 @@ def test_a_chain_on_a_gpu(way, watch, gpu):
 
 @pytest.mark.parametrize("operator", ["abs", "conv"])
 def test_a_chain_is_where_it_was_asked_for(operator):
-    made = variants.chains(operator, "eager", (1,), "meta")
+    made = chains.chains(operator, "eager", (1,), "meta")
     call = made["variants"]["1"]()
     found = [*made["expected"], call(), *given_to_layers(call)]
     assert {t.device.type for t in found} == {"meta"}
     for way, device in (("graph", "mps"), ("graph", "cpu"), ("host", "cpu")):
         with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
-            variants.chains(operator, way, (1,), device)
-    made = variants.chains(operator, "host", (1,), "meta")  # its host does not wait for it
+            chains.chains(operator, way, (1,), device)
+    made = chains.chains(operator, "host", (1,), "meta")  # its host does not wait for it
     assert made["watches"] == {"1": timing.host}
 
 
@@ -1058,9 +1063,9 @@ def test_no_operator_is_counted_in_what_was_compiled_or_is_in_a_graph():
 
 
 def test_what_needs_a_gpu_is_made_on_a_gpu_alone():
-    assert variants.on_cuda("cuda", lambda *given: given, 1, 2) == (1, 2)
+    assert guards.on_cuda("cuda", lambda *given: given, 1, 2) == (1, 2)
     with pytest.raises(Unavailable, match=r"^needs a CUDA device$"):
-        variants.on_cuda("cpu", raising(AssertionError("made")))
+        guards.on_cuda("cpu", raising(AssertionError("made")))
 
 
 def test_a_network_is_compiled_once_for_its_shape(monkeypatch):
@@ -1095,7 +1100,7 @@ def test_one_call_has_the_settings_of_its_convolution(monkeypatch):
     settings = {"stride": (1, 2), "padding": (2, 1), "dilation": (2, 1), "groups": 2}
     conv = models.randomise(nn.Conv2d(4, 6, (2, 3), **settings))
     x = torch.randn(2, 4, 7, 8, generator=torch.Generator().manual_seed(0))
-    call = variants.ConvReLU(conv)
+    call = one_call.ConvReLU(conv)
     with torch.no_grad():
         expected = conv.double()(x.double()).relu()
         conv.float()
@@ -1114,15 +1119,15 @@ def test_a_layer_that_the_library_refuses_is_two_calls(monkeypatch, refuses, not
             raise RuntimeError("GET was unable to find an engine\nand more")
         return self.conv(x).relu()
 
-    monkeypatch.setattr(variants.ConvReLU, "called", called)
+    monkeypatch.setattr(one_call.ConvReLU, "called", called)
     convs = [models.randomise(nn.Conv2d(2, 2, 1), seed) for seed in range(3)]
     x = torch.randn(1, 2, 3, 3)
-    net = nn.Sequential(*map(variants.ConvReLU, convs))
+    net = nn.Sequential(*map(one_call.ConvReLU, convs))
     if note is None:
         with pytest.raises(Unavailable, match="no layer"):
-            variants.in_one_call(net, x)
+            one_call.in_one_call(net, x)
         return
-    call = variants.in_one_call(net, x)
+    call = one_call.in_one_call(net, x)
     made = len(asked)
     assert call.note() == note
     with torch.no_grad():
@@ -1137,9 +1142,9 @@ def test_without_memory_no_layer_is_two_calls(monkeypatch):
     def called(self, x):
         raise torch.OutOfMemoryError("3 GiB")
 
-    monkeypatch.setattr(variants.ConvReLU, "called", called)
+    monkeypatch.setattr(one_call.ConvReLU, "called", called)
     with pytest.raises(torch.OutOfMemoryError):
-        variants.in_one_call(variants.ConvReLU(nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 3, 3))
+        one_call.in_one_call(one_call.ConvReLU(nn.Conv2d(2, 2, 1)), torch.zeros(1, 2, 3, 3))
 
 
 class Shown(nn.Module):
@@ -1158,8 +1163,8 @@ class Shown(nn.Module):
 def test_one_call_only_where_nobody_else_reads_the_convolution():
     model = models.randomise(Shown()).eval()
     x = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    net = variants.one_call(torch.fx.symbolic_trace(model))
-    found = {path for path, m in net.named_modules() if isinstance(m, variants.ConvReLU)}
+    net = one_call.one_call(torch.fx.symbolic_trace(model))
+    found = {path for path, m in net.named_modules() if isinstance(m, one_call.ConvReLU)}
     assert found == {"first"}
     assert isinstance(net.relu, nn.Identity)
     with torch.no_grad():
@@ -1371,7 +1376,7 @@ def small_cache(monkeypatch):
 
 
 def rivals_of(what, monkeypatch):
-    monkeypatch.setattr(variants, "on_streams", lambda folded, x: partial(folded, x))
+    monkeypatch.setattr(streams, "on_streams", lambda folded, x: partial(folded, x))
     return MODULES["rivals"].benchmark("cpu", what, "tiny", 2, "float32", "NHWC")
 
 
@@ -1425,8 +1430,8 @@ def test_a_layer_refused_in_float32_may_go_with_tf32(drawn, gpu, uncompiled, mon
     plain, rounded = (
         benchmark.variants[f"folded, stacked, one call{tail}"]() for tail in ("", ", TF32")
     )
-    layers = [m for m in plain.func.modules() if isinstance(m, variants.ConvReLU)]
-    others = [m for m in rounded.fn.func.modules() if isinstance(m, variants.ConvReLU)]
+    layers = [m for m in plain.func.modules() if isinstance(m, one_call.ConvReLU)]
+    others = [m for m in rounded.fn.func.modules() if isinstance(m, one_call.ConvReLU)]
     assert layers
     assert others
     assert not {id(m) for m in layers} & {id(m) for m in others}
@@ -1541,9 +1546,9 @@ def test_branches_wait_for_the_input_and_are_waited_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(
-        variants, "branches", lambda net: [partial(branch, net + n) for n in range(4)]
+        streams, "branches", lambda net: [partial(branch, net + n) for n in range(4)]
     )
-    forward = variants.on_streams(10, torch.zeros(2, 1))
+    forward = streams.on_streams(10, torch.zeros(2, 1))
     assert forward().tolist() == [[10, 11, 12, 13]] * 2
     pairs = [(f"{n} waits for main", f"{n} computes {9 + n}") for n in (1, 2, 3, 4)]
     ends = [f"main waits for {n}" for n in (1, 2, 3, 4)]

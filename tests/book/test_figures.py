@@ -74,7 +74,7 @@ PLOTS = {
         {point for pairs in PAIRS.values() for point in pairs},
     ),
     "tradeoff": (
-        lambda: figures.tradeoff(GAINS, 3, "FLOPs", "on M"),
+        lambda: figures.tradeoff(GAINS, 3, ("yes", "no"), "FLOPs", "on M"),
         at(1, HIGH) | at(9, LOW) | {(3, None)},
     ),
     "outcomes": (
@@ -132,7 +132,7 @@ def test_a_number_that_is_not_drawn_is_missed():
 
 INTERVALS = {  # what draws them, and how many points of them lie on one line of pixels
     "ranges": lambda: figures.ranges({"a": LOW, "b": HIGH}, "gain"),
-    "tradeoff": lambda: figures.tradeoff(GAINS, 3, "FLOPs", "on M"),
+    "tradeoff": lambda: figures.tradeoff(GAINS, 3, ("yes", "no"), "FLOPs", "on M"),
     "outcomes": lambda: figures.outcomes(PANELS, "on M"),
 }
 
@@ -193,8 +193,8 @@ def test_memory_has_each_number_in_the_colour_of_its_branch():
 
 
 def test_windows_have_their_weights_in_the_middle_and_zeros_around():
-    figure = figures.windows({"a": (1, 4), "b": (3, 8), "c": (1, 2)}, side=3)
+    figure = figures.windows([1, 3, 1])
     filled = [patch.get_facecolor()[:3] != (1, 1, 1) for patch in figure.axes[0].patches]
     plt.close(figure)
     middle = [tap == 4 for tap in range(9)]
-    assert filled == 2 * (middle + 9 * [True] + middle)  # each window, then the matrix
+    assert filled == middle + 9 * [True] + middle

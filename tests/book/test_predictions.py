@@ -14,7 +14,7 @@ from hfusion import models
 from hfusion.timing import cost, eager
 from sideways import arithmetic
 from sideways.arithmetic import INPUTS, LEFT_OUT, Input
-from sideways.experiments import network, stage, variants
+from sideways.experiments import chains, network, stage, variants
 from sideways.predictions import __main__ as writing
 from sideways.predictions import lanes, programs, ranges
 from sideways.predictions.times import ladder_us, siblings_us, variants_us
@@ -51,7 +51,7 @@ def small():
         ),
         ("module_ladder", {"module": "3a"} | HALF | {"batch": 32}),
         ("stage", {"module": "3a", "batch": 128, "dtype": "float32", "layout": "NCHW"}),
-        *(("launch_overhead", {"operator": "abs", "way": w}) for w in variants.WAYS),
+        *(("launch_overhead", {"operator": "abs", "way": w}) for w in chains.WAYS),
     ]
     return [(e, p, ranges.EXPERIMENTS[e][0](p)) for e, p in chosen]
 

@@ -18,7 +18,7 @@ from PIL import Image
 import hfusion
 from hfusion import algebra, timing, webgpu
 from sideways import figures, recorder, records, show
-from sideways.experiments import variants
+from sideways.experiments import guards
 from sideways.show import missing
 from sideways.show.text import excerpt
 
@@ -375,7 +375,7 @@ def test_branches_have_four_colours_that_nothing_else_has():
 def rungs_say():
     """Why a variant that wants a GPU did not run, in the recorder's own words."""
     with pytest.raises(recorder.Unavailable) as raised:
-        variants.need_cuda("cpu")
+        guards.need_cuda("cpu")
     return str(raised.value)
 
 

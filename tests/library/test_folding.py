@@ -300,6 +300,7 @@ STAYS = {
     ),
     "state hook": (chain, {}, with_hook("bn", "register_state_dict_post_hook"), "it has h"),
     "tied weight": (chain, {}, tied, "conv.weight shares memory with another"),
+    "two names": (chain, {}, lambda m: setattr(m, "again", m.conv), "conv is also again"),
     "another forward": (chain, {}, own_forward, "it has hooks, or a forward() on the ins"),
     "subclass of a batch norm": (chain, norm(OwnNorm), None, f"Conv2d and OwnNorm {TRIED}"),
     "counts": (chain, norm(Counts), None, f"Conv2d and Counts {TRIED}"),
@@ -342,6 +343,37 @@ def test_what_stays(forward, members, change, reason, caplog):
         x = image()
         assert torch.equal(folded(x), model(x))
     folded.train()
+
+
+class Whole(fx.Tracer):
+    """Calls a Deep as one module."""
+
+    def is_leaf_module(self, module, path):
+        return isinstance(module, Deep) or super().is_leaf_module(module, path)
+
+
+def test_what_a_module_that_is_called_whole_may_call_stays():
+    deep = models.randomise(Deep()).eval()
+    parent = net(lambda self, x: (self.deep(x), self.deep.layer1[1](x)), deep=deep)
+    for forward, why in (
+        (type(parent).forward, "deep.layer1.1.0 may be called by deep, which the graph "),
+        (lambda self, x: self.deep.layer1[1](x), None),
+    ):
+        type(parent).forward = forward
+        model = fx.GraphModule(parent, Whole().trace(parent))
+        reasons = unfolded(model)
+        assert list(reasons) == ["deep.layer1.1.1"] * bool(why)
+        assert all(reason.startswith(why) for reason in reasons.values())
+
+
+def test_what_is_torchs_own_is_folded_without_a_trial():
+    """On "meta" nothing can be tried."""
+    with torch.device("meta"):
+        model, other = pair().to("meta"), pair().to("meta")
+    assert unfolded(model) == {}
+    assert not norms(fold_batchnorm(model))
+    other.bn = Plain(6).to("meta").eval()
+    assert unfolded(other) == {"bn": f"Conv2d and Plain {TRIED}"}
 
 
 def test_what_cannot_be_run_alone_stays():

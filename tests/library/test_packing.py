@@ -359,8 +359,11 @@ def test_an_unfinished_round_goes_with_its_input():
     assert parts == []
 
 
-def test_groups_that_keep_missing_switch_themselves_off(caplog):
+@pytest.mark.parametrize("served", [0, 1])
+def test_groups_that_keep_missing_switch_themselves_off(served, caplog):
+    """After a round that served all, as often as in the beginning."""
     model, fused, x = pair()
+    same(model, fused, *[x] * served, rounds=served)
     for _ in range(_group.WASTED):
         fused.a(x)
     assert not caplog.text

@@ -14,7 +14,7 @@ from hfusion import models
 from hfusion.timing import cost, traffic
 
 from ..recorder import Benchmark
-from . import variants
+from . import chains, variants
 
 QUESTION = (
     "How fast can this machine copy, multiply, and launch a kernel that does nothing?"
@@ -31,12 +31,12 @@ def cases(device):
         *({"what": "matmul", "dtype": dtype, "side": side} for dtype in dtypes),
         *(
             {"what": "empty", "operator": operator, "way": way}
-            for operator in variants.EMPTY
+            for operator in chains.EMPTY
             for way in ("eager", "graph")
         ),
         *(
             {"what": "empty", "operator": operator, "way": "eager"}
-            for operator in variants.NO_KERNEL
+            for operator in chains.NO_KERNEL
         ),
     ]
 
@@ -59,7 +59,7 @@ def matmul(device, dtype, side):
 
 
 def empty(device, operator, way):
-    return Benchmark(**variants.chains(operator, way, CHAIN, device), calls=10)
+    return Benchmark(**chains.chains(operator, way, CHAIN, device), calls=10)
 
 
 BENCHMARKS: dict[str, Callable] = {"copy": copy, "matmul": matmul, "empty": empty}

@@ -7,7 +7,7 @@ call for convolution, bias and ReLU, and two launches. On CUDA devices only.
 from hfusion import timing
 
 from ..recorder import Benchmark
-from . import variants
+from . import guards, variants
 
 QUESTION = "Which kernels run in one call of an Inception module, and for how long each?"
 ROUNDS = 5
@@ -23,7 +23,7 @@ def cases(device):
 
 
 def benchmark(device, module, rung, dtype, layout):
-    variants.need_cuda(device)
+    guards.need_cuda(device)
     model, x = variants.inception(module, 1, dtype, device, layout)
     make = variants.every(variants.eager(model), x, device, modes=())[rung]
     return Benchmark(

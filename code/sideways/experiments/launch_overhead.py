@@ -7,7 +7,7 @@ launched, and a chain costs what dispatching its operators costs.
 """
 
 from ..recorder import Benchmark
-from . import variants
+from . import chains
 
 QUESTION = "What do n launches cost, and how much of it is the host's?"
 ROUNDS = 40
@@ -15,8 +15,8 @@ CHAINS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def cases(device):
-    return [{"operator": "abs", "way": way} for way in variants.WAYS]
+    return [{"operator": "abs", "way": way} for way in chains.WAYS]
 
 
 def benchmark(device, operator, way):
-    return Benchmark(**variants.chains(operator, way, CHAINS, device), calls=10)
+    return Benchmark(**chains.chains(operator, way, CHAINS, device), calls=10)

@@ -8,7 +8,7 @@ their own, in a graph as well, and torch.compile.
 from hfusion import models
 
 from ..recorder import Benchmark
-from . import variants
+from . import guards, streams, variants
 
 QUESTION = "What is each step of fusion worth, in a whole Inception module?"
 
@@ -46,10 +46,8 @@ def benchmark(device, module, batch, dtype, layout):
     modes = variants.MODES if thorough else ["default"]
     makers = variants.every(nets, x, device, modes, variants.TIMES, variants.OURS)
     folded = nets[variants.FOLDED]
-    makers[variants.STREAMS] = lambda: variants.on_cuda(
-        device, variants.on_streams, folded, x
-    )
-    makers[variants.PARALLEL] = lambda: variants.in_parallel(folded, x, device)
+    makers[variants.STREAMS] = lambda: guards.on_cuda(device, streams.on_streams, folded, x)
+    makers[variants.PARALLEL] = lambda: streams.in_parallel(folded, x, device)
     return Benchmark(
         makers,
         variants.exact(model, x),

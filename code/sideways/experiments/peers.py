@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..recorder import Unavailable, noting
-from .variants import what_it_lacks
+from .guards import what_it_lacks
 
 
 def _onnx(net, x):

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from ..recorder import Benchmark
-from . import circumstances, variants
+from . import circumstances, guards, streams, variants
 
 QUESTION = "What is fusion worth with TF32, with cold caches, and for larger batches?"
 ROUNDS = 10
@@ -42,7 +42,7 @@ def cases(device):
 
 def benchmark(device, what, module, batch, dtype, layout):
     if what != "batch":
-        variants.need_cuda(device)
+        guards.need_cuda(device)
     model, x = variants.inception(module, batch, dtype, device, layout)
     makers, settings = BENCHMARKS[what](model, x, device)
     settings = {"repeats": variants.repeats(makers)} | settings
@@ -62,7 +62,7 @@ def shown(model, x, device):
 
 def batch(model, x, device):
     makers, folded = shown(model, x, device)
-    return makers | {variants.PARALLEL: lambda: variants.in_parallel(folded, x, device)}, {}
+    return makers | {variants.PARALLEL: lambda: streams.in_parallel(folded, x, device)}, {}
 
 
 def tf32(model, x, device):
@@ -85,7 +85,7 @@ def cold(model, x, device):
     for rung in SHOWN:
         colds[f"{rung}, cold"] = partial(circumstances.rotated, makers[rung], number)
         make = partial(variants.in_graph, colds[f"{rung}, cold"], number)
-        graphs[f"graph, {rung}, cold"] = partial(variants.on_cuda, device, make)
+        graphs[f"graph, {rung}, cold"] = partial(guards.on_cuda, device, make)
     repeats = variants.repeats(makers) | dict.fromkeys(graphs, number)
     return makers | colds | graphs, {"repeats": repeats}
 

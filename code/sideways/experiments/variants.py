@@ -1,4 +1,4 @@
-"""What the experiments benchmark: a model on its way down, rung by rung, and its rivals.
+"""What the experiments benchmark: a model, with ever fewer launches, and its rivals.
 
 No experiment itself. Every function here makes something that computes the same as the
 model it is given, within rounding; `recorder` checks that before it times it. `kernels` is
@@ -6,7 +6,6 @@ imported where two launches are made: it imports Triton, whose interpreter can o
 chosen before.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable
 from functools import cache, partial
@@ -15,13 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfusion import models, stacking, timing
+from hfusion import models, timing
 from hfusion.folding.fold import fold_batchnorm
 from hfusion.fusing.lowering import lower
 from hfusion.fusing.planning import plan
 from hfusion.timing.eager import FORMATS
 
 from ..recorder import Unavailable, noting
+from .guards import on_cuda, tried, what_it_lacks
+from .one_call import in_one_call, one_call
 
 DTYPES = ("float32", "float16", "bfloat16")
 # How far from float64 one layer may be, as a share of its largest output.
@@ -30,10 +31,6 @@ TOLERANCE = {"float32": 1e-5, "float16": 4e-3, "bfloat16": 3e-2}
 # What is used: float32 in PyTorch's own layout, float16 in that of the tensor cores.
 USUAL = {"float16": "NHWC", "float32": "NCHW"}
 
-EMPTY = ("abs", "conv")  # operators of which `chains` can make chains
-# The same, without a kernel: a module that hands its input on, and an operator of PyTorch
-# that has nothing to compute. They take only the host's time: Python's, the dispatcher's.
-NO_KERNEL = ("module", "abs of none")
 
 WRITTEN, FOLDED = "as written", "folded"
 STACKED, HOISTED = "folded, stacked", "folded, stacked, hoisted"
@@ -60,57 +57,12 @@ MODES = {
 }
 
 
-def need_cuda(device):
-    """Unavailable anywhere else than on a CUDA device."""
-    if device != "cuda":
-        raise Unavailable("needs a CUDA device")
-
-
-def on_cuda(device, make, *args):
-    """`make(*args)` on a CUDA device, else Unavailable."""
-    need_cuda(device)
-    return make(*args)
-
-
 def with_graphs(device, ways):
     """Variants of functions: each as it is, and TIMES times in a CUDA graph."""
     eager = {name: lambda way=way: way for name, way in ways.items()}
     return eager | {
         f"graph, {name}": partial(on_cuda, device, timing.graphed, way, TIMES)
         for name, way in ways.items()
-    }
-
-
-# How a chain is run: as it is, handed over and not waited for, or as a CUDA graph.
-WAYS = {"eager": lambda fn: fn, "host": lambda fn: fn, "graph": timing.graphed}
-
-
-def chains(operator, way, lengths, device):
-    """What a Benchmark of chains needs: n times next to nothing in a row, for each n."""
-    if way == "graph" or (way == "host" and device == "cpu"):
-        need_cuda(device)
-    x = torch.ones(1, 1, 1, 1, device=device)
-    conv = nn.Conv2d(1, 1, 1, bias=False).to(device)
-    nn.init.ones_(conv.weight)
-    steps = {
-        "abs": partial(torch.abs, x, out=torch.empty_like(x)),
-        "conv": partial(conv, x),
-        "module": partial(nn.Identity(), x),
-        "abs of none": partial(torch.abs, x[:0], out=torch.empty_like(x[:0])),
-    }
-    step, idle = steps[operator], operator in NO_KERNEL
-
-    def run(n):
-        for _ in range(n):
-            y = step()
-        return x if idle else y  # an empty tensor could not be checked
-
-    links = {str(n): partial(run, n) for n in lengths}
-    return {
-        "variants": {n: partial(WAYS[way], link) for n, link in links.items()},
-        "expected": (doubled(x),),
-        "tolerance": 0,
-        "watches": dict.fromkeys(links, timing.host) if way == "host" else {},
     }
 
 
@@ -159,64 +111,6 @@ def eager(model):
         HOISTED: lower(planned, once=True),
         ONE_CALL: one_call(lower(planned, once=True)),
     }
-
-
-class ConvReLU(nn.Module):
-    """A convolution with its bias and ReLU, in one call of cuDNN or oneDNN."""
-
-    def __init__(self, conv):
-        super().__init__()
-        self.conv, self.refused = conv, False
-
-    def forward(self, x):
-        """Where the library refuses this layer, in two calls, from then on."""
-        if not self.refused:
-            try:
-                return self.called(x)
-            except torch.OutOfMemoryError:
-                raise
-            except (NotImplementedError, RuntimeError):
-                self.refused = True
-        return self.conv(x).relu()
-
-    def called(self, x):
-        c = self.conv
-        if x.is_cuda or x.is_meta:  # on "meta" as on CUDA: `cost.kernels` counts there
-            return torch.cudnn_convolution_relu(
-                x, c.weight, c.bias, c.stride, c.padding, c.dilation, c.groups
-            )
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, c.weight, c.bias, c.padding, c.stride, c.dilation, c.groups, "relu", [], ""
-        )
-
-
-def one_call(network):
-    """In a lowered network, in place: each convolution and its ReLU as a ConvReLU."""
-    modules = dict(network.named_modules())
-    for node in list(network.graph.nodes):
-        module = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(module, stacking.Stacked) and isinstance(module.activation, nn.ReLU):
-            module.layer, module.activation = ConvReLU(module.layer), None
-        elif isinstance(module, nn.Conv2d) and len(node.users) == 1:
-            (user,) = node.users
-            if user.op == "call_module" and isinstance(modules[user.target], nn.ReLU):
-                network.set_submodule(node.target, ConvReLU(module))
-                network.set_submodule(user.target, nn.Identity())
-    return network
-
-
-def in_one_call(net, x):
-    """A variant of `one_call`; its note says in how many layers it is one call.
-
-    Unavailable where it is in none.
-    """
-    call = tried(partial(net, x))
-    layers = [m for m in net.modules() if isinstance(m, ConvReLU)]
-    done = sum(not layer.refused for layer in layers)
-    if not done:
-        raise Unavailable("no layer could be convolution, bias and ReLU in one call")
-    call.note = lambda: f"one call in {done} of {len(layers)} layers"
-    return call
 
 
 def every(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
@@ -314,69 +208,9 @@ def opaque(names):
     return tuple(name for name in names if not name.startswith(seen))
 
 
-def tried(call):
-    """A call that went well once; if this build of torch cannot do it, Unavailable."""
-    try:
-        call()
-    except torch.OutOfMemoryError:
-        raise
-    except (NotImplementedError, RuntimeError) as error:
-        raise Unavailable(str(error).partition("\n")[0]) from error
-    return call
-
-
 def compiled(net, x, mode):
     """torch.compile, for this one shape."""
     call = partial(torch.compile(net, mode=mode, dynamic=False), x)
     with what_it_lacks():
         call()
     return call
-
-
-@contextlib.contextmanager
-def what_it_lacks():
-    """Whatever a compiler raises, as Unavailable: no C++, no memory on the chip, …"""
-    try:
-        yield
-    except (torch.OutOfMemoryError, Unavailable):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise Unavailable(reason) from error
-
-
-def on_streams(folded, x):
-    """A folded Inception module with each branch on a CUDA stream of its own."""
-    streams = [torch.cuda.Stream() for _ in range(4)]
-
-    def forward():
-        main = torch.cuda.current_stream()
-        parts = []
-        for stream, branch in zip(streams, branches(folded), strict=True):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                parts.append(branch(x))
-        for stream in streams:
-            main.wait_stream(stream)
-        return torch.cat(parts, dim=1)
-
-    return forward
-
-
-def in_parallel(folded, x, device, times=TIMES):
-    """A variant: the branches on streams of their own, side by side in a CUDA graph."""
-    return on_cuda(device, in_graph, partial(on_streams, folded, x), times)
-
-
-def branches(folded):
-    """The four branches of an Inception module whose norms are gone: functions of x."""
-
-    def unit(module, x):
-        return module.relu(module.conv(x))
-
-    return (
-        lambda x: unit(folded.b1, x),
-        lambda x: unit(folded.b3, unit(folded.b3_reduce, x)),
-        lambda x: unit(folded.b5, unit(folded.b5_reduce, x)),
-        lambda x: unit(folded.pool_proj, folded.pool(x)),
-    )

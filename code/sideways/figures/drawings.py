@@ -356,44 +356,24 @@ def waves(programs, multiprocessors, rooms):
     return figure
 
 
-def windows(members, side):
-    """Windows in one larger window, and the matrix that stacks them, tap by tap.
-
-    members: {name: (window side, output channels)}; side: of the window for all. A cell
-    of the matrix stands for a tap: output channels by input channels. White is zero.
-    """
-    taps, gap = side * side, side + 2
-    tall = max(c_out for _, c_out in members.values())
-    left = 1.5
+def windows(sides):
+    """Square windows of these sides, each in the largest. White is zero."""
+    whole = max(sides)
     figure, axes = canvas(
-        6.2, 3.45, (-0.6, 2 * gap + side + left + 0.2), (-1.6, side + 6.0)
+        6.2, 2.2, (-0.2, len(sides) * (whole + 2) - 1.8), (-1.4, whole + 1.4)
     )
     text = {"ha": "center", "va": "center", "fontsize": 10}
-    for place, (name, (own, _)) in enumerate(members.items()):
-        x, margin = left + place * gap, (side - own) // 2
-        axes.text(x + side / 2, -0.8, name, **text)
-        for row, column in itertools.product(range(side), repeat=2):
+    for place, own in enumerate(sides):
+        x, margin = place * (whole + 2), (whole - own) // 2
+        axes.text(x + whole / 2, -0.8, f"{own}×{own}", **text)
+        for row, column in itertools.product(range(whole), repeat=2):
             inside = all(margin <= at < margin + own for at in (row, column))
-            _tap(axes, x + column, row, 1, 1, BRANCHES[place] if inside else None)
-    top, wide = side + 1.9, (2 * gap + side) / taps
-    for place, (own, c_out) in enumerate(members.values()):
-        margin, height = (side - own) // 2, 1.6 * c_out / tall
-        for tap in range(taps):
-            inside = all(margin <= at < margin + own for at in divmod(tap, side))
-            colour = BRANCHES[place] if inside else None
-            _tap(axes, left + tap * wide, top, wide, height, colour)
-        axes.text(left - 0.3, top + height / 2, f"$\\mathbf{{W}}_{place + 1}$", ha="right",
-                  va="center", fontsize=10)  # fmt: skip
-        top += height
-    label = f"stacked: {taps} taps, each of all input channels"
-    axes.text(left + (2 * gap + side) / 2, top + 0.7, label, **text)
+            colour, strength = (BRANCHES[place], 0.6) if inside else (INPUT, 0.0)
+            box(axes, x + column, row, 1, 1, colour, strength=strength, linewidth=0.5)
+        axes.text(
+            x + whole / 2, whole + 0.8, f"{own * own} of {whole * whole} taps", **text
+        )
     return figure
-
-
-def _tap(axes, x, y, width, height, colour):
-    """A weight of a window in its branch's colour, or a zero around it."""
-    strength = 0.6 if colour else 0.0
-    box(axes, x, y, width, height, colour or INPUT, strength=strength, linewidth=0.5)
 
 
 def sharded():

@@ -223,56 +223,44 @@ def predicted(groups, label):
     return labelled(figure, label)
 
 
-def tradeoff(groups, even, xlabel, label):
-    """Gains over what comes on top, in panels: {group: [(x, (lower, median, upper)), …]}.
+def tradeoff(groups, even, sides, xlabel, label):
+    """Gains over what comes on top: {group: [(x, (lower, median, upper)), …]}.
 
-    even: the x at which a rule says that nothing is gained and nothing lost. The quarters
-    in which it says the opposite of the record are shaded. A dot is hollow if its quartiles
-    lie on both sides of 1.
+    even: the x at which a rule says that nothing is gained and nothing lost; sides: what
+    it says to the left of it and to the right. What is slower lies in the shaded part. A
+    dot is hollow if its quartiles lie on both sides of 1.
     """
-    rows = -(-len(groups) // 2)
-    figure, axes = plt.subplots(
-        rows, 2, figsize=(5, 1.7 * rows + 0.6), sharex=True, sharey=True, squeeze=False,
-    )  # fmt: skip
+    figure, axis = plt.subplots(figsize=(5, 3.4))
     points = [point for group in groups.values() for point in group]
     left, right = (f(x for x, _ in points) for f in (min, max))
+    low, high = 0.9 * min(y[0] for _, y in points), 1.4 * max(y[2] for _, y in points)
     left, right = left / 2, right * 2
-    low, high = 0.9 * min(y[0] for _, y in points), 1.1 * max(y[2] for _, y in points)
-    for axis, (group, found) in zip(axes.flat, groups.items(), strict=False):
-        axis.fill_between([left, even], low, 1, color=FAINT, alpha=0.5, linewidth=0)
-        axis.fill_between([even, right], 1, high, color=FAINT, alpha=0.5, linewidth=0)
-        axis.axhline(1, **DASHED)
-        axis.axvline(even, **DASHED)
-        for x, gain in found:
-            _judged(axis, x, gain, even)
-        axis.set_title(group)
-    for axis in axes.flat[len(groups) :]:
-        axis.axis("off")
+    axis.axhspan(low, 1, color=FAINT, alpha=0.5, linewidth=0)
+    axis.axhline(1, **DASHED)
+    axis.axvline(even, **DASHED)
+    styles = (OTHERS[0], "o"), (OTHERS[3], "D"), (OTHERS[1], "s")
+    for (group, found), (colour, marker) in zip(groups.items(), styles, strict=False):
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4.5}
+        for x, (lower, median, upper) in found:
+            axis.plot([x, x], [lower, upper], color=colour, alpha=0.4, **INTERVAL)
+            fill = colour if lower > 1 or upper < 1 else "white"
+            axis.plot(x, median, linestyle="", **style, mfc=fill)
+        axis.plot([], [], linestyle="", **style, label=group)
+    axis.plot([], [], "o", color=INPUT, mfc="white", markersize=4.5, label="undecided")
+    for words, side, gap in zip(sides, ("right", "left"), (-6, 6), strict=True):
+        axis.annotate(words, (even, high), (gap, -4), textcoords="offset points",
+                      ha=side, va="top")  # fmt: skip
+    axis.annotate("slower", (left, 1), (4, -4), textcoords="offset points", va="top")
     axis.set(xscale="log", yscale="log", xlim=(left, right), ylim=(low, high))
     axis.yaxis.set_major_locator(FixedLocator([0.1, 0.25, 0.5, 1, 2, 4, 10]))
     axis.yaxis.set_major_formatter("{x:g}")
-    for axis in axes.flat:
-        axis.minorticks_off()
-    names = {"rule right": (OTHERS[0],) * 2, "wrong": (OTHERS[3],) * 2,
-             "undecided": (INPUT, "white")}  # fmt: skip
-    for name, (edge, fill) in names.items():
-        axes[0, 0].plot([], [], "o", color=edge, mfc=fill, markersize=5, label=name)
+    axis.minorticks_off()
+    axis.set(xlabel=xlabel, ylabel="recorded gain")
     figure.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, handletextpad=0.2
-    )
-    figure.supxlabel(xlabel, fontsize=10)
-    figure.supylabel("recorded gain", fontsize=10)
+        loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=len(groups) + 1,
+        handletextpad=0.2, columnspacing=1.2,
+    )  # fmt: skip
     return labelled(figure, label)
-
-
-def _judged(axis, x, gain, even):
-    """A dot of `tradeoff` with its quartiles: the rule is right, is wrong, or undecided."""
-    low, median, high = gain
-    decided, right = low > 1 or high < 1, (x < even) == (low > 1)
-    colour = OTHERS[0 if right else 3] if decided else INPUT
-    axis.plot([x, x], [low, high], color=colour, alpha=0.4, linewidth=2, **INTERVAL)
-    fill = colour if decided else "white"
-    axis.plot(x, median, "o", color=colour, mfc=fill, markersize=4.5)
 
 
 def outcomes(panels, label):
