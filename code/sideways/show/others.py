@@ -7,10 +7,8 @@ from pathlib import Path
 from ..shipped import shipped
 
 FILE = Path("records", "zoo.json")
-ROW = "{:<14} {:>6} {:>13} {:>13}   {:<15} {:>5}"
-HEADER = ROW.format(
-    "", "models", "with siblings", "of them fused", "calls of layers", "wrong"
-)
+ROW = "{:<14} {:>6} {:>15} {:>7}   {:<15} {:>5}"
+HEADER = ROW.format("", "models", "with siblings", "fused", "calls of layers", "wrong")
 
 
 def others(root: str | Path = "..") -> str:
