@@ -284,20 +284,16 @@ STAYS = {
     "output used twice": (twice, {}, None, "the output of conv is also read by add"),
     "convolution called twice": (conv_again, {}, None, "conv is called 2 times"),
     "batch norm called twice": (bn_again, {}, None, "bn is called 2 times"),
-    "batch norm first": (
-        *(bn_first, {"bn": lambda: nn.BatchNorm2d(4)}, None),
-        "it follows x, not a convolution",
-    ),
-    "something between": (
-        something_between, {}, None, "it follows relu (`relu`), not a convolution",
-    ),
+    "batch norm first": (*(bn_first, {"bn": lambda: nn.BatchNorm2d(4)}, None),
+        "it follows x, not a convolution"),
+    "something between": (something_between, {}, None,
+        "it follows relu (`relu`), not a convolution"),
     "not called": (lambda self, x: self.conv(x), {}, None, "forward() does not call it"),
     "weight read": (weight_read, {}, None, "forward reads conv.weight itself"),
     "statistics read": (statistics_read, {}, None, "forward reads bn.running_mean itself"),
     "hook on the convolution": (chain, {}, with_hook("conv"), "conv has hooks, or a for"),
-    "hook before the batch norm": (
-        chain, {}, with_hook("bn", "register_forward_pre_hook"), "it has hooks, or a for",
-    ),
+    "hook before the batch norm": (chain, {}, with_hook("bn", "register_forward_pre_hook"),
+        "it has hooks, or a for"),
     "state hook": (chain, {}, with_hook("bn", "register_state_dict_post_hook"), "it has h"),
     "tied weight": (chain, {}, tied, "conv.weight shares memory with another"),
     "two names": (chain, {}, lambda m: setattr(m, "again", m.conv), "conv is also again"),
@@ -306,19 +302,15 @@ STAYS = {
     "counts": (chain, norm(Counts), None, f"Conv2d and Counts {TRIED}"),
     "narrows": (chain, norm(Narrows), None, f"Conv2d and Narrows {TRIED}"),
     "one number more": (chain, norm(Gain), None, "it has gain of its own, which folding"),
-    "subclass of a convolution": (
-        *(chain, {"conv": lambda: OwnConv(4, 6, 1)}, None),
-        f"OwnConv and BatchNorm2d {TRIED}",
-    ),
+    "subclass of a convolution": (*(chain, {"conv": lambda: OwnConv(4, 6, 1)}, None),
+        f"OwnConv and BatchNorm2d {TRIED}"),
     "no running statistics": (
         *(chain, norm(nn.BatchNorm2d, track_running_stats=False), None),
         "it has no running statistics, and normalises by those of its input",
     ),
     "instance norm": (chain, norm(nn.InstanceNorm2d), None, "it has no running statistics"),
-    "of another size": (
-        *(last_but_one, {"other": lambda: nn.Conv2d(4, 3, 1)}, None),
-        "it is not for the 3 channels of other",
-    ),
+    "of another size": (*(last_but_one, {"other": lambda: nn.Conv2d(4, 3, 1)}, None),
+        "it is not for the 3 channels of other"),
 }  # fmt: skip
 
 

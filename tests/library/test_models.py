@@ -190,26 +190,20 @@ REFUSED = [
         rf"widths: expected {SEVEN} .*",
         lambda: models.Inception(models.TABLE["3a"]),
     ),  # the size
-    (
-        rf"widths: expected {SEVEN} \(1, 0, .*",
-        lambda: models.Inception((1, 0, 1, 1, 1, 1, 1)),
-    ),
+    (rf"widths: expected {SEVEN} \(1, 0, .*",
+     lambda: models.Inception((1, 0, 1, 1, 1, 1, 1))),
     (rf"widths: expected {SEVEN} .* -1\)", lambda: models.Inception([1] * 6 + [-1])),
     (rf"widths: expected {SEVEN} \(1.0, .*", lambda: models.Inception([1.0] * 7)),
     (rf"widths: expected {SEVEN} .* True\)", lambda: models.Inception([1] * 6 + [True])),
     (rf"widths: expected {SEVEN} .*1234567.*", lambda: models.Inception("1234567")),
     (rf"widths: expected {SEVEN} .*5.*", lambda: models.Inception(5)),
-    (
-        r"row: expected one of 3a, 3b, .*, 5b.*, got '9z'",
-        lambda: models.Inception.from_table("9z"),
-    ),
+    (r"row: expected one of 3a, 3b, .*, 5b.*, got '9z'",
+     lambda: models.Inception.from_table("9z")),
     (r"row: expected one of 3a.*, got '3A'", lambda: models.Inception.from_table("3A")),
     (r"row: expected one of 3a.*, got 3", lambda: models.Inception.from_table(3)),
-    (
-        r"row: expected one of 3a.*, got \['3a'\]",
-        lambda: models.Inception.from_table(["3a"]),
-    ),
-]
+    (r"row: expected one of 3a.*, got \['3a'\]",
+     lambda: models.Inception.from_table(["3a"])),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "call"), REFUSED)

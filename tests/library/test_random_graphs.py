@@ -115,22 +115,14 @@ MISTAKES = {
     "weights replaced": (1, _checks.Row, "same", lambda row: True),
     "gradients forgotten": (1, _group.FusedGroup, "_learns", lambda group, x: False),
     "parts of a product rolled": (1, _group.FusedGroup, "_product", rolled),
-    "nobody asks for layout": (
-        28,
-        reading.Reading,
-        "layout_readers",
-        lambda self, groups: {},
-    ),
+    "nobody asks for layout": (28, reading.Reading, "layout_readers",
+        lambda self, groups: {}),
     "no run asks for layout": (28, running.Run, "layout_readers", lambda self, groups: {}),
     "lowered: no writes known": (21, aliasing, "written", lambda node, modules: []),
     "lowered: nothing shares memory": (21, aliasing, "_sources", lambda node, modules: []),
     "lowered: everything known": (36, aliasing, "known", lambda node, modules: True),
-    "lowered: no function in place": (
-        33,
-        aliasing,
-        "_asks_for_inplace",
-        lambda node: False,
-    ),
+    "lowered: no function in place": (33, aliasing, "_asks_for_inplace",
+        lambda node: False),
     "lowered: writes forgotten": (21, aliasing.Memory, "version", lambda *_: 0),
     "lowered: views stay": (27, lowering, "_let_views_copy", lambda now, where: None),
     "lowered: layout": (36, aliasing.Memory, "counts_on_layout", lambda memory, node: None),
@@ -141,7 +133,7 @@ MISTAKES = {
     "unlike layers": (12, rules, "unlike", lambda labelled, embed=False, kept=(): ""),
     "padding not moved": (21, windows, "common", padding_left),
     "embedded in the corner": (6, windows.Window, "margins", in_the_corner),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)

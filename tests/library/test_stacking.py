@@ -521,35 +521,25 @@ def test_a_key_missing_from_an_assigned_checkpoint_is_named():
 UNFIT = {
     "missing weight": (lambda s, at: s.pop(at + "thin.weight"), 'Missing.*"{}thin.weight"'),
     "missing bias": (lambda s, at: s.pop(at + "wide.bias"), 'Missing.*"{}wide.bias"'),
-    "bias of a layer without": (
-        lambda s, at: s.update({at + "bare.bias": torch.zeros(3)}),
-        'Unexpected.*"{}bare.bias"',
-    ),
-    "unknown branch": (
-        lambda s, at: s.update({at + "new.weight": torch.zeros(3)}),
-        'Unexpected.*"{}new.weight"',
-    ),
-    "wrong rows": (
-        lambda s, at: s.update({at + "wide.weight": torch.zeros(3, 3, 1, 1)}),
-        r"{}wide.weight: .*\[4, 3, 1, 1\], got \[3, 3, 1, 1\]",
-    ),
+    "bias of a layer without": (lambda s, at: s.update({at + "bare.bias": torch.zeros(3)}),
+        'Unexpected.*"{}bare.bias"'),
+    "unknown branch": (lambda s, at: s.update({at + "new.weight": torch.zeros(3)}),
+        'Unexpected.*"{}new.weight"'),
+    "wrong rows": (lambda s, at: s.update({at + "wide.weight": torch.zeros(3, 3, 1, 1)}),
+        r"{}wide.weight: .*\[4, 3, 1, 1\], got \[3, 3, 1, 1\]"),
     "shape that would broadcast": (
         lambda s, at: s.update({at + "wide.bias": torch.zeros(1)}),
         r"{}wide.bias: .*\[4\], got \[1\]",
     ),
-    "a list": (
-        lambda s, at: s.update({at + "wide.bias": [1.0]}),
-        "{}wide.bias: .*, got list",
-    ),
-    "an array of another shape": (
-        lambda s, at: s.update({at + "thin.bias": np.ones(2)}),
-        r"{}thin.bias: .*, got \[2\]",
-    ),
+    "a list": (lambda s, at: s.update({at + "wide.bias": [1.0]}),
+        "{}wide.bias: .*, got list"),
+    "an array of another shape": (lambda s, at: s.update({at + "thin.bias": np.ones(2)}),
+        r"{}thin.bias: .*, got \[2\]"),
     "a key of the stacked layer": (
         lambda s, at: s.update({at + "layer.weight": torch.zeros(8, 3, 1, 1)}),
         'Unexpected.*"{}layer.weight"',
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("spoil", "message"), UNFIT.values(), ids=UNFIT)
@@ -862,89 +852,57 @@ REFUSED = [
     (rf"{ITSELF} ConvTranspose2d", lambda: [nn.ConvTranspose2d(3, 2, 1)]),
     (rf"{ITSELF} Bilinear", lambda: [nn.Bilinear(3, 3, 2)]),
     (rf"{ITSELF} Parametrized", lambda: [parametrizations.weight_norm(conv())]),
-    (
-        r"groups of layers\[0\]: expected 1, got 2",
-        lambda: [conv(2, 4, groups=2), conv(2, 4)],
-    ),
+    (r"groups of layers\[0\]: expected 1, got 2",
+     lambda: [conv(2, 4, groups=2), conv(2, 4)]),
     (hooks("forward"), lambda: [conv(), hooked("register_forward_hook")]),
     (hooks("forward_pre"), lambda: [conv(), hooked("register_forward_pre_hook")]),
     (hooks("backward"), lambda: [conv(), hooked("register_full_backward_hook")]),
     (hooks("backward_pre"), lambda: [conv(), hooked("register_full_backward_pre_hook")]),
     (hooks("state_dict"), lambda: [conv(), hooked("register_state_dict_post_hook")]),
-    (
-        hooks("load_state_dict_pre"),
-        lambda: [conv(), hooked("register_load_state_dict_pre_hook")],
-    ),
-    (
-        hooks("load_state_dict_post"),
-        lambda: [conv(), hooked("register_load_state_dict_post_hook")],
-    ),
+    (hooks("load_state_dict_pre"),
+     lambda: [conv(), hooked("register_load_state_dict_pre_hook")]),
+    (hooks("load_state_dict_post"),
+     lambda: [conv(), hooked("register_load_state_dict_post_hook")]),
     (hooks("tensor"), lambda: [conv(), with_tensor_hook("weight")]),
     (hooks("tensor"), lambda: [conv(), with_tensor_hook("bias")]),
     (hooks("forward_pre"), lambda: [conv(), nn.utils.spectral_norm(conv())]),
-    (
-        hooks("forward_pre"),
-        lambda: [conv(), prune.random_unstructured(conv(), "weight", 1)],
-    ),
+    (hooks("forward_pre"),
+     lambda: [conv(), prune.random_unstructured(conv(), "weight", 1)]),
     (hooks("state_dict_pre"), lambda: [conv(), hooked("register_state_dict_pre_hook")]),
-    (
-        hooks("tensor"),
-        lambda: [conv(), with_tensor_hook("weight", "register_post_accumulate_grad_hook")],
-    ),
+    (hooks("tensor"),
+     lambda: [conv(), with_tensor_hook("weight", "register_post_accumulate_grad_hook")]),
     (extras("forward"), lambda: [with_own("forward", torch.relu), conv()]),
     (extras("_conv_forward"), lambda: [with_own("_conv_forward", torch.relu), conv()]),
     (extras("child"), lambda: [with_own("child", nn.ReLU()), conv()]),
     (extras("scale"), lambda: [with_buffer("scale"), conv()]),
     (r"parameters of .*1\]: .*'bias': 'missing'", lambda: [conv(), without("bias")]),
-    (
-        r"parameters of .*0\]: .*'weight': 'torch.sparse_coo'",
-        lambda: [with_its("weight", lambda w: (w.to_sparse(),))],
-    ),
-    (
-        r"dtype of layers\[0\]: expected the same .*, got .*float32.*float64",
-        lambda: [with_its("bias", lambda b: (b.double(),))],
-    ),
-    (
-        r"device of layers\[0\]: expected the same .*, got .*cpu.*meta",
-        lambda: [with_its("bias", lambda b: (b.to("meta"),))],
-    ),
-    (
-        r"type differs: layers\[0\] Conv1d, layers\[1\] Linear; siblings have one type",
-        lambda: [nn.Conv1d(3, 2, 1), nn.Linear(3, 2)],
-    ),
-    (
-        r"in_channels differs: layers\[a\] 3, layers\[b\] 4; siblings have one in_channels",
-        lambda: {"a": conv(), "b": conv(2, 4)},
-    ),
-    (
-        r"in_features differs: layers\[0\] 3, layers\[1\] 4; siblings have one in_features",
-        lambda: [nn.Linear(3, 2), nn.Linear(4, 2)],
-    ),
+    (r"parameters of .*0\]: .*'weight': 'torch.sparse_coo'",
+     lambda: [with_its("weight", lambda w: (w.to_sparse(),))]),
+    (r"dtype of layers\[0\]: expected the same .*, got .*float32.*float64",
+     lambda: [with_its("bias", lambda b: (b.double(),))]),
+    (r"device of layers\[0\]: expected the same .*, got .*cpu.*meta",
+     lambda: [with_its("bias", lambda b: (b.to("meta"),))]),
+    (r"type differs: layers\[0\] Conv1d, layers\[1\] Linear; siblings have one type",
+     lambda: [nn.Conv1d(3, 2, 1), nn.Linear(3, 2)]),
+    (r"in_channels differs: layers\[a\] 3, layers\[b\] 4; siblings have one in_channels",
+     lambda: {"a": conv(), "b": conv(2, 4)}),
+    (r"in_features differs: layers\[0\] 3, layers\[1\] 4; siblings have one in_features",
+     lambda: [nn.Linear(3, 2), nn.Linear(4, 2)]),
     (r"kernel_size differs: .*\(1, 1\).*\(3, 3\); ", lambda: [conv(), conv(kernel=3)]),
     (r"stride differs: .*\(1, 1\).*\(2, 2\); ", lambda: [conv(), conv(stride=2)]),
     (r"padding differs: .*\(0, 0\).*\(1, 1\); ", lambda: [conv(), conv(padding=1)]),
-    (
-        r"padding differs: .*\(0, 0\).*\(1, 1\); ",
-        lambda: [conv(kernel=3), conv(kernel=3, padding="same")],
-    ),
-    (
-        "padding_mode differs: .*zeros.*circular; siblings have one padding_mode",
-        lambda: [conv(padding=1), conv(padding=1, padding_mode="circular")],
-    ),
-    (
-        r"dilation differs: .*\(1, 1\).*\(2, 2\); ",
-        lambda: [conv(kernel=3), conv(kernel=3, dilation=2)],
-    ),
+    (r"padding differs: .*\(0, 0\).*\(1, 1\); ",
+     lambda: [conv(kernel=3), conv(kernel=3, padding="same")]),
+    ("padding_mode differs: .*zeros.*circular; siblings have one padding_mode",
+     lambda: [conv(padding=1), conv(padding=1, padding_mode="circular")]),
+    (r"dilation differs: .*\(1, 1\).*\(2, 2\); ",
+     lambda: [conv(kernel=3), conv(kernel=3, dilation=2)]),
     ("dtype differs: .*float32.*float64; ", lambda: [conv(), conv().double()]),
     ("device differs: .*cpu.*meta; ", lambda: [conv(), conv(device="meta")]),
-    (
-        "requires_grad of weight differs: .*True.*False; siblings have one requires_grad",
-        lambda: [conv(), conv().requires_grad_(False)],
-    ),
-    (
-        "requires_grad of bias differs: .*True.*False; siblings have one requires_grad",
-        lambda: [conv(), with_its("bias", lambda b: (b, False))],
-    ),
+    ("requires_grad of weight differs: .*True.*False; siblings have one requires_grad",
+     lambda: [conv(), conv().requires_grad_(False)]),
+    ("requires_grad of bias differs: .*True.*False; siblings have one requires_grad",
+     lambda: [conv(), with_its("bias", lambda b: (b, False))]),
     ("training differs: .*True.*False; ", lambda: [conv(), conv().eval()]),
     (
         r"differs: layers\[0\] .*, layers\[1\] .*, layers\[2\] .*; ",  # the third alone
@@ -961,7 +919,7 @@ REFUSED = [
     ("layers: .*, got type int", lambda: 5),
     ("layers: .*, got type NoneType", lambda: None),
     ("layers: .*, got type Conv2d", conv),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "build"), REFUSED)

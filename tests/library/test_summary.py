@@ -39,20 +39,14 @@ def test_two_rounds_stay_within_their_ratios():
 
 NO_GAINS = [
     ("base: expected one of a, b, got 'c'", {"a": [1.0], "b": [1.0]}, "c"),
-    (
-        "samples: expected as many rounds of each, got {'a': 2, 'b': 1}",
-        {"a": [1.0, 2.0], "b": [1.0]},
-        "a",
-    ),
-    (
-        "samples: expected as many rounds of each, got {'a': 0, 'b': 0}",
-        {"a": [], "b": []},
-        "a",
-    ),
+    ("samples: expected as many rounds of each, got {'a': 2, 'b': 1}",
+     {"a": [1.0, 2.0], "b": [1.0]}, "a"),
+    ("samples: expected as many rounds of each, got {'a': 0, 'b': 0}", {"a": [], "b": []},
+     "a"),
     ("samples: expected times above 0, got ", {"a": [1.0], "b": [0.0]}, "a"),
     ("samples: expected times above 0, got ", {"a": [0.0], "b": [1.0]}, "a"),
     ("samples: expected times above 0, got ", {"a": [1.0], "b": [np.nan]}, "a"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("message", "samples", "base"), NO_GAINS)

@@ -525,16 +525,12 @@ def test_a_batch_is_verified_whole(opened):
 FAULTS = {
     "a wrong weight": ("weight[i] * (folded", "(weight[i] + (i === 77)) * (folded"),
     "a forgotten norm": ("scale[i % own] : 1", "1 : 1"),
-    "taps in the other order": (
-        "vec2i(i32(tap % job.side), i32(tap / job.side))",
-        "vec2i(i32(tap / job.side), i32(tap % job.side))",
-    ),
+    "taps in the other order": ("vec2i(i32(tap % job.side), i32(tap / job.side))",
+        "vec2i(i32(tap / job.side), i32(tap % job.side))"),
     "no barrier after loading": ("workgroupBarrier(); // the pieces are there", ""),
     "no barrier before loading": ("workgroupBarrier(); // and no longer needed", ""),
-    "branches swapped": (
-        'z(r3), into(w1 + w3), true, RELU), product("b3", z(0), into(w1)',
-        'z(r3), into(w1), true, RELU), product("b3", z(0), into(w1 + w5)',
-    ),
+    "branches swapped": ('z(r3), into(w1 + w3), true, RELU), product("b3", z(0), into(w1)',
+        'z(r3), into(w1), true, RELU), product("b3", z(0), into(w1 + w5)'),
     "parts swapped": ("view(name, k, w1), view(name, k, w1 + r3)]",
                       "view(name, k, w1 + r5), view(name, k, w1)]"),
     "a split one too early": ("true, RELU), cut: w1,", "true, RELU), cut: w1 - 1,"),
@@ -1690,23 +1686,14 @@ def test_two_launches_are_right_and_what_is_handed_over_is_counted(opened, row):
 
 
 TWO_FAULTS = {
-    "a pooling that forgets": (
-        "const POOLED = 8u;",
-        "const POOLED = 6u;",
-        {"two launches"},
-    ),
+    "a pooling that forgets": ("const POOLED = 8u;", "const POOLED = 6u;",
+        {"two launches"}),
     "no ReLU": ("job.epilogue > 1u", "job.epilogue > 9u", set(HANDED)),
-    "a branch in another's place": (
-        "own.b5_reduce, into(w1 + w3))",
-        "own.b5_reduce, into(w1))",
-        set(HANDED) - {"two launches"},
-    ),
-    "a dispatch left out": (
-        "[branches.flat().map((one) => [one])]",
-        "[branches.flat().slice(1).map((one) => [one])]",
-        {"a pass per dispatch"},
-    ),
-}
+    "a branch in another's place": ("own.b5_reduce, into(w1 + w3))",
+        "own.b5_reduce, into(w1))", set(HANDED) - {"two launches"}),
+    "a dispatch left out": ("[branches.flat().map((one) => [one])]",
+        "[branches.flat().slice(1).map((one) => [one])]", {"a pass per dispatch"}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", TWO_FAULTS)

@@ -95,22 +95,16 @@ def test_without_being_asked_nothing_is_embedded():
 
 # What cannot be embedded: (layers, the reason, why stacking anyway would be wrong).
 REFUSED = {
-    "padding not moved": (
-        [nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3)],
-        r"growth differs: layers\[0\] \(0, 0\), layers\[1\] \(-2, -2\)",
-    ),
-    "strides": (
-        [nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, stride=2, padding=1)],
-        "stride differs",
-    ),
+    "padding not moved": ([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3)],
+        r"growth differs: layers\[0\] \(0, 0\), layers\[1\] \(-2, -2\)"),
+    "strides": ([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, stride=2, padding=1)],
+        "stride differs"),
     "dilations": (
         [nn.Conv2d(3, 4, 3, padding=2, dilation=2), nn.Conv2d(3, 4, 5, padding=2)],
         r"dilation along axis 0 differs: layers\[0\] 2, layers\[1\] 1",
     ),
-    "no middle": (
-        [nn.Conv1d(3, 4, size, padding=size - 1, dilation=2) for size in (2, 3)],
-        r"parity of kernel_size differs",
-    ),
+    "no middle": ([nn.Conv1d(3, 4, size, padding=size - 1, dilation=2) for size in (2, 3)],
+        r"parity of kernel_size differs"),
     "border of something else": (
         [nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")],
         "padding_mode of .*: expected 'zeros', .*, got 'reflect'",
@@ -126,14 +120,9 @@ REFUSED = {
         ],
         r"order of weight in memory differs: layers\[0\] \(1, 2, 0\)",
     ),
-    "groups": (
-        [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)],
-        r"groups of layers\[1\]: expected 1, got 4",
-    ),
-    "inputs": (
-        [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)],
-        "in_channels differs",
-    ),
+    "groups": ([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)],
+        r"groups of layers\[1\]: expected 1, got 4"),
+    "inputs": ([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)], "in_channels differs"),
 }  # fmt: skip
 
 
