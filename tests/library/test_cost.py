@@ -285,7 +285,7 @@ def test_windows_of_different_rank_have_none_in_common():
 
 
 class Stage(torch.nn.Module):
-    """Siblings one of three ways, as the experiment `stage` races them."""
+    """Siblings one of three ways, as the experiment `stage` times them."""
 
     def __init__(self, way, sizes, c_in):
         super().__init__()

@@ -47,9 +47,9 @@ def test_all_modules_of_the_table_are_alike(row):
     assert tuple(counted) == LADDER["float32", "NCHW", 1]
 
 
-@pytest.mark.parametrize("rung", [variants.WRITTEN, variants.HOISTED])
-def test_the_module_is_left_as_it_was(ladder, rung):
-    network = copy.deepcopy(ladder[rung])
+@pytest.mark.parametrize("variant", [variants.WRITTEN, variants.HOISTED])
+def test_the_module_is_left_as_it_was(ladder, variant):
+    network = copy.deepcopy(ladder[variant])
     network.training = True
     before = copy.deepcopy(network.state_dict())
     cost.kernels(network, *HALF)

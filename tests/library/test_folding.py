@@ -1,10 +1,10 @@
 """folding.py: batch norms folded into convolutions, against the network as it was."""
 
 import copy
-import io
 import logging
-import pickle
 
+import copied
+import fusing
 import pytest
 import torch
 from torch import fx, nn
@@ -23,10 +23,7 @@ pytestmark = pytest.mark.usefixtures("in_float64")
 
 def net(forward, **members):
     """A module with these members and random statistics, in eval mode."""
-    model = type("Net", (nn.Module,), {"forward": forward})()
-    for name, member in members.items():
-        setattr(model, name, member)
-    return models.randomise(model).eval()
+    return models.randomise(fusing.net(forward, **members)).eval()
 
 
 def pair(dims=2, **options):
@@ -523,18 +520,7 @@ def test_a_frozen_norm_leaves_a_model_that_trains():
 # What a folded model keeps, and what it refuses.
 
 
-def again(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def saved(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {"itself": lambda m: m, "deepcopy": copy.deepcopy, "pickle": again, "saved": saved}
+COPIES = {"itself": lambda model: model, **copied.TOOLS}
 
 
 class Deep(nn.Module):

@@ -2,11 +2,10 @@
 
 import copy
 import gc
-import io
-import pickle
 import threading
 import weakref
 
+import copied
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from two_siblings import in_threads
 
 import hfusion
 from hfusion import FusionError, stacking
@@ -436,24 +436,10 @@ def test_results_have_no_gaps_unless_they_may(hoist, dense):
     same(model, double, torch.randn(3, 4), 1 if hoist else 2)
 
 
-def loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda m: pickle.loads(pickle.dumps(m)),
-    "torch.save": loaded,
-}
-
-
-@pytest.mark.parametrize("tool", COPIES)
+@pytest.mark.parametrize("tool", copied.TOOLS.values(), ids=copied.TOOLS)
 def test_copies(tool):
     model, double = pair()
-    other = COPIES[tool](double)
+    other = tool(double)
     assert _followers.follower_of(other.f) is not _followers.follower_of(double.f)
     same(model, other, row(), 1)
     other.g.negative_slope = model.g.negative_slope = 0.5
@@ -461,15 +447,13 @@ def test_copies(tool):
     model.g.negative_slope = 0.1
     same(model, double, row(), 1)
     double.g.negative_slope = model.g.negative_slope = 0.5
-    same(model, COPIES[tool](double), row(), 2)
+    same(model, tool(double), row(), 2)
 
 
 def test_a_part_can_be_saved_as_any_tensor():
     _, double = pair()
-    part, file = double.a(row()), io.BytesIO()
-    torch.save(part, file)
-    file.seek(0)
-    torch.testing.assert_close(torch.load(file, weights_only=True), part)
+    part = double.a(row())
+    torch.testing.assert_close(copied.saved(part, weights_only=True), part)
     assert not vars(part)
 
 
@@ -557,11 +541,7 @@ def test_threads():
                 if not torch.allclose(want, got, atol=1e-5):
                     failures.append(seed)
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run)
     assert not failures
 
 

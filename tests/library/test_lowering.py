@@ -2,13 +2,15 @@
 
 import copy
 import functools
-import io
 import operator
 from collections import Counter
 
+import fusing
 import pytest
 import torch
 import torch.nn.functional as F
+from copied import saved
+from fusing import ab
 from torch import fx, nn
 
 import hfusion
@@ -21,14 +23,7 @@ pytestmark = pytest.mark.usefixtures("in_float64")
 
 def net(forward, **members):
     """A model in eval mode, with this forward and these members."""
-    model = type("Net", (nn.Module,), {"forward": forward})()
-    for name, member in members.items():
-        setattr(model, name, member)
-    return model.eval()
-
-
-def ab(self, x):
-    return self.a(x), self.b(x)
+    return fusing.net(forward, **members).eval()
 
 
 def pair(forward=ab, **others):
@@ -172,10 +167,7 @@ def test_it_is_a_plain_graph_in_eval_mode(tmp_path):
     assert type(network).__mro__[1] is fx.GraphModule
     assert not any(module.training for module in network.modules())
     assert type(network).__name__ == "Inception"
-    file = io.BytesIO()
-    torch.save(network, file)
-    file.seek(0)
-    for other in (torch.load(file, weights_only=False), copy.deepcopy(network)):
+    for other in (saved(network), copy.deepcopy(network)):
         agree(other(x), network(x))
     assert not any("b3_reduce.conv" in path for path, _ in network.named_modules())
 

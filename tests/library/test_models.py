@@ -295,23 +295,6 @@ def test_randomise_draws_the_same_in_every_precision():
         assert torch.equal(tensor.float(), single[key]), key
 
 
-def without_norms(module):
-    module = copy.deepcopy(module)
-    for unit in module.children():
-        if isinstance(unit, models.ConvUnit):
-            unit.bn = nn.Identity()
-    return module
-
-
-def test_a_deleted_norm_hides_in_a_fresh_model_and_shows_in_a_random_one():
-    x, bound = image(2, 3, 6, 6), 0.01
-    fresh = small().double().eval()
-    agree(without_norms(fresh)(x), fresh(x), bound)
-    random = models.randomise(small()).double().eval()
-    with pytest.raises(Disagreement, match="entries differ"):
-        agree(without_norms(random)(x), random(x), bound)
-
-
 # GoogLeNet and Digits
 
 # The paper's column "output size": rows, channels; after the layer of that name.

@@ -2,13 +2,13 @@
 
 import copy
 import gc
-import io
 import logging
 import pickle
 import re
 import threading
 import weakref
 
+import copied
 import pytest
 import torch
 from fusing import net
@@ -21,6 +21,7 @@ from two_siblings import (
     answer,
     conv,
     group,
+    in_threads,
     infer,
     later,
     linear,
@@ -309,7 +310,7 @@ def test_each_parameter_is_stored_once():
     assert places[1] - places[0] == fused.a.weight.nbytes
 
 
-@pytest.mark.parametrize("tool", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("tool", copied.TOOLS.values(), ids=copied.TOOLS)
 def test_copies(tool):
     model, fused, x = pair()
     double = tool(fused)
@@ -320,14 +321,6 @@ def test_copies(tool):
     alone = tool(fused.b)
     torch.testing.assert_close(alone(x), model.b(x))
     assert len(pickle.dumps(fused.b)) < len(pickle.dumps(model.b)) + 500
-
-
-def test_saved_with_torch():
-    model, fused, x = pair()
-    file = io.BytesIO()
-    torch.save(fused, file)
-    file.seek(0)
-    same(model, torch.load(file, weights_only=False), x, rounds=1)
 
 
 def test_what_is_deleted_is_gone(caplog):
@@ -440,11 +433,7 @@ def test_threads():
             if not torch.allclose(fused(x)[1], model(x)[1], atol=1e-5):
                 failures.append(seed)
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run)
     assert not failures
     assert group(fused)._packings == 1
     assert not group(fused).off

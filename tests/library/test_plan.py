@@ -232,11 +232,6 @@ def test_wrong_answers_of_accept(answer):
         plan(pair(), accept=lambda group: answer)
 
 
-def test_wrong_embed():
-    with pytest.raises(FusionError, match=r"^embed: expected True or False, got 1$"):
-        plan(pair(), embed=1)
-
-
 @pytest.mark.parametrize("model", [None, 5, "model", nn.Linear], ids=str)
 @pytest.mark.parametrize("call", [plan, fuse])
 def test_wrong_models(call, model):
@@ -321,40 +316,6 @@ def test_accept_is_asked_about_each_group_that_could_be_fused(found):
     assert [group.names for group in groups_of(fused)] == [("a", "b")]
     check(fused, model, x)
     assert len(asked) == 2  # apply() asks nobody
-
-
-class Judge:
-    """Answers for all groups at once, and then for the fused model."""
-
-    def __init__(self, about, whole=True):
-        self.about, self.answer, self.seen = about, whole, []
-
-    def __call__(self, group):
-        raise AssertionError("a judge is asked about all of them")
-
-    def groups(self, groups):
-        self.seen.append([group.members for group in groups])
-        return [self.about.get(group.members, True) for group in groups]
-
-    def whole(self, model, fused):
-        self.seen.append([group.names for group in groups_of(fused)])
-        return self.answer
-
-
-@by_found
-def test_a_judge_answers_for_all_groups_and_for_the_whole(found):
-    model, x = two_families(), image()
-    judge = Judge({("c", "d"): "too slow"})
-    plan = planned(model, x, found, accept=judge)
-    assert judge.seen == [[("a", "b"), ("c", "d")], [("a", "b")]]
-    assert fused_members(plan) == [{"a", "b"}]
-    check(plan.apply(), model, x)
-    judge = Judge({("a", "b"): "no"}, "not as a whole")
-    plan = planned(model, x, found, accept=judge)
-    assert {g.reason for g in plan.groups if len(g.members) > 1} == {"no", "not as a whole"}
-    judge = Judge({("a", "b"): "no", ("c", "d"): "no"}, "never asked")
-    assert not fused_members(planned(model, x, found, accept=judge))
-    assert len(judge.seen) == 1
 
 
 # A model that changed since it was planned.

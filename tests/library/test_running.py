@@ -103,28 +103,6 @@ def test_one_row_is_in_one_piece_by_chance(view, needs):
                 torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-class Levels(nn.Module):
-    """A head for several inputs, as detectors have: level by level, or layer by layer."""
-
-    def __init__(self, by_level):
-        super().__init__()
-        self.a, self.b, self.by_level = nn.Linear(4, 2), nn.Linear(4, 3), by_level
-
-    def forward(self, *levels):
-        if self.by_level:
-            return [(self.a(x), self.b(x)) for x in levels]
-        return [self.a(x) for x in levels], [self.b(x) for x in levels]
-
-
-@pytest.mark.parametrize("by_level", [True, False])
-def test_siblings_take_turns(by_level):
-    """Else all but one of the products would be for nothing."""
-    levels = tuple(torch.randn(n, 4) for n in (1, 2, 3))
-    (group,) = hfusion.plan(Levels(by_level), levels).groups
-    assert group.fused is by_level
-    assert by_level or group.reason.startswith("they do not take turns")
-
-
 def test_a_model_that_cannot_be_run_is_named():
     with pytest.raises(FusionError, match="cannot be run with example_inputs"):
         hfusion.plan(Three(heads), torch.randn(2, 4, 8))

@@ -7,12 +7,12 @@ show that they can fail.
 """
 
 import copy
-import io
 import pickle
 
 import numpy as np
 import pytest
 import torch
+from copied import saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -460,10 +460,8 @@ def test_state_dict_tensors_are_views_as_torchs_are():
 
 
 def test_a_saved_state_loads_with_weights_only():
-    stacked, file = stacking.stack(siblings()), io.BytesIO()
-    torch.save(stacked.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
+    stacked = stacking.stack(siblings())
+    state = saved(stacked.state_dict(), weights_only=True)
     assert same_state(state, siblings().state_dict())
     for fresh in (siblings(seed=1), stacking.stack(siblings(seed=1))):
         fresh.load_state_dict(state)

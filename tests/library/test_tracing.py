@@ -175,19 +175,6 @@ def test_a_line_of_a_notebook_is_in_the_cell(monkeypatch):
         plan(net(defined["forward"]))
 
 
-@pytest.mark.parametrize("model", [None, "model", nn.Linear, {}], ids=str)
-def test_only_a_module_can_be_traced(model):
-    with pytest.raises(FusionError, match=r"^model: expected an nn.Module, got \w+$"):
-        trace(model)
-
-
-def test_a_model_that_cannot_be_copied():
-    model = net(siblings)
-    model.product = model.q.weight * 2  # no leaf: torch refuses to copy it
-    with pytest.raises(FusionError, match=r"^model cannot be copied: Only Tensors created"):
-        plan(model)
-
-
 def test_whatever_needs_a_copy_says_so():
     """A lock can be copied by nobody; a GraphModule's attributes are not looked at."""
     import threading

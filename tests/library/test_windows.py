@@ -322,7 +322,7 @@ def test_pairs_of_two_dilations_are_fused_apart():
     ]
 
 
-def test_the_judge_races_what_would_be_embedded(naive, x):
+def test_the_judge_times_what_would_be_embedded(naive, x):
     judge = hfusion.faster((x,), margin=1e6, bursts=5, rounds=1, calls=1, apart=0)
     planned = hfusion.plan(naive, accept=judge, embed=True)
     assert [len(group.members) for group in planned.groups] == [4, 2]

@@ -1,5 +1,7 @@
 """Two siblings, fused; what may happen between their calls; what may move their weights."""
 
+import threading
+
 import torch
 from torch import nn
 
@@ -160,3 +162,12 @@ MOVES = {
 def fill(module):
     for value in module.parameters():
         nn.init.constant_(value, 0.25)
+
+
+def in_threads(run, count=6):
+    """Call run(0), run(1), … at once, each in a thread of its own."""
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
