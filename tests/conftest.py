@@ -18,11 +18,10 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items):
-    """A browser takes long, and so does compiling every kernel."""
+    """A browser takes long, and so does building the pages or compiling every kernel."""
+    long = {"browser", "launch", "fox", "site", "compiled_again"}
     for item in items:
-        if {"browser", "launch", "fox", "compiled_again"} & set(
-            getattr(item, "fixturenames", ())
-        ):
+        if long & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -7,7 +7,7 @@ between `measured`, or `headline`, is read from the records. `make run` writes a
 import contextlib
 import statistics
 import textwrap
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from hfusion import timing
@@ -40,6 +40,7 @@ WAYS = {
 NO_GPU = "No GPU has been recorded yet."
 
 
+@cache
 def counted():
     """The README's figure in words, and what it shows."""
     module, x = variants.inception("3a", 1, "float32", "cpu")

@@ -61,28 +61,11 @@ def record(options, fail):
     """
     if options.page:
         return _adopted(options, fail)
-    known = experiments.SHARES
-    names = list(dict.fromkeys(options.experiments)) or list(known)
-    if strange := [name for name in names if name not in known]:
-        listed, got = ", ".join(known), strange[0]
-        return fail(
-            2, f"experiment: expected one of {listed}, got {got!r}{near(got, known)}"
-        )
-    if not importlib.util.find_spec("tqdm"):
-        return fail(1, "the progress bar needs tqdm: pip install tqdm")
+    names = list(dict.fromkeys(options.experiments)) or list(experiments.SHARES)
     there = experiments.here()
     device = options.device or there
-    if device not in ("cpu", there):
-        fits = "cpu" if there == "cpu" else f"{there} or cpu"
-        return fail(2, f"--device: expected {fits}, which torch finds, got {device}")
-    places = {"--folder": options.folder}
-    if options.pack:
-        places["--pack"] = str(Path(options.pack).parent)
-    for option, place in places.items():
-        try:  # before anything is measured that could not be kept
-            Path(place).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return fail(2, f"{option}: expected a folder, got {place!r}: {error.strerror}")
+    if unfit := _unfit(names, device, there, options):
+        return fail(*unfit)
     run = runs.Run(options.folder, machines.machine(device), names, options.pack)
     try:
         with _stopped_by_a_signal():
@@ -97,6 +80,28 @@ def record(options, fail):
         return fail(130, f"interrupted; {run.left()}")
     print(run.report())
     return run.status()
+
+
+def _unfit(names, device, there, options):
+    """(exit status, why) where this cannot be measured or kept; else None."""
+    known = experiments.SHARES
+    if strange := [name for name in names if name not in known]:
+        listed, got = ", ".join(known), strange[0]
+        return 2, f"experiment: expected one of {listed}, got {got!r}{near(got, known)}"
+    if not importlib.util.find_spec("tqdm"):
+        return 1, "the progress bar needs tqdm: pip install tqdm"
+    if device not in ("cpu", there):
+        fits = "cpu" if there == "cpu" else f"{there} or cpu"
+        return 2, f"--device: expected {fits}, which torch finds, got {device}"
+    places = {"--folder": options.folder}
+    if options.pack:
+        places["--pack"] = str(Path(options.pack).parent)
+    for option, place in places.items():
+        try:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return 2, f"{option}: expected a folder, got {place!r}: {error.strerror}"
+    return None
 
 
 def _adopted(options, fail):

@@ -14,9 +14,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from hfusion import models, timing
+from hfusion.stacking import rules
 from hfusion.timing import _devices, cost
 from sideways import estimates, experiments, recorder, records
-from sideways.experiments import ceilings, chains, variants
+from sideways.experiments import ceilings, chains, launch_overhead, variants
 from sideways.recorder import machines, measuring
 
 NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype"
@@ -66,6 +67,8 @@ class Made(TorchFunctionMode):
 def gpu(request, monkeypatch):
     """The name of a made-up device, there while a test runs; it counts who waits."""
     kind, waits = request.param, []
+    plain = {name: (*kinds, There) for name, kinds in rules._PLAIN.items()}
+    monkeypatch.setattr(rules, "_PLAIN", plain)  # a real GPU's parameters are no subclass
     modules = {kind: types.SimpleNamespace(synchronize=lambda: waits.append(kind))}
     known = torch.get_device_module
     monkeypatch.setattr(
@@ -115,6 +118,7 @@ def measured(name, kind, monkeypatch):
     monkeypatch.setitem(models.TABLE, "small", SMALL)
     monkeypatch.setattr(module, "cases", lambda device: CASES[name])
     monkeypatch.setattr(module, "ROUNDS", 2, raising=False)
+    monkeypatch.setattr(launch_overhead, "CHAINS", (1, 10))
     monkeypatch.setattr(variants, "compiled", no_compiler)
     return experiments.run(name, kind)
 

@@ -586,6 +586,7 @@ PIPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", PIPED.values(), ids=PIPED)
 def test_who_reads_may_stop_reading(here, arguments):
     """As in `python -m hfusion plan … | head -1`."""
@@ -596,6 +597,7 @@ def test_who_reads_may_stop_reading(here, arguments):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_who_reads_errors_may_stop_reading(here):
     """As in `python -m hfusion … 2>&1 | head -1`."""
     reads, writes = os.pipe()
@@ -615,6 +617,7 @@ def test_a_full_disk_is_called_so(here):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="wants a shell")
 def test_nobody_listens(here):
     """Both streams closed; the status is still true."""
@@ -627,6 +630,7 @@ def test_nobody_listens(here):
         assert done.returncode == status
 
 
+@pytest.mark.slow
 def test_a_terminal_without_the_signs(here):
     """ASCII only, and narrow; a ? stands for what it lacks. There is no HOME either."""
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -105,7 +105,7 @@ width = st.integers(1, 12)
 side = st.integers(1, 7)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25 if os.environ.get("HFUSION_TESTS") == "all" else 6)
 @given(
     widths=st.tuples(*[width] * 7),
     times=st.sampled_from((1, 2, 8)),
@@ -206,8 +206,14 @@ def test_a_window_has_the_taps_that_lie_in_the_image(side, size):
 # The depth of launch 2, cut into parts.
 
 
-@pytest.mark.parametrize("splits", [2, 3, 5])
-@pytest.mark.parametrize("case", range(len(CASES)))
+def in_parts():
+    """Every case in 2, 3 and 5 parts; the two largest take long."""
+    for case, splits in itertools.product(range(len(CASES)), (2, 3, 5)):
+        large = case in (4, 9) and splits != 3
+        yield pytest.param(case, splits, marks=[pytest.mark.slow] * large)
+
+
+@pytest.mark.parametrize(("case", "splits"), [*in_parts()])
 def test_in_parts(case, splits):
     kind = list(SHARE)[(case + splits) % 3]
     check(*CASES[case], kind, ((16, 16, 16, 1, 1), (16, 16, 16, 1, 1)), splits)

@@ -103,7 +103,11 @@ def mlp():
 
 @pytest.mark.parametrize(
     "work",
-    [sharding.gated_mlp, sharding.gated_mlp_by_rows, sharding.gated_mlp_by_dtensor],
+    [
+        sharding.gated_mlp,
+        sharding.gated_mlp_by_rows,
+        pytest.param(sharding.gated_mlp_by_dtensor, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_compute_what_one_does(mlp, work):
     arguments, expected = mlp
@@ -111,6 +115,7 @@ def test_two_processes_compute_what_one_does(mlp, work):
         timing.agree(result, expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_cut_in_the_middle_a_stacked_layer_is_wrong(mlp):
     """PyTorch's plan does not know of the blocks; `rows` does."""
     arguments, expected = mlp
@@ -144,6 +149,7 @@ def test_one_collective_or_two(mlp):
             assert [name for name in names if name not in local] == wanted
 
 
+@pytest.mark.slow
 def test_pytorchs_own_way_sends_as_often(mlp):
     for names in sharding.run(
         sharding.gated_mlp_by_dtensor, *mlp[0], count=True, limit_s=LIMIT_S
@@ -357,18 +363,16 @@ def test_each_process_gets_a_copy():
     assert not x.is_shared()
 
 
+@pytest.mark.slow
 def test_one_or_three_processes():
-    for world in (1, 3):
-        x, gate_up, down = numbers(2, 5), numbers(12, 5), numbers(5, 6)
-        expected = sharding.run(
-            sharding.gated_mlp, x, gate_up, down, world=1, limit_s=LIMIT_S
-        )[0]
-        results = sharding.run(
-            sharding.gated_mlp, x, gate_up, down, world=world, limit_s=LIMIT_S
-        )
-        assert len(results) == world
-        for result in results:
-            timing.agree(result, expected, 1e-12)
+    arguments = numbers(2, 5), numbers(12, 5), numbers(5, 6)
+    one, three = (
+        sharding.run(sharding.gated_mlp, *arguments, world=world, limit_s=LIMIT_S)
+        for world in (1, 3)
+    )
+    assert (len(one), len(three)) == (1, 3)
+    for result in three:
+        timing.agree(result, one[0], 1e-12)
 
 
 def test_the_first_to_fail_is_named(tmp_path):

@@ -22,10 +22,9 @@ def timeline(
 ) -> list[tuple[str, str, float, float]]:
     """When host and device should work in one call: [(lane, name, begin, end), …], in µs.
 
-    Like `timing.timeline`, but worked out. A kernel begins one gap (`node`) after the host
-    has handed it over and the kernel before it has ended. graph: whether all is handed
-    over as one CUDA graph. at: one value of each input; the middle ones if None. split:
-    after how many operators the host splits a product; a view has no kernel.
+    A kernel begins one gap (`node`) after the host has handed it over and the kernel before
+    it has ended. graph: whether all is handed over as one CUDA graph. at: one value of each
+    input; the middle ones if None. split: after how many operators the host splits.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())

@@ -52,15 +52,20 @@ def measure_case(
         why = skips or {EVERY: next(iter(gone.values()))}
         return Case(parameters, {}, calls={}, skipped=why)
     left_out = dict(gone) | ({} if whole else dict.fromkeys(benchmark.slow, AGAIN))
+    return _case(parameters, benchmark, device, rounds_of(experiment), deadline, left_out)
+
+
+def _case(parameters, benchmark, device, rounds, deadline, left_out):
+    """The Case of a benchmark, without the variants that are `left_out`, {name: why}."""
     variants, skips = _ready(benchmark, device, deadline, left_out)
-    rounds = rounds_of(experiment)
     if variants:
         deadline.say(f"{len(variants)} in turns")
     samples, calls, why = _measured(benchmark, variants, device, rounds, deadline)
     skips |= why
+    variants = {name: variants[name] for name in samples}
     if samples:
         deadline.say("counting")
-    launches, faults, why = _counted(benchmark, {n: variants[n] for n in samples}, device)
+    launches, faults, why = _counted(benchmark, variants, device)
     skips |= why
     events, why = benchmark.events, {}
     if benchmark.timeline and samples:  # last: a profiler makes what comes after it slower
@@ -74,7 +79,7 @@ def measure_case(
         faults=faults,
         skipped=skips | why,
         events=tuple(events or ()),
-        notes=_notes({name: variants[name] for name in samples}),
+        notes=_notes(variants),
     )
 
 

@@ -32,45 +32,23 @@ def run(
     again: bool | None = None,
     lost: Sequence[tuple[dict, str, str]] = (),
 ) -> Record:
-    """Run an experiment, a module, and return its Record.
+    """Run an experiment, a module as `sideways.recorder` describes it, to its Record.
 
-    float32 means float32, also in convolutions on a GPU, where cuDNN tries out its
-    algorithms.
-
-    Parameters
-    ----------
-    experiment
-        A module, as `sideways.recorder` describes it.
-    device
-        "cpu", "cuda", "mps" or "xpu".
-    limit_s
-        Seconds. What does not get its turn in time is skipped; within a case fewer rounds
-        are kept, if they are `measuring.LEAST_ROUNDS`.
-    progress
-        Is given the list of cases and passes them on, as tqdm does.
-    keep
-        Called after each case with the Record so far.
-    say
-        Called with what is done now, in words, and each second without.
-    known
-        A Record; its cases that are not `unfinished` are not measured again.
-    again
-        Whether the experiment's `again` cases are measured once more, with their slow
-        variants; True: nothing else is. A case that then lacks what it had stays.
-    lost
-        (parameters, variant, why not), variants that are left out; all of the case, if it
-        has none of that name.
+    device: "cpu", "cuda", "mps" or "xpu". limit_s: what does not get its turn in so many
+    seconds is skipped; a case may have fewer rounds. progress: is given the list of cases
+    and passes them on, as tqdm does. keep: called after each case with the Record so far.
+    say: called with what is done now, in words, and each second without. known: a Record;
+    its cases that are not `unfinished` are not measured again. again: whether those of the
+    experiment's `again` are, with slow variants, and kept where they lack nothing they had;
+    True: no others. lost: (parameters, variant, why not), left out; the whole case, if it
+    has none of that name.
     """
     deadline = Deadline(limit_s, say)
     made = partial(Record, **_circumstances(experiment, device))
     planned = list(experiment.cases(device))
     there = [case for case in (known.cases if known else ()) if not unfinished(case)]
     cases = {_key(case.parameters): case for case in there}
-
-    def so_far(reason):
-        rest = {_key(p): Case(p, {}, calls={}, skipped={EVERY: reason}) for p in planned}
-        return made(cases=tuple((rest | cases).values()), missing=_missing(cases.values()))
-
+    so_far = partial(_so_far, made, planned, cases)
     todo = _todo(experiment, device, planned, cases, again)
     wholes = iter([whole for _, whole in todo])
     with _full_float32():
@@ -84,6 +62,12 @@ def run(
             if keep:
                 keep(so_far(STOPPED))
     return so_far(deadline.reason)
+
+
+def _so_far(made, planned, cases, reason):
+    """A Record of what there is; reason: why there is not the rest of what was planned."""
+    rest = {_key(p): Case(p, {}, calls={}, skipped={EVERY: reason}) for p in planned}
+    return made(cases=tuple((rest | cases).values()), missing=_missing(cases.values()))
 
 
 @contextlib.contextmanager

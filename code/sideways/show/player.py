@@ -112,12 +112,8 @@ def splitting(sizes, pixels, batch):
     total = sum(sizes)
     owner = [i for i, size in enumerate(sizes) for _ in range(size)]
     layouts = {
-        "NCHW": [
-            owner[c] for _ in range(batch) for c in range(total) for _ in range(pixels)
-        ],
-        "NHWC": [
-            owner[c] for _ in range(batch) for _ in range(pixels) for c in range(total)
-        ],
+        "NCHW": [own for _ in range(batch) for own in owner for _ in range(pixels)],
+        "NHWC": owner * pixels * batch,
     }
     size, columns = 26, total * pixels
     steps: list = []
