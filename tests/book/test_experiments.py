@@ -62,7 +62,7 @@ def test_every_experiment_has_a_share_of_the_time():
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_what_is_raced_again_are_cases_of_the_experiment(name):
+def test_what_is_measured_again_are_cases_of_the_experiment(name):
     assert not experiments.again(name, "cpu")  # there nothing comes before compilers
     for device in experiments.ACCELERATORS:
         every = MODULES[name].cases(device)
@@ -100,7 +100,7 @@ def test_an_experiment_is_one_question_in_few_lines(name):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", MODULES)
-def test_cases_are_parameters_of_the_race(name, device):
+def test_cases_are_parameters_of_the_benchmark(name, device):
     cases = MODULES[name].cases(device)
     assert len({str(case) for case in cases}) == len(cases) > 0
     for case in cases:
@@ -193,15 +193,15 @@ def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
     )
 
 
-def test_the_whole_network_agrees_on_every_rung():
+def test_the_whole_network_agrees_on_every_step():
     benchmark = MODULES["network"].benchmark("cpu", "GoogLeNet", 1, "float32", "NCHW")
     with torch.no_grad():
         for name in benchmark.variants:
-            if name in RUNGS:
+            if name in STEPS:
                 measuring._checked(benchmark.variants[name], benchmark, "cpu")
 
 
-RUNGS = [
+STEPS = [
     variants.WRITTEN,
     variants.FOLDED,
     variants.STACKED,
@@ -217,9 +217,9 @@ def ladder():
     return variants.eager(model), x, variants.exact(model, x)[0]
 
 
-def test_each_rung_has_fewer_operators_and_the_same_result(ladder):
+def test_each_step_has_fewer_operators_and_the_same_result(ladder):
     nets, x, exact = ladder
-    assert list(nets) == RUNGS
+    assert list(nets) == STEPS
     counts = [timing.count_launches(lambda net=net: net(x)).count for net in nets.values()]
     assert counts == [20, 14, 12, 10, 6]
     with torch.no_grad():
@@ -227,7 +227,7 @@ def test_each_rung_has_fewer_operators_and_the_same_result(ladder):
             timing.near(net(x), exact, 1e-5)
 
 
-def test_the_last_rung_leaves_no_relu_of_its_own(ladder):
+def test_the_last_step_leaves_no_relu_of_its_own(ladder):
     nets, x, _ = ladder
     names = timing.count_launches(lambda: nets[variants.ONE_CALL](x)).names
     assert "relu" not in names
@@ -252,19 +252,19 @@ def test_the_shares_are_wide_enough_for_small_numbers_and_not_for_mistakes(kind)
     share = 2 * variants.TOLERANCE[kind]
     with torch.no_grad():
         nets = variants.eager(model)
-        for rung in (variants.WRITTEN, variants.FOLDED, variants.HOISTED):
-            timing.near(nets[rung](x), exact, share)
+        for variant in (variants.WRITTEN, variants.FOLDED, variants.HOISTED):
+            timing.near(nets[variant](x), exact, share)
         wrong = model(x).roll(1, dims=1)
     with pytest.raises(timing.Disagreement):
         timing.near(wrong, exact, share)
 
 
-def test_arms_in_a_graph_say_how_often_they_repeat(ladder):
+def test_variants_in_a_graph_say_how_often_they_repeat(ladder):
     nets, x, _ = ladder
     names = variants.every(nets, x, "cpu", times=variants.TIMES)
     in_graphs = {name for name in names if name.startswith("graph")}
     assert variants.repeats(names) == dict.fromkeys(in_graphs, variants.TIMES)
-    assert {f"graph, {rung}" for rung in (*nets, variants.TWO)} < in_graphs
+    assert {f"graph, {variant}" for variant in (*nets, variants.TWO)} < in_graphs
     assert f"graph, max-autotune, {variants.FOLDED}" in in_graphs
 
 
@@ -301,7 +301,7 @@ def test_in_two_launches_a_module_computes_the_same(tuned):
 
 
 @pytest.mark.parametrize(("processors", "split"), [(132, True), (1, False)])
-def test_two_launches_that_are_not_split_are_no_arm_of_their_own(
+def test_two_launches_that_are_not_split_are_no_variant_of_their_own(
     tuned, monkeypatch, processors, split
 ):
     model = models.randomise(models.Inception((6, 5, 16, 5, 3, 5, 5))).eval()
@@ -326,7 +326,7 @@ def test_the_variants_of_two_launches_are_told_apart(monkeypatch):
         variants, "on_cuda", lambda device, make, *args: told.append(args[2])
     )
     x = torch.zeros(1)
-    nets = dict.fromkeys(RUNGS, torch.nn.Identity())
+    nets = dict.fromkeys(STEPS, torch.nn.Identity())
     timed = variants.every(nets, x, "cuda", [], 1, variants.OURS)
     for name in variants.OURS:
         timed[name]()
@@ -363,7 +363,7 @@ def test_what_only_a_gpu_can_is_unavailable_elsewhere(way):
         chains.chains("abs", way, (1,), "cpu")
 
 
-def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
+def test_a_library_that_cannot_do_it_makes_a_variant_unavailable():
     def refuses():
         raise RuntimeError("cuDNN says no\nand\na long trace")
 
@@ -375,7 +375,7 @@ def test_a_library_that_cannot_do_it_makes_an_arm_unavailable():
         guards.tried(raising(TypeError("oops")))
 
 
-def test_a_compiler_that_is_missing_makes_an_arm_unavailable(monkeypatch):
+def test_a_compiler_that_is_missing_makes_a_variant_unavailable(monkeypatch):
     def compile_later(net, mode, dynamic):
         return raising(RuntimeError("no C++ compiler\nlong advice"))
 
@@ -565,9 +565,9 @@ def test_projections_are_products_without_a_bias(name, drawn, gpu, monkeypatch):
 
 COMPILED = {"as written", "folded", "folded, stacked, hoisted"}
 AUTOTUNED = {
-    f"{name}, {rung}"
+    f"{name}, {variant}"
     for name in ("max-autotune", "graph, max-autotune")
-    for rung in ("folded", "folded, stacked, hoisted")
+    for variant in ("folded", "folded, stacked, hoisted")
 }
 
 
@@ -581,8 +581,8 @@ def test_the_ladder_of_a_module(drawn, gpu, uncompiled, monkeypatch):
     assert lies(given_to_layers(benchmark.variants["as written"]())[0], "NHWC")
     assert check(benchmark) == {20}
     assert benchmark.tolerance == 2e-5
-    ways = {*RUNGS, *variants.OURS}
-    compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
+    ways = {*STEPS, *variants.OURS}
+    compiled = {f"compile, {variant}" for variant in COMPILED} | AUTOTUNED
     graphs = {f"graph, {way}" for way in ways}
     graphs |= {"graph, streams"}
     assert set(benchmark.variants) == ways | graphs | compiled | {"streams"}
@@ -603,7 +603,7 @@ def test_a_ladder_is_autotuned_where_the_book_compares_it(
 ):
     benchmark = MODULES["module_ladder"].benchmark(device, "tiny", 2, dtype, layout)
     assert AUTOTUNED & set(benchmark.variants) == (AUTOTUNED if thorough else set())
-    assert {f"compile, {rung}" for rung in COMPILED} < set(benchmark.variants)
+    assert {f"compile, {variant}" for variant in COMPILED} < set(benchmark.variants)
     assert benchmark.expected[0].device.type == device
     assert benchmark.tolerance == 2 * SHARES[dtype]
     with pytest.raises(Unavailable):
@@ -638,8 +638,8 @@ def test_the_ladder_of_a_network(drawn, gpu, uncompiled, monkeypatch):
         with pytest.raises(Unavailable, match="left out"):
             benchmark.variants.pop(name)()
     assert check(benchmark) == {1}
-    ways, ends = {*RUNGS, variants.TWO}, ("as written", "folded, stacked, hoisted")
-    compiled = {f"compile, {rung}" for rung in COMPILED} | AUTOTUNED
+    ways, ends = {*STEPS, variants.TWO}, ("as written", "folded, stacked, hoisted")
+    compiled = {f"compile, {variant}" for variant in COMPILED} | AUTOTUNED
     graphs, runtime = {f"graph, {way}" for way in ways}, {f"one, {end}" for end in ends}
     assert set(benchmark.variants) == ways | graphs | compiled | runtime
     assert others == [f"other, {end}" for end in ends]
@@ -669,7 +669,7 @@ def test_a_network_is_autotuned_for_one_image(
     benchmark = network.benchmark(device, "GoogLeNet", batch, dtype, "NCHW")
     assert [x.shape for x in drawn] == [(batch, 3, 224, 224)]
     assert AUTOTUNED & set(benchmark.variants) == (AUTOTUNED if thorough else set())
-    assert {f"compile, {rung}" for rung in COMPILED} < set(benchmark.variants)
+    assert {f"compile, {variant}" for variant in COMPILED} < set(benchmark.variants)
     assert benchmark.expected[0].device.type == device
     if device == "meta":
         with pytest.raises(Unavailable, match=r"^compared on CPUs only$"):
@@ -984,29 +984,29 @@ def test_a_stopwatch_notes_when_a_call_returned_and_when_it_was_done(
 
 
 @pytest.mark.parametrize(
-    ("rung", "launches"), [(variants.WRITTEN, 20), (variants.HOISTED, 10)]
+    ("variant", "launches"), [(variants.WRITTEN, 20), (variants.HOISTED, 10)]
 )
-def test_a_timeline_is_that_of_the_rung_which_is_raced(rung, launches, drawn, monkeypatch):
+def test_a_timeline_is_that_of_the_step_measured(variant, launches, drawn, monkeypatch):
     seen, event = [], ("host", "conv2d", 0.0, 1.0)
     monkeypatch.setattr(timing, "timeline", lambda *given: seen.append(given) or [event])
-    benchmark = MODULES["timeline"].benchmark("cpu", "tiny", rung)
+    benchmark = MODULES["timeline"].benchmark("cpu", "tiny", variant)
     assert not seen  # only after the benchmark
     assert benchmark.timeline() == [event]
     assert benchmark.tolerance == 1e-5
     assert [x.shape for x in drawn] == [(1, 6, 4, 4)]
     ((call, device),) = seen
     assert device == "cpu"
-    assert list(benchmark.variants) == [rung]
-    assert benchmark.variants[rung]() is call
+    assert list(benchmark.variants) == [variant]
+    assert benchmark.variants[variant]() is call
     assert agreed(benchmark)
     assert timing.count_launches(call).count == launches
-    benchmark = MODULES["timeline"].benchmark("meta", "tiny", rung)
+    benchmark = MODULES["timeline"].benchmark("meta", "tiny", variant)
     benchmark.timeline()
     assert benchmark.expected[0].device.type == "meta"
     assert seen[1][1] == "meta"
 
 
-# Rungs and rivals one by one.
+# Variants and rivals one by one.
 
 
 def test_the_variants_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
@@ -1020,24 +1020,26 @@ def test_the_variants_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
         "in_two",
         lambda net, x, options: two.append(net(x)) or partial(net, f"{x}, in two"),
     )
-    nets = {rung: (lambda x, rung=rung: (rung, x)) for rung in RUNGS}
+    nets = {variant: (lambda x, variant=variant: (variant, x)) for variant in STEPS}
     monkeypatch.setattr(variants, "in_one_call", lambda net, x: partial(net, x))
     made = {
         name: make() for name, make in variants.every(nets, "x", "cpu", times=7).items()
     }
-    plain = {rung: (rung, "x") for rung in RUNGS} | {variants.TWO: ("folded", "x, in two")}
+    plain = {variant: (variant, "x") for variant in STEPS} | {
+        variants.TWO: ("folded", "x, in two")
+    }
     graphs = {f"graph, {name}": result for name, result in plain.items()}
     assert {name: call() for name, call in made.items()} == {
         **plain,
         **graphs,
-        **{f"compile, {rung}": (rung, "x, default") for rung in COMPILED},
+        **{f"compile, {variant}": (variant, "x, default") for variant in COMPILED},
         **{
-            f"{name}, {rung}": (rung, f"x, {mode}")
+            f"{name}, {variant}": (variant, f"x, {mode}")
             for name, mode in (
                 ("max-autotune", "max-autotune"),
                 ("graph, max-autotune", "max-autotune-no-cudagraphs"),
             )
-            for rung in ("folded", "folded, stacked, hoisted")
+            for variant in ("folded", "folded, stacked, hoisted")
         },
     }
     assert {name: call.times for name, call in made.items() if hasattr(call, "times")} == {
@@ -1049,7 +1051,7 @@ def test_the_variants_of_a_ladder_get_what_their_names_say(gpu, monkeypatch):
 def test_a_graph_of_a_ladder_has_one_call_unless_told_otherwise(
     gpu, uncompiled, monkeypatch
 ):
-    nets = dict.fromkeys(RUNGS, torch.relu)
+    nets = dict.fromkeys(STEPS, torch.relu)
     monkeypatch.setattr(variants, "in_one_call", lambda net, x: partial(net, x))
     made = variants.every(nets, torch.ones(1), "cpu", modes=["default"])
     assert made["graph, folded"]().times == 1
@@ -1507,15 +1509,15 @@ def test_two_launches_in_cold_caches_are_tuned_once(tuned):
 # Names and times of kernels.
 
 
-@pytest.mark.parametrize("rung", ["folded, stacked, hoisted", "two launches"])
-def test_a_rung_leaves_a_timeline_of_itself(rung, drawn, gpu, uncompiled, monkeypatch):
+@pytest.mark.parametrize("name", ["folded, stacked, hoisted", "two launches"])
+def test_a_step_leaves_a_timeline_of_itself(name, drawn, gpu, uncompiled, monkeypatch):
     asked = []
     monkeypatch.setattr(
         timing, "timeline", lambda variant, device: asked.append(variant) or []
     )
-    benchmark = MODULES["kernel_times"].benchmark("cpu", "tiny", rung, "float32", "NHWC")
+    benchmark = MODULES["kernel_times"].benchmark("cpu", "tiny", name, "float32", "NHWC")
     (variant,) = agreed(benchmark).values()
-    assert set(benchmark.variants) == {rung}
+    assert set(benchmark.variants) == {name}
     assert asked == []
     benchmark.timeline()
     assert asked == [variant]

@@ -236,7 +236,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_the_bar_says_case_arm_and_time_left(clock):
+def test_the_bar_says_case_variant_and_time_left(clock):
     file, seen = io.StringIO(), []
     with Bar("module_ladder", 100, file) as bar:
         for number, _ in enumerate(bar.cases(PLANNED)):

@@ -1,4 +1,4 @@
-"""The table of what stacking brought: every arm compared with the right other one."""
+"""The table of what stacking brought: every variant compared with the right other one."""
 
 import doctest
 import itertools
@@ -87,7 +87,7 @@ def test_each_way_is_compared_in_its_own_mode():
 
 
 @pytest.mark.parametrize("missing", STAGE)
-def test_what_was_not_raced_is_left_out(missing):
+def test_what_was_not_measured_is_left_out(missing):
     left = {variant: us for variant, us in STAGE.items() if variant != missing}
     found = middles(record("stage", (case(module="3a"), left)))
     assert len(found) == 3 - {"separate": 2}.get(missing, 1)

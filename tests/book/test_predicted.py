@@ -165,7 +165,7 @@ def test_at_the_ends_of_a_range_it_is_a_hit():
     assert outside.missed == pytest.approx(math.log(2))
 
 
-def test_only_the_arms_that_are_asked_for(recorded):
+def test_only_the_variants_that_are_asked_for(recorded):
     said = ladder(recorded, variants=("slow",), module="3b")
     assert "fast" not in said
     assert "3a" not in said
@@ -175,12 +175,12 @@ def test_only_the_arms_that_are_asked_for(recorded):
 @pytest.mark.parametrize(
     ("variants", "gains"), [(("fast",), set()), (("slow", "fast"), {"fast / slow"})]
 )
-def test_a_gain_is_kept_with_both_of_its_arms(variants, gains):
+def test_a_gain_is_kept_with_both_of_its_variants(variants, gains):
     cases = judge.chosen(CONTENT, "module_ladder", variants)
     assert [set(case["gains"]) for case in cases] == [gains] * 2
 
 
-def test_an_arm_that_did_not_run_is_counted(root):
+def test_a_variant_that_did_not_run_is_counted(root):
     case = RECORD.cases[0]
     short = dataclasses.replace(
         case, samples={"slow": (100.0,)}, launches={}, skipped={"fast": "failed: no"}

@@ -262,7 +262,7 @@ def test_a_convolution_says_what_it_reads_and_writes():
 # The variants are those of the experiments.
 
 
-def test_the_variants_of_a_ladder_are_those_that_are_raced(small):
+def test_the_variants_of_a_ladder_are_those_that_are_measured(small):
     _, parameters, works = small[0]
     found = ranges.predicted("module_ladder", parameters, works)
     model, x = variants.inception("3a", 1, "float32", "cpu")
@@ -273,7 +273,7 @@ def test_the_variants_of_a_ladder_are_those_that_are_raced(small):
     assert set(found["kernels"]) == set(measured)
 
 
-def test_a_gain_is_how_much_faster_an_arm_is(small):
+def test_a_gain_is_how_much_faster_a_variant_is(small):
     _, parameters, works = small[0]
     found = ranges.predicted("module_ladder", parameters, works)
     us = found["us"]
@@ -292,7 +292,7 @@ def test_the_device_decides_where_the_host_is_faster(small):
     assert single["graph, separate"] == single["separate"] + 7
 
 
-def test_the_variants_of_a_stage_are_those_that_are_raced(small):
+def test_the_variants_of_a_stage_are_those_that_are_measured(small):
     _, parameters, works = small[3]
     found = ranges.predicted("stage", parameters, works)
     benchmark = stage.benchmark("cpu", "3a", 1, "float32", "NCHW")

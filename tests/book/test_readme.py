@@ -105,7 +105,7 @@ def test_gains_and_losses_are_told_alike(tmp_path):
     assert said.endswith("No GPU has been recorded yet.")
 
 
-def test_what_was_not_raced_is_named(tmp_path):
+def test_what_was_not_measured_is_named(tmp_path):
     compiled = {"compile, folded": (6.0,) * 3, f"compile, {variants.HOISTED}": (3.0,) * 3}
     kept(tmp_path, [case(1, **fused(4.0, 4.0, 4.0), **compiled), case(8, **compiled),
                     case(1, "torchvision"), case(64)], "cuda")  # fmt: skip

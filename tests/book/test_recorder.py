@@ -45,7 +45,7 @@ def twice(tolerance=1e-6, **more):
     return Benchmark(variants | more, TWICE, tolerance)
 
 
-def test_a_record_has_what_was_raced():
+def test_a_record_has_what_was_measured():
     made = recorder.run(experiment(twice(), twice()))
     assert (made.experiment, made.question) == ("made_up", "Which?")
     assert made.counted == "operators"
@@ -108,7 +108,7 @@ def test_a_result_within_its_share_passes_and_beyond_it_does_not():
     assert list(case.skipped) == ["off"]
 
 
-def test_an_arm_may_have_a_share_of_its_own():
+def test_a_variant_may_have_a_share_of_its_own():
     off = {name: lambda: lambda: 2 * X + 0.7e-3 * 8 for name in ("rounded", "wrong")}
     benchmark = dataclasses.replace(twice(**off), tolerances={"rounded": 1e-3})
     (case,) = recorder.run(experiment(benchmark)).cases
@@ -134,7 +134,7 @@ def failing(calls):
 
 # The check calls it once, the search for `calls` three times, the warm-up three times.
 @pytest.mark.parametrize("calls", [0, 1, 3, 4, 6, 7, 8, 60, 300])
-def test_an_arm_that_fails_stops_no_other(calls):
+def test_a_variant_that_fails_stops_no_other(calls):
     benchmark = twice(other=lambda: failing(calls))
     first, second = recorder.run(experiment(benchmark, twice(), ROUNDS=6)).cases
     for case in (first, second):
@@ -143,7 +143,7 @@ def test_an_arm_that_fails_stops_no_other(calls):
     assert first.skipped == {"other": "failed: ZeroDivisionError: ours"}
 
 
-def test_what_makes_an_arm_or_a_case_may_fail():
+def test_what_makes_a_variant_or_a_case_may_fail():
     broken = raising(KeyError("x"))
     made = recorder.run(experiment(twice(other=broken), ValueError("no"), twice()))
     first, second, third = made.cases
@@ -152,7 +152,7 @@ def test_what_makes_an_arm_or_a_case_may_fail():
     assert set(first.samples) == set(third.samples) == {"add", "multiply"}
 
 
-def test_an_arm_is_named_by_its_own_name_whatever_it_races_itself():
+def test_a_variant_is_named_by_its_own_name_whatever_it_times_itself():
     """The kernels benchmark their tiles while a variant is made."""
 
     def tuned():
@@ -180,25 +180,25 @@ def test_who_stops_the_program_stops_it(stop):
         recorder.run(experiment(twice(other=raising(stop()))))
 
 
-def test_a_race_that_fails_for_no_arm_is_skipped_whole(monkeypatch):
+def test_a_benchmark_that_fails_for_no_variant_is_skipped_whole(monkeypatch):
     monkeypatch.setattr(timing, "benchmark", raising(RuntimeError("the device is lost")))
     (case,) = recorder.run(experiment(twice())).cases
     assert case.skipped == {"every arm": "failed: RuntimeError: the device is lost"}
     assert case.samples == {}
 
 
-def test_launches_are_counted_after_the_race(monkeypatch):
+def test_launches_are_counted_after_the_benchmark(monkeypatch):
     """A profiler that has run once makes what comes after it slower."""
     order = []
     benchmark, count = timing.benchmark, timing.count_launches
     monkeypatch.setattr(
-        timing, "benchmark", lambda *given: order.append("race") or benchmark(*given)
+        timing, "benchmark", lambda *given: order.append("benchmark") or benchmark(*given)
     )
     monkeypatch.setattr(
         timing, "count_launches", lambda *given: order.append("count") or count(*given)
     )
     recorder.run(experiment(twice(), ROUNDS=2))
-    assert order == ["race", "count", "count"]
+    assert order == ["benchmark", "count", "count"]
 
 
 # What cannot run is skipped, and the record says why.
@@ -213,19 +213,19 @@ ON_A_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memo
      (NO_MEMORY, "out of memory"), (ON_A_CPU, "out of memory"),
      (MemoryError(), "out of memory")],
 )  # fmt: skip
-def test_an_arm_that_cannot_run_is_skipped(error, reason):
+def test_a_variant_that_cannot_run_is_skipped(error, reason):
     made = recorder.run(experiment(twice(), twice(other=raising(error))))
     assert made.cases[1].skipped == {"other": reason}
     assert set(made.cases[1].samples) == {"add", "multiply"}
     assert made.missing == {"other": reason}
 
 
-def test_an_arm_that_runs_out_of_memory_when_called_is_skipped():
+def test_a_variant_that_runs_out_of_memory_when_called_is_skipped():
     made = recorder.run(experiment(twice(other=lambda: raising(NO_MEMORY))))
     assert made.cases[0].skipped == {"other": "out of memory"}
 
 
-def test_an_arm_that_ran_once_is_not_missing():
+def test_a_variant_that_ran_once_is_not_missing():
     with_it = twice(other=lambda: lambda: X + X)
     without = twice(other=raising(NO_MEMORY))
     made = recorder.run(experiment(with_it, without))
@@ -245,13 +245,13 @@ def test_a_case_that_cannot_be_built_is_skipped_whole(error, reason):
     assert made.missing == {}
 
 
-def test_a_race_that_runs_out_of_memory_is_skipped_whole(monkeypatch):
+def test_a_benchmark_that_runs_out_of_memory_is_skipped_whole(monkeypatch):
     monkeypatch.setattr(timing, "benchmark", raising(NO_MEMORY))
     (case,) = recorder.run(experiment(twice())).cases
     assert (case.samples, case.skipped) == ({}, {"every arm": "out of memory"})
 
 
-def test_no_arm_at_all_is_no_race():
+def test_no_variant_at_all_is_no_benchmark():
     only = Benchmark({"other": raising(Unavailable("not here"))}, TWICE, 0)
     (case,) = recorder.run(experiment(only)).cases
     assert (case.samples, case.skipped) == ({}, {"other": "not here"})
@@ -300,7 +300,7 @@ def test_what_begins_just_in_time_is_not_skipped(clock):
         deadline.check()
 
 
-def test_the_limit_is_looked_at_within_a_race(clock):
+def test_the_limit_is_looked_at_within_a_benchmark(clock):
     """Two variants of a second each: a round takes four."""
     variants = {"a": clock.variant(1), "b": clock.variant(1)}
     (case,), _ = timed(clock, math.inf, variants)
@@ -352,7 +352,7 @@ def test_what_takes_long_to_make_is_interrupted(clock, monkeypatch):
     assert after.skipped == {"every arm": reason}
 
 
-def test_what_is_interrupted_may_take_a_while_to_end_and_the_others_race(clock):
+def test_what_is_interrupted_may_take_a_while_to_end_and_the_others_benchmark(clock):
     """As a compiler does that first waits for its processes."""
 
     def make():
@@ -463,7 +463,7 @@ def test_while_something_is_made_it_is_said_each_second(clock):
     assert [words for _, words in heard if words] == ["a", "slow", "2 in turns", "counting"]
 
 
-def test_in_a_race_every_turn_may_say_that_it_lives_once_a_second(clock):
+def test_in_a_benchmark_every_turn_may_say_that_it_lives_once_a_second(clock):
     asked = []
     benchmark = Benchmark({"a": clock.variant(0.1)}, TWICE, 1e-6)
     say = lambda words=None, every_s=0: asked.append((words, every_s))
@@ -518,7 +518,7 @@ def slow():
     return lambda: X + X
 
 
-def test_slow_arms_come_at_the_end_with_the_others_once_more():
+def test_slow_variants_come_at_the_end_with_the_others_once_more():
     seen = []
 
     def progress(cases):
@@ -540,7 +540,7 @@ def test_slow_arms_come_at_the_end_with_the_others_once_more():
     assert set(whole.cases[1].samples) == {"add", "multiply", "slow"}
 
 
-def test_a_slow_arm_that_fails_leaves_what_there_was(monkeypatch):
+def test_a_slow_variant_that_fails_leaves_what_there_was(monkeypatch):
     first = recorder.run(with_slow(slow), again=False)
     monkeypatch.setattr(timing, "benchmark", raising(ValueError("no")))
     last = recorder.run(with_slow(slow), known=first, again=True)
@@ -549,7 +549,7 @@ def test_a_slow_arm_that_fails_leaves_what_there_was(monkeypatch):
     assert last.cases[1].skipped["every arm"] == "failed: ValueError: no"
 
 
-def test_what_an_arm_says_of_itself_is_kept():
+def test_what_a_variant_says_of_itself_is_kept():
     def variant():
         return X + X
 
@@ -563,16 +563,16 @@ def test_what_an_arm_says_of_itself_is_kept():
     assert case.notes == {"chosen": "tiles 1×1", "graph": "tiles 1×1"}
 
 
-def test_a_timeline_is_taken_after_the_race(monkeypatch):
+def test_a_timeline_is_taken_after_the_benchmark(monkeypatch):
     order, benchmark = [], timing.benchmark
     monkeypatch.setattr(
-        timing, "benchmark", lambda *given: order.append("race") or benchmark(*given)
+        timing, "benchmark", lambda *given: order.append("benchmark") or benchmark(*given)
     )
     event = ("device", "conv", 0.0, 1.0)
     timeline = lambda: order.append("timeline") or [event]
     one = dataclasses.replace(twice(), timeline=timeline)
     (case,) = recorder.run(experiment(one, ROUNDS=2)).cases
-    assert (order, case.events) == (["race", "timeline"], (event,))
+    assert (order, case.events) == (["benchmark", "timeline"], (event,))
     one = dataclasses.replace(twice(), timeline=raising(RuntimeError("no profiler")))
     (case,) = recorder.run(experiment(one, ROUNDS=2)).cases
     assert case.skipped == {"timeline": "failed: RuntimeError: no profiler"}
@@ -633,7 +633,7 @@ def test_progress_sees_every_case():
 # How it is timed.
 
 
-def test_each_arm_has_as_many_calls_as_its_turn_needs(clock):
+def test_each_variant_has_as_many_calls_as_its_turn_needs(clock):
     """A variant a thousand times slower than another does not make a turn longer."""
     variants = {
         "fast": clock.variant(40e-6),
@@ -647,7 +647,7 @@ def test_each_arm_has_as_many_calls_as_its_turn_needs(clock):
     assert took_s < 50 * 0.04 + 20 * 2 * 0.003 + 0.1
 
 
-def test_a_race_may_say_how_many_calls_and_with_which_watch(monkeypatch):
+def test_a_benchmark_may_say_how_many_calls_and_with_which_watch(monkeypatch):
     given = {}
 
     def benchmark(variants, device, rounds, warm_up, calls, watches, late):
@@ -663,7 +663,7 @@ def test_a_race_may_say_how_many_calls_and_with_which_watch(monkeypatch):
     assert case.calls == {"add": 7}
 
 
-def test_an_arm_that_does_it_many_times_is_recorded_for_once(monkeypatch):
+def test_a_variant_that_does_it_many_times_is_recorded_for_once(monkeypatch):
     def benchmark(variants, *_):
         return {"once": [30.0], "five times": [20.0]}
 
@@ -681,7 +681,7 @@ def test_an_arm_that_does_it_many_times_is_recorded_for_once(monkeypatch):
     assert case.launches == {"once": 1, "five times": 1}
 
 
-def test_operators_of_an_opaque_arm_are_not_counted():
+def test_operators_of_an_opaque_variant_are_not_counted():
     variants = {"seen": lambda: lambda: X + X, "compiled": lambda: lambda: X + X}
     benchmark = Benchmark(variants, TWICE, 0, opaque=("compiled",))
     (case,) = recorder.run(experiment(benchmark)).cases
@@ -806,7 +806,7 @@ def test_an_alarm_that_rings_while_it_is_set_is_taken_back(monkeypatch):
     assert signal.getsignal(signal.SIGALRM) is before
 
 
-def test_where_nothing_was_raced_no_timeline_is_taken():
+def test_where_nothing_was_measured_no_timeline_is_taken():
     variants = {"other": raising(Unavailable("not here"))}
     benchmark = Benchmark(variants, TWICE, 1e-6, timeline=raising(AssertionError("taken")))
     (case,) = recorder.run(experiment(benchmark)).cases

@@ -55,7 +55,7 @@ def test_a_case_knows_its_median_and_its_gain():
 # What is not in a record says so; nothing else does.
 
 
-def test_raced_gives_the_cases_in_which_these_arms_ran():
+def test_measured_gives_the_cases_in_which_these_variants_ran():
     assert RECORD.measured() == RECORD.measured("stacked", module="3a") == [CASES[0]]
     record = dataclasses.replace(RECORD, cases=CASES[::-1])
     assert record.measured(module="3a") == [CASES[0]]
@@ -99,7 +99,7 @@ def test_a_record_of_nothing_has_no_case():
             look(batch=1)
 
 
-def test_calls_may_be_one_number_or_one_for_each_arm(tmp_path):
+def test_calls_may_be_one_number_or_one_for_each_variant(tmp_path):
     each = {"separate": 3, "stacked": 5}
     case = dataclasses.replace(CASES[0], calls=each)
     path = records.save(dataclasses.replace(RECORD, cases=(case,)), tmp_path)

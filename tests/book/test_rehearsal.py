@@ -69,5 +69,5 @@ def test_compilers_come_after_all_else(gpu, tmp_path, capsys, monkeypatch):
     ]
     ladder_made = made.known("module_ladder")
     first = ladder_made.cases[0]
-    assert {f"compile, {rung}" for rung in COMPILED} <= set(first.samples)
+    assert {f"compile, {variant}" for variant in COMPILED} <= set(first.samples)
     assert dataclasses.asdict(first)["skipped"]["raises later"].startswith(records.FAILED)

@@ -304,7 +304,7 @@ LOST = "not reached in time"
         ([{"every arm": "failed: ValueError: no"}], "failed: ValueError: no", True),
     ],
 )
-def test_a_record_of_no_race_replaces_none(half, skipped, why, worth_keeping):
+def test_a_record_of_no_benchmark_replaces_none(half, skipped, why, worth_keeping):
     cases = tuple(Case({"n": n}, {}, skipped=each) for n, each in enumerate(skipped))
     nothing = made("ceilings", cases=cases)
     half.keep(nothing)

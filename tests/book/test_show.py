@@ -379,7 +379,7 @@ def rungs_say():
     return str(raised.value)
 
 
-def test_a_race_is_a_table_with_what_is_missing():
+def test_a_benchmark_is_a_table_with_what_is_missing():
     samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1e3)}
     case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
     lacks = {"graph": rungs_say(), "late": "took 9 s", "graph, folded": rungs_say()}
@@ -394,7 +394,7 @@ def test_a_race_is_a_table_with_what_is_missing():
     assert max(map(len, table.splitlines())) <= 76
 
 
-def test_a_race_may_have_times_as_multiples_of_a_limit():
+def test_a_benchmark_may_have_times_as_multiples_of_a_limit():
     case = records.Case({"module": "3a"}, {"two launches": (3.0, 4.5, 6.0)})
     first, line = show.benchmark(case, "two launches", limit_us=3.0).splitlines()
     assert first.split()[:3] == ["count", "µs", "limits"]

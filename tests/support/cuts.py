@@ -1,6 +1,6 @@
 """What may have happened to a record: it ends early, lacks a variant, or is not there.
 
-HFUSION_ALL_CUTS=1 cuts after every case and takes away every arm.
+HFUSION_ALL_CUTS=1 cuts after every case and takes away every variant.
 """
 
 import dataclasses

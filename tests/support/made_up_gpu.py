@@ -24,7 +24,7 @@ MACHINE = records.Machine(
 X = torch.ones(2)
 EXPECTED = (X.double(),)
 CALL_S = 200e-6
-RUNGS = (
+STEPS = (
     variants.WRITTEN,
     variants.FOLDED,
     variants.STACKED,
@@ -41,20 +41,20 @@ def eager_and_graph(names, make_s):
 
 def shown(ways, make_s=0.3, tuned_s=2):
     """{variant of `rivals`: seconds to make it}, in these ways."""
-    eager = {f"{rung}{way}": make_s for rung in rivals.SHOWN for way in ways}
+    eager = {f"{variant}{way}": make_s for variant in rivals.SHOWN for way in ways}
     eager |= {name: tuned_s for name in eager if name.startswith(variants.TWO)}
     return eager | {f"graph, {name}": make_s for name in eager}
 
 
 def ladder(ours, make_s, tuned_s, compiled_s, autotuned_s):
     """{variant: seconds to make it}."""
-    made = eager_and_graph(RUNGS, make_s) | dict.fromkeys(ours, tuned_s)
+    made = eager_and_graph(STEPS, make_s) | dict.fromkeys(ours, tuned_s)
     if len(ours) > 1:
         made |= {variants.STREAMS: make_s, variants.PARALLEL: make_s}
     made |= {f"graph, {name}": make_s for name in ours}  # their tiles are chosen by then
-    made |= {f"compile, {rung}": compiled_s for rung in COMPILED}
+    made |= {f"compile, {variant}": compiled_s for variant in COMPILED}
     for name in ("max-autotune", "graph, max-autotune"):
-        made |= {f"{name}, {rung}": autotuned_s for rung in COMPILED[1:]}
+        made |= {f"{name}, {variant}": autotuned_s for variant in COMPILED[1:]}
     return made
 
 

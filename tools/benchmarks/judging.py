@@ -71,12 +71,12 @@ def cases():
             yield name, models.GoogLeNet(), (images, 3, size, size), run
 
 
-def raced(model, others, x, bursts=8, rounds=15):
+def timed(model, others, x, bursts=8, rounds=15):
     """{name: (median, lowest, highest) of the bursts' gains} against the model."""
-    arms = {name: lambda m=m: m(x) for name, m in ({"model": model} | others).items()}
+    variants = {name: lambda m=m: m(x) for name, m in ({"model": model} | others).items()}
     found = {name: [] for name in others}
     for _ in range(bursts):
-        samples = timing.benchmark(arms, rounds=rounds, warm_up=1, calls=1)
+        samples = timing.benchmark(variants, rounds=rounds, warm_up=1, calls=1)
         low = {name: quartiles(times)[0] for name, times in samples.items()}
         for name in others:
             found[name].append(low["model"] / low[name])
@@ -101,7 +101,7 @@ def main(wanted=""):
         others["same"] = copy.deepcopy(model)
         for network in others.values():
             torch.testing.assert_close(network(x), model(x), rtol=1e-3, atol=1e-4)
-        gains = raced(model, others, x)
+        gains = timed(model, others, x)
         fused = f"{sum(g.fused for g in judged.groups)} of {len(judged.groups)}"
         columns = [f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in gains.values()]
         print(f"{name:26} {fused:>8} {seconds:7.0f} s ", *columns, flush=True)

@@ -19,15 +19,15 @@ import torch.nn.functional as F
 PIECES = (1, 3, 6, 12)
 
 
-def raced(arms, rounds=25, calls=5):
-    """{name: lower quartile in µs of the thread's CPU time}, the arms taking turns."""
-    found = {name: [] for name in arms}
+def timed(variants, rounds=25, calls=5):
+    """{name: lower quartile in µs of the thread's CPU time}, the variants taking turns."""
+    found = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, arm in arms.items():
-            arm()
+        for name, variant in variants.items():
+            variant()
             start = time.thread_time_ns()
             for _ in range(calls):
-                arm()
+                variant()
             found[name].append((time.thread_time_ns() - start) / 1000 / calls)
     return {name: statistics.quantiles(us, n=4)[0] for name, us in found.items()}
 
@@ -45,7 +45,7 @@ def main(shapes=((2304, 768), (1536, 512), (768, 256)), dtype=torch.float32):
         print(f"\n[{n}, {k}], {size:.2f} MiB, {dtype}: µs in 1, 3, 6, 12 pieces, 3 by 1")
         for rows in (*range(1, 18), 24):
             x = torch.randn(rows, k, dtype=dtype)
-            us = raced({pieces: in_pieces(x, weight, pieces) for pieces in PIECES})
+            us = timed({pieces: in_pieces(x, weight, pieces) for pieces in PIECES})
             print(f"{rows:4}", *(f"{us[p]:7.0f}" for p in PIECES), f"{us[3] / us[1]:7.2f}")
 
 

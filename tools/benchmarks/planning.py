@@ -110,12 +110,12 @@ def checks(features, rows, bursts=7, rounds=7, calls=50):
         def product(x=x, weight=weight, bias=bias, sizes=sizes):
             return F.linear(x, weight, bias).unsafe_split_with_sizes(sizes, -1)
 
-        arms = {
+        variants = {
             "separate": lambda x=x, layers=layers: [layer(x) for layer in layers],
             "packed": lambda x=x, layers=side_by_side: [layer(x) for layer in layers],
             "product": product,
         }
-        samples = timing.benchmark(arms, rounds=rounds, calls=calls)
+        samples = timing.benchmark(variants, rounds=rounds, calls=calls)
         pairs = zip(samples["packed"], samples["product"], strict=True)
         samples["checks"] = [whole - alone for whole, alone in pairs]
         for name, times in samples.items():

@@ -15,10 +15,10 @@ SHOWN = (variants.WRITTEN, variants.FOLDED, variants.HOISTED, variants.ONE_CALL)
 
 
 def cases(device):
-    half = [(rung, "float16") for rung in (*SHOWN, variants.TWO)]
+    half = [(name, "float16") for name in (*SHOWN, variants.TWO)]
     return [
-        {"module": "3a", "rung": rung, "dtype": dtype, "layout": variants.USUAL[dtype]}
-        for rung, dtype in (*half, (variants.ONE_CALL, "float32"))
+        {"module": "3a", "rung": name, "dtype": dtype, "layout": variants.USUAL[dtype]}
+        for name, dtype in (*half, (variants.ONE_CALL, "float32"))
     ]
 
 

@@ -1,6 +1,6 @@
 """What is each step of fusion worth, in a whole Inception module?
 
-Rung by rung, from the module as written to convolution, bias and ReLU in one call, and
+Step by step, from the module as written to convolution, bias and ReLU in one call, and
 to two launches of Triton's and their variants; beside CUDA graphs, branches on streams of
 their own, in a graph as well, and torch.compile.
 """

@@ -1,6 +1,6 @@
 """What is fusion worth in a whole network?
 
-GoogLeNet of this book, and that of torchvision where it is installed: rung by rung, as a
+GoogLeNet of this book, and that of torchvision where it is installed: step by step, as a
 CUDA graph, under torch.compile, and on a CPU under ONNX Runtime and OpenVINO where they
 are installed.
 """
@@ -60,9 +60,9 @@ def benchmark(device, network, batch, dtype, layout):
     modes = variants.MODES if thorough else ["default"]
     makers = variants.every(nets, x, device, modes)
     for name, runtime in peers.RUNTIMES.items():
-        for rung in (variants.WRITTEN, variants.HOISTED):
-            makers[f"{name}, {rung}"] = lambda runtime=runtime, rung=rung: on_cpu(
-                device, runtime, nets[rung], x
+        for variant in (variants.WRITTEN, variants.HOISTED):
+            makers[f"{name}, {variant}"] = lambda runtime=runtime, variant=variant: on_cpu(
+                device, runtime, nets[variant], x
             )
     return Benchmark(
         makers,

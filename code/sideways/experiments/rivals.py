@@ -56,7 +56,7 @@ def shown(model, x, device):
     """(variants of what is shown here, eager and in a graph; the folded model)."""
     nets = variants.eager(model)
     every = variants.every(nets, x, device, (), variants.TIMES)
-    graphs = [f"graph, {rung}" for rung in SHOWN]
+    graphs = [f"graph, {variant}" for variant in SHOWN]
     return {name: every[name] for name in (*SHOWN, *graphs)}, nets[variants.FOLDED]
 
 
@@ -78,14 +78,14 @@ def tf32(model, x, device):
 
 
 def cold(model, x, device):
-    """Each rung hot and cold, eager and in a graph: one of all copies, in turn."""
+    """Each variant hot and cold, eager and in a graph: one of all copies, in turn."""
     number = circumstances.copies(model, x, device)
     makers, _ = shown(model, x, device)
     colds, graphs = {}, {}
-    for rung in SHOWN:
-        colds[f"{rung}, cold"] = partial(circumstances.rotated, makers[rung], number)
-        make = partial(variants.in_graph, colds[f"{rung}, cold"], number)
-        graphs[f"graph, {rung}, cold"] = partial(guards.on_cuda, device, make)
+    for variant in SHOWN:
+        colds[f"{variant}, cold"] = partial(circumstances.rotated, makers[variant], number)
+        make = partial(variants.in_graph, colds[f"{variant}, cold"], number)
+        graphs[f"graph, {variant}, cold"] = partial(guards.on_cuda, device, make)
     repeats = variants.repeats(makers) | dict.fromkeys(graphs, number)
     return makers | colds | graphs, {"repeats": repeats}
 

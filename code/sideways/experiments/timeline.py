@@ -14,7 +14,7 @@ QUESTION = "Who works when, host and device, in one call of an Inception module?
 
 
 def cases(device):
-    return [{"module": "3a", "rung": rung} for rung in (variants.WRITTEN, variants.HOISTED)]
+    return [{"module": "3a", "rung": name} for name in (variants.WRITTEN, variants.HOISTED)]
 
 
 def benchmark(device, module, rung):

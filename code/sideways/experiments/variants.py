@@ -96,7 +96,7 @@ def exact(model, x):
 
 
 def eager(model):
-    """{rung: network}, from the model as written to one call for conv, bias and ReLU.
+    """{variant: network}, from the model as written to one call for conv, bias and ReLU.
 
     STACKED has one ReLU for each branch and HOISTED one for all, whatever the layout. Both
     are graphs with stacked layers, so that compilers and exporters see what eager PyTorch
@@ -114,27 +114,27 @@ def eager(model):
 
 
 def every(nets, x, device, modes=MODES, times=1, ours=(TWO,)):
-    """The variants of a ladder: each rung eager and as a CUDA graph, and compiled.
+    """The variants of a ladder: each network eager and as a CUDA graph, and compiled.
 
     times: how often in a row a graph has what it is made of. ours: of OURS.
     """
     torch.compiler.reset()  # after some compilations of one `forward` it gives up on it
     calls: dict[str, Callable] = {
-        rung: partial(tried, partial(net, x)) for rung, net in nets.items()
+        variant: partial(tried, partial(net, x)) for variant, net in nets.items()
     }
     calls[ONE_CALL] = partial(in_one_call, nets[ONE_CALL], x)
     for name in ours:
         two = partial(on_cuda, device, in_two, nets[FOLDED], x, OURS[name])
         calls[name] = cache(two)
     made = dict(calls)
-    for rung, call in calls.items():
-        made[f"graph, {rung}"] = partial(on_cuda, device, in_graph, call, times)
+    for variant, call in calls.items():
+        made[f"graph, {variant}"] = partial(on_cuda, device, in_graph, call, times)
     for mode in modes:
         name, compiles = MODES[mode]
-        for rung in compiles:
-            made[f"{name}, {rung}"] = call = partial(compiled, nets[rung], x, mode)
+        for variant in compiles:
+            made[f"{name}, {variant}"] = call = partial(compiled, nets[variant], x, mode)
             if name.startswith("graph"):
-                made[f"{name}, {rung}"] = partial(on_cuda, device, in_graph, call, times)
+                made[f"{name}, {variant}"] = partial(on_cuda, device, in_graph, call, times)
     return made
 
 
