@@ -26,10 +26,12 @@ def compiled_again():
 
 def test_the_table_has_every_tile_in_every_dtype_and_each_variant():
     launches = {
-        (launch, dtype) for launch in compiled.LAUNCHES for dtype in compiling.DTYPES
+        (kernel, dtype)
+        for kernel in compiled.LAUNCHES.values()
+        for dtype in compiling.DTYPES
     }
     wanted = {(*each, tile) for each in launches for tile in two_launches.TILES}
-    more = set(compiling.VARIANTS) - set(compiled.LAUNCHES)
+    more = set(compiling.VARIANTS) - set(compiled.LAUNCHES.values())
     few = two_launches.TILES[: compiling.FEW]
     assert set(ROWS) == wanted | {(name, "float16", tile) for name in more for tile in few}
 
@@ -110,7 +112,8 @@ def test_one_cooperative_launch_needs_what_the_hungrier_launch_does_or_more(comp
     """So the places of the two launches bound how many of its programs could reside."""
     for name, dtype, tile in compiled_again[1]:
         if name == "both, cooperative":
-            two = [compiled_again[1][launch, dtype, tile] for launch in compiled.LAUNCHES]
+            kernels = compiled.LAUNCHES.values()
+            two = [compiled_again[1][kernel, dtype, tile] for kernel in kernels]
             one = compiled_again[1][name, dtype, tile]
             assert one.shared_bytes >= max(row.shared_bytes for row in two)
             assert one.registers >= max(row.registers for row in two) - 8, tile
@@ -183,7 +186,7 @@ def test_programs_are_as_many_as_are_launched(module, tile, parts, monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **sizes: launched.append(math.prod(grid))
 
-    for name in compiled.LAUNCHES:
+    for name in compiled.LAUNCHES.values():
         monkeypatch.setattr(programs, name, Spy())
     monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
     c_in, size, *_ = models.TABLE[module]
@@ -193,8 +196,8 @@ def test_programs_are_as_many_as_are_launched(module, tile, parts, monkeypatch):
     x = torch.zeros(2, c_in, size, size).to(memory_format=torch.channels_last)
     two(x)
     found = [
-        compiled.programs(module, 2, 0, tile),
-        compiled.programs(module, 2, 1, tile, parts),
+        compiled.programs(module, 2, 1, tile),
+        compiled.programs(module, 2, 2, tile, parts),
     ]
     assert launched == found
 
@@ -204,10 +207,10 @@ def test_a_sum_is_as_deep_as_the_weights_that_the_kernels_read(module):
     two = two_launches.convert(models.Inception.from_table(module).eval())
     first = [len(two.first_weight)] * 3 + [0]
     second = [len(two.b3_weight), len(two.b5_weight), len(two.proj_weight)]
-    assert [list(compiled.depths(module, launch)) for launch in (0, 1)] == [first, second]
+    assert [list(compiled.depths(module, launch)) for launch in (1, 2)] == [first, second]
     for parts in (1, 3):
         whole = len(range(0, max(second), 128 * parts))
-        assert compiled.steps(module, 1, two_launches.TILES[0], parts) == whole
+        assert compiled.steps(module, 2, two_launches.TILES[0], parts) == whole
 
 
 # What is read in NVIDIA's listings.

@@ -18,7 +18,7 @@ from . import occupancy
 
 FOLDER = Path(__file__).parent
 NOW, BEFORE = FOLDER / "sm_90.json", FOLDER / "sm_90_before.json"
-LAUNCHES = ("_first", "_second")
+LAUNCHES = {1: "_first", 2: "_second"}  # the kernel of each
 MULTIPLIES = ("HGMMA", "HMMA", "FFMA")  # of a group of four warps, of a warp, of a thread
 # To shared memory and from there, barriers, and waiting for what is under way.
 MOVES = {"LDGSTS", "LDG", "LDS", "LDSM", "STS", "BAR", "DEPBAR", "LDGDEPBAR", "WARPSYNC"}
@@ -196,7 +196,7 @@ def widths(module: str, launch: int) -> tuple[int, ...]:
     module : str
         A row of models.TABLE.
     launch : int
-        0 or 1.
+        1 or 2.
 
     Returns
     -------
@@ -205,35 +205,23 @@ def widths(module: str, launch: int) -> tuple[int, ...]:
 
     Examples
     --------
-    >>> widths("3a", 0), widths("3a", 1)
+    >>> widths("3a", 1), widths("3a", 2)
     ((64, 96, 16, 192), (128, 32, 32))
     """
     c_in, _, k1, c3, k3, c5, k5, kp = models.TABLE[module]
-    return ((k1, c3, c5, c_in), (k3, k5, kp))[launch]
+    return {1: (k1, c3, c5, c_in), 2: (k3, k5, kp)}[launch]
 
 
 def depths(module: str, launch: int) -> tuple[int, ...]:
     """How many products each output of a branch adds up; the pooling adds up none.
 
-    Parameters
-    ----------
-    module : str
-        A row of models.TABLE.
-    launch : int
-        0 or 1.
+    The arguments are those of `widths`.
 
-    Returns
-    -------
-    tuple of int
-        Products, for each branch of the launch.
-
-    Examples
-    --------
-    >>> depths("3a", 0), depths("3a", 1)
+    >>> depths("3a", 1), depths("3a", 2)
     ((192, 192, 192, 0), (864, 400, 192))
     """
     c_in, _, _, c3, _, c5, *_ = models.TABLE[module]
-    return ((c_in, c_in, c_in, 0), (9 * c3, 25 * c5, c_in))[launch]
+    return {1: (c_in, c_in, c_in, 0), 2: (9 * c3, 25 * c5, c_in)}[launch]
 
 
 def steps(module: str, launch: int, tile: Sequence[int], parts: int = 1) -> int:
@@ -241,10 +229,8 @@ def steps(module: str, launch: int, tile: Sequence[int], parts: int = 1) -> int:
 
     Parameters
     ----------
-    module : str
-        A row of models.TABLE.
-    launch : int
-        0 or 1.
+    module, launch
+        As for `widths`.
     tile : sequence of int
         A row of `two_launches.TILES`.
     parts : int
@@ -256,9 +242,9 @@ def steps(module: str, launch: int, tile: Sequence[int], parts: int = 1) -> int:
 
     Examples
     --------
-    >>> steps("3a", 1, (32, 32, 128, 4, 3))  # 864 products, 128 at a time
+    >>> steps("3a", 2, (32, 32, 128, 4, 3))  # 864 products, 128 at a time
     7
-    >>> steps("3a", 1, (32, 32, 128, 4, 3), parts=2)
+    >>> steps("3a", 2, (32, 32, 128, 4, 3), parts=2)
     4
     """
     return -(-max(depths(module, launch)) // (tile[2] * parts))
@@ -271,16 +257,10 @@ def programs(
 
     Parameters
     ----------
-    module : str
-        A row of models.TABLE.
+    module, launch, tile, parts
+        As for `steps`.
     batch : int
         Images.
-    launch : int
-        0 or 1.
-    tile : sequence of int
-        A row of `two_launches.TILES`.
-    parts : int
-        How many programs share the depth of a tile.
 
     Returns
     -------
@@ -291,7 +271,7 @@ def programs(
     3a has 28² = 784 pixels, 25 tiles of 32; its first launch has 64, 96, 16 and 192
     columns, which are 2, 3, 1 and 6 tiles.
 
-    >>> programs("3a", 1, 0, (32, 32, 128, 4, 3))
+    >>> programs("3a", 1, 1, (32, 32, 128, 4, 3))
     300
     """
     rows, columns, *_ = tile

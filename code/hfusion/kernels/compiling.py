@@ -23,7 +23,7 @@ from .compiled import FOLDER, LAUNCHES, MULTIPLIES, NOW, Row, Rows, read
 
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
 # Launches as they can be asked for; those with a comma are for few pixels and in float16.
-VARIANTS: dict[str, dict[str, Any]] = {launch: {} for launch in LAUNCHES} | {
+VARIANTS: dict[str, dict[str, Any]] = {kernel: {} for kernel in LAUNCHES.values()} | {
     "_first, dependent": {"DEPENDENT": True},
     "_second, dependent": {"DEPENDENT": True},
     "_second, in 4 parts": {"SPLITS": 4},
@@ -89,10 +89,11 @@ def sources(*paths: str | Path) -> str:
 def _rows() -> list[Row]:
     from .two_launches import TILES
 
+    kernels = [*LAUNCHES.values()]
     rows: list[Row] = [
-        (launch, dtype, tile) for launch in LAUNCHES for dtype in DTYPES for tile in TILES
+        (kernel, dtype, tile) for kernel in kernels for dtype in DTYPES for tile in TILES
     ]
-    more = [name for name in VARIANTS if name not in LAUNCHES]
+    more = [name for name in VARIANTS if name not in kernels]
     return rows + [(name, "float16", tile) for name in more for tile in TILES[:FEW]]
 
 

@@ -214,13 +214,13 @@ class TwoLaunches(nn.Module):
         c_in, (c3, c5), (k1, k3, k5, kp) = self.c_in, self.reduced, self.widths
         scratch = [x.new_empty((image[-1], c)) for c in (c3, c5, c_in)]
         r3, r5, pooled = scratch
-        grid, sizes = self._sized(0, x, (k1, c3, c5, c_in))
+        grid, sizes = self._sized(1, x, (k1, c3, c5, c_in))
         programs._first[grid](
             x, self.first_weight, self.first_bias, y, r3, r5, pooled,
             *self._units(c_in, k1, c3, c5, sum(self.widths)),
             *image, **sizes,
         )  # fmt: skip
-        grid, sizes = self._sized(1, x, (k3, k5, kp))
+        grid, sizes = self._sized(2, x, (k3, k5, kp))
         parted, split = self._split(x, grid)
         programs._second[parted](
             r3, self.b3_weight, self.b3_bias, r5, self.b5_weight, self.b5_bias,
@@ -237,7 +237,7 @@ class TwoLaunches(nn.Module):
         self, launch: int, x: torch.Tensor, widths: Sequence[int]
     ) -> tuple[tuple[int, int], dict[str, Any]]:
         """(the grid, what the kernel is compiled for) of a launch over these branches."""
-        BM, BN, BK, warps, stages = self.tiles[launch]
+        BM, BN, BK, warps, stages = self.tiles[launch - 1]
         pixels = x.numel() // self.c_in
         grid = -(-pixels // BM), sum(-(-width // BN) for width in widths)
         sizes: dict[str, Any] = {"BM": BM, "BN": BN, "BK": BK, "UNIT": self.unit}
@@ -246,7 +246,7 @@ class TwoLaunches(nn.Module):
         # What has been Triton's default, and is no longer to be: a · b + c rounded once.
         sizes["enable_fp_fusion"] = True
         sizes["DEPENDENT"] = self.dependent
-        if self.dependent and launch == 1:
+        if self.dependent and launch == 2:
             sizes["launch_pdl"] = True
         return grid, sizes | {"num_warps": warps, "num_stages": stages}
 
