@@ -746,14 +746,16 @@ def test_the_checks_of_three_siblings(name, drawn):
 
 def counts_of_checks(benchmark):
     """How many layers each variant computes; that `fused` checks, and `lowered` does not:
-    while gradients are recorded, the one computes separately."""
+    while gradients are recorded, the one computes separately. All have the same ReLUs."""
     timed = agreed(benchmark)
     assert list(timed) == ["separate", "fused", "lowered"]
-    layers = {}
+    layers, relus = {}, set()
     for name, call in timed.items():
         for recorded, inside in ((False, call), (True, torch.enable_grad()(call))):
             names = timing.count_launches(inside).names
             layers[name, recorded] = sum(n in ("convolution", "addmm") for n in names)
+            relus.add(sum(n.startswith("relu") for n in names))
+    assert len(relus) == 1
     assert layers["fused", True] == layers["separate", True]
     assert layers["lowered", True] == layers["lowered", False]
     return {name: layers[name, False] for name in timed}
