@@ -144,15 +144,16 @@ def test_what_hangs_costs_its_own(where, monkeypatch):
 def silent_for_a_while():
     """As a long product in float64 on a busy CPU."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-    time.sleep(6)
+    time.sleep(13)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
 
 
 BAD["silent_for_a_while"] = silent_for_a_while
 
 
+@pytest.mark.slow
 def test_what_prepares_a_case_may_be_silent_for_longer(monkeypatch):
-    monkeypatch.setattr(apart, "STILL_S", 3)
+    monkeypatch.setattr(apart, "STILL_S", 10)
     made = ran("silent_for_a_while prepared")
     assert all(set(case.samples) == {"add", "multiply"} for case in made.cases[::2])
     assert "bad" in made.cases[1].samples
