@@ -165,6 +165,8 @@ HELD = {
     "a layer called several times":
         "siblings.test_what_each_call_looks_at_need_not_be_refused",
     "a layer with a hook": "siblings.test_what_each_call_looks_at_need_not_be_refused",
+    "a weight that is not a plain `Parameter`":
+        "packing_tools.test_weights_that_are_quantised_before",
     "an activation": "plan.test_an_activation_is_applied_once_where_that_is_sure_to_save",
     "branches with unlike windows": "windows.test_a_plan_embeds_only_when_asked",
     "training": "packing_tools.test_gradients_are_the_models_bit_for_bit",

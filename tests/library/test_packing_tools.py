@@ -16,12 +16,14 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from two_siblings import BETWEEN, MOVES, conv, group, linear, pair, parameter, same
+from two_siblings import BETWEEN, MOVES, Net, conv, group, linear, pair, parameter, same
 
 import hfusion
 from hfusion.fusing import _checks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+by_found = pytest.mark.parametrize("by_running", [False, True])
 
 TOOLS = {
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
@@ -101,6 +103,36 @@ def test_inference_mode_says_that_it_computes_separately_once(caplog):
     assert "use torch.no_grad() instead" in record.message
     with torch.no_grad():
         same(model, fused, x, rounds=1)
+
+
+@by_found
+@pytest.mark.parametrize("made", [False, True])
+def test_planned_under_inference_mode(made, by_running):
+    """2026-11-30: "Inference tensors do not track version counter.\""""
+    with torch.inference_mode(made):
+        model, x = linear()
+    with torch.inference_mode():
+        fused = hfusion.fuse(model.eval(), x.clone() if by_running else None)
+        same(model, hfusion.unfuse(fused), x, tolerance=0)
+    with torch.no_grad():
+        same(model, fused, torch.ones(3, 4), rounds=1)
+
+
+class Quiet(Net):
+    """It enters inference mode by itself."""
+
+    forward = torch.inference_mode()(Net.forward)
+
+
+@by_found
+def test_a_forward_under_inference_mode_is_refused(by_running):
+    """2026-11-30: by reading, the plan said that it is fused, and no call was."""
+    model, x = Quiet(lambda: nn.Linear(4, 4)), torch.ones(2, 4)
+    plan = hfusion.plan(model, x if by_running else None)
+    said = "forward calls {} under torch.inference_mode, where writes are not counted; "
+    said += "let it use torch.no_grad"
+    assert [group.reason for group in plan.groups] == [said.format("a"), said.format("b")]
+    same(model, plan.apply(), x, tolerance=0)
 
 
 def test_a_class_whose_forward_is_replaced(monkeypatch):
@@ -231,9 +263,6 @@ def test_compiled_in_other_modes():
         got = torch.compile(fused, backend="eager")(dual)[1]
         tangents = [forward_ad.unpack_dual(y).tangent for y in (got, model(dual)[1])]
     torch.testing.assert_close(*tangents)
-
-
-by_found = pytest.mark.parametrize("by_running", [False, True])
 
 
 class Rounded(torch.Tensor):

@@ -543,7 +543,8 @@ def test_what_paths_have_in_common_is_written_once(short):
 
 
 def test_a_table_without_siblings():
-    assert str(plan(nn.Sequential(nn.ReLU()))) == "no siblings; found by reading"
+    for alone in (nn.Sequential(nn.ReLU()), nn.Linear(2, 2)):
+        assert str(plan(alone)) == "no siblings; found by reading"
 
 
 # Whole networks.

@@ -21,9 +21,30 @@ def copy_model(model: nn.Module, common: dict[int, object] | None = None) -> nn.
     (True, False)
     """
     try:
-        return copy.deepcopy(model, dict(common or {}))
+        with counting():
+            return copy.deepcopy(model, dict(common or {}))
     except Exception as error:
         raise FusionError(f"model cannot be copied: {error}") from error
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[None]:
+    """Leave torch.inference_mode, whose tensors do not count how often they are written to.
+
+    >>> with torch.inference_mode(), counting():
+    ...     torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    (False, False)
+    """
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def counts(x: torch.Tensor) -> bool:
+    """Whether a tensor, as it is used now, counts how often it is written to."""
+    return not (torch.is_inference_mode_enabled() or x.is_inference())
 
 
 @contextlib.contextmanager

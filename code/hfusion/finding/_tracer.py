@@ -88,7 +88,9 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if self.exact and kind.startswith("call_") and _casts() != self._casts:
             raise ValueError("autocast is switched")
-        return super().create_node(kind, *args, **kwargs)
+        node = super().create_node(kind, *args, **kwargs)
+        node.meta["counts"] = not torch.is_inference_mode_enabled()
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

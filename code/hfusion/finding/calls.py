@@ -26,7 +26,7 @@ class Call:
     """One call of a layer."""
 
     value: Hashable  # what it reads
-    version: Hashable  # how often that had been written to
+    version: Hashable  # how often that had been written to; None where nobody counts
     turn: int  # when: calls are numbered in order
 
 
@@ -148,7 +148,7 @@ class Calls:
         return {
             path: type(layer).__name__
             for path, layer in self.model.named_modules()
-            if isinstance(layer, rules.KINDS) and id(layer) not in called
+            if path and isinstance(layer, rules.KINDS) and id(layer) not in called
         }
 
 

@@ -76,7 +76,8 @@ class Reading(Calls):
             if rules.kind_of(module) and one:
                 path, turn = named[id(module)], self.memory.place[node]
                 self.nodes[path].append(node)
-                version = self.memory.version(given[0], node)
+                counts = node.meta.get("counts", True)
+                version = self.memory.version(given[0], node) if counts else None
                 seen[path].append(Call(given[0], version, turn))
         super().__init__(model, dict(seen))
         if exact:

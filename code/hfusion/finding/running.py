@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import FusionError
 from ..stacking import _memory, rules
-from ._aside import copy_model, undisturbed
+from ._aside import copy_model, counts, undisturbed
 from ._layout import Watch, strided
 from .calls import Call, Calls, Followers
 
@@ -114,7 +114,8 @@ class Run(Calls):
         def note(layer: nn.Module, given: tuple, keywords: dict[str, Any]) -> None:
             if (x := _only_tensor(given, keywords)) is not None:
                 path = self._paths[layer]
-                seen[path].append(Call(number(x), x._version, next(turns)))
+                version = x._version if counts(x) else None
+                seen[path].append(Call(number(x), version, next(turns)))
                 like = torch.empty_like(x, device="meta", requires_grad=False)
                 self.inputs[path].append((like, x.device))
 

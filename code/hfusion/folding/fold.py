@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import FusionError
-from ..finding._aside import copy_model
+from ..finding._aside import copy_model, counting
 from ..finding.reading import Reading, same_calls
 from . import _guards, _norms
 from ._rules import Pair, judge
@@ -57,6 +57,7 @@ class Folded(nn.Module):
         return x
 
 
+@counting()
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """Fold each batch norm into the convolution before it, in a copy of a model.
 

@@ -82,10 +82,10 @@ class Packing:
         if None in members:
             _part(members)
             return GONE
-        if not fresh and _checks.known_to_others(*members):
-            return "other tensors share the memory of their weights"
         if reason := self._unfit(members):
             return reason
+        if not fresh and _checks.known_to_others(*members):
+            return "other tensors share the memory of their weights"
         with torch.inference_mode(False), torch.no_grad():
             whole, places = self._side_by_side(members)
             bias = _memory.whole_bias([m.bias for m in members], self.sizes, whole)

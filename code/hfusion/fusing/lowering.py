@@ -20,12 +20,14 @@ from torch import fx, nn
 from .. import stacking
 from ..errors import FusionError
 from ..finding import reading
+from ..finding._aside import counting
 from ..finding.reading import Reading
 from ..stacking import rules
 from .planning import FusionPlan
 from .siblings import Group
 
 
+@counting()
 def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     """The planned network as one graph, in which each group of siblings is one layer.
 

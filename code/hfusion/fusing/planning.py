@@ -22,7 +22,7 @@ from torch import nn
 
 from ..errors import FusionError
 from ..finding import running
-from ..finding._aside import copy_model
+from ..finding._aside import copy_model, counting
 from ..finding.calls import Calls, owners
 from ..finding.reading import Reading
 from ..stacking import rules
@@ -35,6 +35,7 @@ logger = logging.getLogger("hfusion")
 Asked = Callable[[Group], Group]  # has the last word on a group
 
 
+@counting()
 def plan(
     model: nn.Module, example_inputs: Any = None, *, min_siblings: int = 2,
     accept: Callable | None = None, embed: bool = False,
@@ -266,9 +267,10 @@ class FusionPlan:
 
         A call computes together what the plan says if all is as it was planned: the same
         tensor, not written to in between, the same weights, the same modes. Otherwise, and
-        while gradients are recorded, each layer computes as in the model. A group that
-        is never called together, or whose weights keep moving, is switched off for good,
-        with a warning of the logger "hfusion".
+        while gradients are recorded, each layer computes as in the model. So it does under
+        `torch.inference_mode`, whose tensors do not count writes: use `torch.no_grad`. A
+        group that is never called together, or whose weights keep moving, is switched off
+        for good, with a warning of the logger "hfusion".
 
         Writes that autograd does not count either (through `.data` or NumPy) go unnoticed
         between two siblings' calls, as does a change of precision there, such as TF32.

@@ -104,6 +104,16 @@ def fused_already(calls: Calls, path: str) -> str:
     return f"{path} is fused already" if _members.member_of(calls.layer(path)) else ""
 
 
+def uncounted(calls: Calls, path: str) -> str:
+    """Layers that forward calls under inference mode, where no write is counted."""
+    if None not in calls.versions(path):
+        return ""
+    return (
+        f"forward calls {path} under torch.inference_mode, where writes are not counted; "
+        "let it use torch.no_grad"
+    )
+
+
 def shared_memory(calls: Calls, path: str) -> str:
     """Weights in the memory of another tensor, which would not move along."""
     return memory_of_others(calls.owners, path, calls.layer(path))
@@ -122,7 +132,7 @@ def memory_of_others(
     return ""
 
 
-RULES = (unfit, fused_already, shared_memory)
+RULES = (unfit, fused_already, uncounted, shared_memory)
 
 
 def find(
