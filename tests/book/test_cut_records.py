@@ -37,9 +37,6 @@ LOAD = records.load
 pytestmark = pytest.mark.slow
 SAID = r"not recorded|in two launches yet|not reached within 1 s"
 
-# Pages that still stop on some cut, or leave out what is missing without a word.
-TO_DO = set()
-
 
 def code(path):
     """The code cells of a notebook: [(number, source), …]."""
@@ -193,9 +190,6 @@ def test_a_page_runs_on_whatever_record_is_there(page, capsys):
     lacking, glued = page.run()
     assert (lacking, len(set(glued))) == ([], len(glued))
     problems = [problem for name in page.experiments for problem in cut(page, name, capsys)]
-    if {page.path.stem, page.path.stem[:2]} & TO_DO:
-        assert problems, "it runs: take it off the list TO_DO"
-        pytest.xfail(f"{len(problems)} cuts stop it, the first: {problems[:1]}")
     assert problems == []
 
 
@@ -271,11 +265,6 @@ def test_the_made_up_gpu_is_called_so(gpu):
 def said_in_figures():
     """What `show.recorded` drew instead of printing it."""
     return f"not recorded: {missing.LACKING}" if missing.LACKING else ""
-
-
-def test_every_page_on_the_list_is_one():
-    stems = {path.stem[:2] for path in PAGES} | {path.stem for path in PAGES}
-    assert stems >= TO_DO
 
 
 def test_the_records_that_are_cut_are_those_of_the_book():

@@ -26,7 +26,7 @@ from torch import nn
 from hfusion import models, timing
 from hfusion.kernels import programs, tuning, two_launches
 from hfusion.timing import cost
-from sideways import experiments, live, recorder, records, runs
+from sideways import experiments, live, records, runs
 from sideways.experiments import (
     ceilings,
     chains,
@@ -43,7 +43,7 @@ from sideways.experiments import (
     streams,
     variants,
 )
-from sideways.recorder import Unavailable, measuring, silent
+from sideways.recorder import Unavailable, measuring
 
 MODULES = {
     name: importlib.import_module(f"sideways.experiments.{name}")
@@ -171,26 +171,6 @@ def test_a_small_case_makes_a_record(name, tmp_path, monkeypatch):
 
 def unavailable(*args, **options):
     raise Unavailable("left out")
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_run_hands_an_experiment_to_the_recorder(name, monkeypatch):
-    given = []
-    monkeypatch.setattr(recorder, "run", lambda *args: given.append(args) or "made")
-    assert experiments.run(name, "cpu", 60, list) == experiments.run(name, "cuda") == "made"
-    limited, unlimited = given
-    assert limited == (MODULES[name], "cpu", 60, list, None, silent, None, None, ())
-    assert unlimited == (
-        MODULES[name],
-        "cuda",
-        float("inf"),
-        iter,
-        None,
-        silent,
-        None,
-        None,
-        (),
-    )
 
 
 def test_the_whole_network_agrees_on_every_step():

@@ -249,12 +249,6 @@ def test_a_solution_is_found_from_its_exercise_and_opens(opened):
     assert page.evaluate(OPEN) == ["Solution 3.1¶"]
 
 
-def test_a_link_opens_another_chapter(opened):
-    page = opened(THREE)
-    page.locator(".jp-RenderedMarkdown a", has_text="chapter 2").first.click()
-    page.locator(".lm-TabBar-tab", has_text="02-a-1x1").wait_for()
-
-
 def test_the_first_page_does_too_and_opens_a_chapter(lab, browser):
     page = browser.new_page()
     page.goto(f"{lab}/lab/tree/index.md?reset")
@@ -267,19 +261,6 @@ def test_the_first_page_does_too_and_opens_a_chapter(lab, browser):
     page.get_by_role("link", name="Stack the weights").first.click()
     page.locator(".lm-TabBar-tab", has_text="03-stack").wait_for()
     page.close()
-
-
-def test_code_in_text_is_smaller_than_the_text_and_listings_are_as_cells(opened):
-    page = opened(SIX)
-
-    def size(place):
-        style = "one => parseFloat(getComputedStyle(one).fontSize)"
-        return page.locator(place).first.evaluate(style)
-
-    text = size(".jp-MarkdownCell .jp-RenderedMarkdown > p")
-    assert size(".jp-RenderedMarkdown > p > code") == pytest.approx(0.86 * text)
-    assert size(".jp-OutputArea .jp-RenderedMarkdown pre code") == size(".cm-line")
-    assert size(".jp-OutputArea .fs-lab > p") == text  # which stands there until it runs
 
 
 # What moves

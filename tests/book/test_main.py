@@ -432,49 +432,6 @@ def test_help_is_printed(capsys):
         assert word in out
 
 
-OPTIONS = """
-Horizontal fusion of layers.
-plan|record
-plan: print what can be fused in a model, and why not
-    package.module:factory: a function or class that makes the model without arguments, \
-or the model itself; file.py:factory fits as well
-    --input SIZES[:DTYPE]: run the model, on a random tensor of this shape, such as \
-1,3,224,224 or 2,7:int64; once for each positional argument
-    --eval [False]: plan it in eval mode
-    --fold [False]: fold batch norms first (eval mode)
-    --embed [False]: let smaller windows join larger ones
-    --min-siblings N [2]: leave smaller groups as they are (default 2)
-record: run the experiments on this machine
-    experiment: some of those below, or all
-    --folder [records]: where records are kept (default records)
-    --device cuda|mps|xpu|cpu: default: a GPU if there is one
-    --from FILE: add what a lab of a page has saved, or a run with --pack
-    --pack FILE.zip: put all records into one file as well, after each case: for a \
-machine of which only a file can be taken home
-    --minutes N [8]: for all of them together (default 8)
-"""
-
-
-def described(action):
-    name = " ".join(action.option_strings)
-    wanted = action.metavar or "|".join(action.choices or ())
-    default = "" if action.default is None else f"[{action.default}]"
-    words = " ".join(word for word in (name, wanted, default) if word)
-    return f"    {words}: {action.help}" if action.help else f"    {words}"
-
-
-def test_the_commands_and_their_options_are_these():
-    """Not as argparse prints them, which is different in each version of Python."""
-    parser = command._parser("record")
-    (commands,) = [action for action in parser._actions if action.dest == "command"]
-    lines = [parser.description, commands.metavar]
-    for listed in commands._choices_actions:
-        lines.append(f"{listed.dest}: {listed.help}")
-        actions = commands.choices[listed.dest]._actions
-        lines += [described(action) for action in actions if action.dest != "help"]
-    assert lines == OPTIONS.strip().splitlines()
-
-
 def test_the_version_is_the_packages(capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["--version"])
@@ -905,12 +862,6 @@ def test_a_full_disk_changes_no_record(capsys, ran, monkeypatch, fails_at):
     assert [path for path in files("r") if "/." not in path] == ["r/a-cpu/first.json"]
 
 
-@pytest.mark.parametrize("name", ["interrupted", "terminated"])
-def test_what_stops_it_stands_in_a_line_of_its_own(capsys, ran, name):
-    _, _, err = run(capsys, "record", name)
-    assert err.splitlines()[-1].startswith("python -m hfusion: ")
-
-
 def test_a_folder_that_is_a_file_is_refused_before_anything_is_measured(capsys, ran):
     Path("taken").write_text("")
     status, out, err = run(capsys, "record", "first", "second", "--folder", "taken")
@@ -982,12 +933,6 @@ def test_help_lists_the_experiments(capsys, monkeypatch):
         module = importlib.import_module(f"sideways.experiments.{name}")
         assert question == module.QUESTION
         assert int(seconds) == pytest.approx(8 * 60 * experiments.SHARES[name], abs=0.5)
-
-
-def test_help_is_whole_in_a_narrow_terminal(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "20")
-    _, out, _ = run(capsys, "record", "--help")
-    assert "one stacked 1×1 convolution faster than three" in " ".join(out.split())
 
 
 def test_without_a_progress_bar_nothing_is_run(capsys, ran, monkeypatch):

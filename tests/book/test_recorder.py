@@ -60,11 +60,6 @@ def test_a_record_has_what_was_measured():
     assert made.missing == {}
 
 
-def test_a_record_can_be_saved_and_read(tmp_path):
-    made = recorder.run(experiment(twice()))
-    assert records.load(records.save(made, tmp_path)).label == made.label
-
-
 def test_an_experiment_may_want_other_rounds():
     made = recorder.run(experiment(twice(), ROUNDS=3))
     assert len(made.cases[0].samples["add"]) == made.protocol["rounds"] == 3
@@ -220,11 +215,6 @@ def test_a_variant_that_cannot_run_is_skipped(error, reason):
     assert made.missing == {"other": reason}
 
 
-def test_a_variant_that_runs_out_of_memory_when_called_is_skipped():
-    made = recorder.run(experiment(twice(other=lambda: raising(NO_MEMORY))))
-    assert made.cases[0].skipped == {"other": "out of memory"}
-
-
 def test_a_variant_that_ran_once_is_not_missing():
     with_it = twice(other=lambda: lambda: X + X)
     without = twice(other=raising(NO_MEMORY))
@@ -243,12 +233,6 @@ def test_a_case_that_cannot_be_built_is_skipped_whole(error, reason):
     assert made.cases[0].skipped == {"every arm": reason}
     assert made.cases[1].samples
     assert made.missing == {}
-
-
-def test_a_benchmark_that_runs_out_of_memory_is_skipped_whole(monkeypatch):
-    monkeypatch.setattr(timing, "benchmark", raising(NO_MEMORY))
-    (case,) = recorder.run(experiment(twice())).cases
-    assert (case.samples, case.skipped) == ({}, {"every arm": "out of memory"})
 
 
 def test_no_variant_at_all_is_no_benchmark():
@@ -616,18 +600,6 @@ def test_time_is_shared_and_what_is_left_goes_on(clock):
         clock.spend(4 if name == "a" else limit_s)
     assert given == [("a", 10), ("b", 24), ("c", 12)]
     assert clock.now_s == 40
-
-
-def test_progress_sees_every_case():
-    seen = []
-
-    def progress(cases):
-        for case in cases:
-            seen.append(case)
-            yield case
-
-    recorder.run(experiment(twice(), twice()), progress=progress)
-    assert seen == [{"number": 0}, {"number": 1}]
 
 
 # How it is timed.

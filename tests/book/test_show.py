@@ -372,7 +372,7 @@ def test_branches_have_four_colours_that_nothing_else_has():
 # Benchmarks
 
 
-def rungs_say():
+def wants_a_gpu():
     """Why a variant that wants a GPU did not run, in the recorder's own words."""
     with pytest.raises(recorder.Unavailable) as raised:
         guards.need_cuda("cpu")
@@ -382,7 +382,7 @@ def rungs_say():
 def test_a_benchmark_is_a_table_with_what_is_missing():
     samples = {"as written": (40.0, 80.0, 4e3), "folded": (20.0, 40.0, 1e3)}
     case = records.Case({"module": "3a"}, samples, launches={"as written": 20})
-    lacks = {"graph": rungs_say(), "late": "took 9 s", "graph, folded": rungs_say()}
+    lacks = {"graph": wants_a_gpu(), "late": "took 9 s", "graph, folded": rungs_say()}
     table = show.benchmark(case, "as written", lacks)
     assert [line.split() for line in table.splitlines()] == [
         ["count", "µs", "gain", "(quartiles)"],
