@@ -1,13 +1,8 @@
-"""Pages that measure, with LIVE = True: whole, in time, and stopped in the middle.
-
-`python tests/book/test_live_pages.py chapters/NN-….ipynb MINUTES [stop]` prints what a
-reader sees of one page.
-"""
+"""Pages that measure, with LIVE = True: whole, in time, and stopped in the middle."""
 
 import asyncio
 import os
 import re
-import sys
 import threading
 import time
 from pathlib import Path
@@ -48,13 +43,6 @@ def lacks(code, prose):
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_that_measures_has_its_flags_and_links_to_what_they_do(name):
     assert lacks(source(PAGES[name], "code"), source(PAGES[name], "markdown")) == []
-
-
-def test_one_page_explains_the_flags():
-    page = source(PAGES["how-measured"], "markdown")
-    explained = page.partition("## Measure in a page\n")[2].partition("\n## ")[0]
-    for word in ("LIVE = False", "LIVE_MINUTES", "HFUSION_LIVE=1", "stop button"):
-        assert word in explained
 
 
 @pytest.mark.parametrize(
@@ -135,18 +123,3 @@ def test_a_page_measures_to_its_end_or_until_it_is_stopped(stop, tmp_path):
     assert not stopped or 1 <= int(stopped[1]) < int(stopped[2])
     assert re.search(r"^.*: [1-9]\d* of \d+ cases$", words, re.M)
     assert "gain over separate" in words
-
-
-def main(path, minutes, stop=""):
-    began = time.monotonic()
-    folder = Path(os.environ.get("TMPDIR", "/tmp"))
-    page, took = run(path, folder, float(minutes), bool(stop))
-    whole_s = time.monotonic() - began
-    for number, cell in enumerate(page.cells):
-        if text(cell) and min(took, default=0) <= number:
-            print(f"--- cell {number}", *seen(cell), sep="\n")
-    print("measuring took", {n: f"{s:.1f} s" for n, s in took.items()}, f"of {whole_s:.1f}")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -522,23 +522,6 @@ def wait_for(condition, seconds=20):
         time.sleep(0.1)
 
 
-def test_the_search_knows_the_subject_of_the_book(visit, server):
-    """However it is typed, and quoting the text and not a table of contents."""
-    counts = set()
-    for typed in ("1×1", "1x1"):
-        page = visit(f"{server}/search.html?q={typed}")
-        page.locator("#search-results li").first.wait_for()
-        page.wait_for_load_state("networkidle")
-        counts.add(page.locator("#search-results li").count())
-        assert page.locator("#search-results li a", has_text="Stack the weights").count()
-    assert len(counts) == 1
-    page = visit(f"{server}/search.html?q=roofline")
-    page.locator("#search-results .context").first.wait_for()
-    quoted = " ".join(page.locator("#search-results .context").all_inner_texts())
-    assert "roofline" in quoted
-    assert "Estimate: the roofline Look:" not in quoted
-
-
 def focus_by_tab(page, selector):
     """Press Tab until an element that the selector names has the focus."""
     for _ in range(400):

@@ -45,17 +45,6 @@ def test_muon_does_not_notice_that_weights_lie_side_by_side(given):
         assert torch.equal(states[1][name], weight)
 
 
-def test_the_field_says_how_many_random_networks_there_are():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert "test-all: export HFUSION_CASES ?= 300" in makefile
-    assert "three hundred random networks" in words("back/the-field.ipynb")
-
-
-def test_the_field_reports_a_loss_as_one():
-    """PyTorch's pull request 181854: two products 0.797 ms, one wide one 0.800."""
-    assert "an Intel GPU | 0.797 → 0.800 | 1.00 |" in words("back/the-field.ipynb")
-
-
 def test_published_gains_are_quotients_of_published_numbers():
     """The field's, from the times and shares that the page of constants quotes."""
     text = (ROOT / "back/constants.md").read_text(encoding="utf-8")
