@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from two_siblings import BETWEEN, MOVES, Net, conv, group, linear, pair, parameter, same
 
 import hfusion
+from hfusion.folding import fold
 from hfusion.fusing import _checks
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -380,6 +381,14 @@ def test_weights_that_are_quantised_before(name, paths, by_running):
         same(model, hfusion.lower(plan), x, tolerance=0)
     with pytest.raises(hfusion.FusionError, match=r"parameters of .*'weight': "):
         hfusion.stack([model.a, model.b])
+
+
+def test_a_norm_after_quantised_weights_stays():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    rounded(model[0])
+    assert fold.unfolded(model) == {
+        "1": "0 has no plain Parameters, but {'weight': 'Rounded'}"
+    }
 
 
 @by_found

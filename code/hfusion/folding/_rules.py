@@ -89,6 +89,11 @@ def _convolution_holds_more(pair: Pair) -> str:
     return held and f"{pair.before.target} {held}, which folding would not respect"
 
 
+def _odd_parameters(pair: Pair) -> str:
+    odd = {name: kind for name, kind in rules.odd(pair.conv).items() if kind != "Tensor"}
+    return f"{pair.before.target} has no plain Parameters, but {odd}" if odd else ""
+
+
 def _called_again(pair: Pair) -> str:
     for path, module in pair.ends:
         if (count := pair.reading.calls_of(module)) > 1:
@@ -163,7 +168,7 @@ def _overflows(pair: Pair) -> str:
 
 
 RULES = (
-    *(_convolution_holds_more, _called_again, _known_to_others, _shared_tensors),
-    *(_read_by_others, _another_mode),
+    *(_convolution_holds_more, _odd_parameters, _called_again, _known_to_others),
+    *(_shared_tensors, _read_by_others, _another_mode),
     *(_unlike_tensors, _does_something_else, _overflows),
 )
