@@ -192,10 +192,14 @@ def test_gradients_are_the_models_bit_for_bit(name):
 
 def test_training_and_validating_in_turn():
     model, fused, x = pair(learns=True)
-    optimisers = [torch.optim.AdamW(each.parameters(), 0.1) for each in (model, fused)]
+    optimisers = []
+    for each in (model, fused):
+        groups = [{"params": each.a.parameters()}, {"params": each.b.parameters(), "lr": 1}]
+        optimisers.append(torch.optim.AdamW(groups, 0.1))
     for _ in range(3):
         for each, optimiser in zip((model, fused), optimisers, strict=True):
             gradients(each, x, RUNS["both"])
+            nn.utils.clip_grad_norm_(each.parameters(), 0.5)
             optimiser.step()
         with torch.no_grad():
             same(model, fused, x, rounds=1)
