@@ -5,36 +5,10 @@ stacked thing is drawn in the colours of its branches. Nothing here computes a
 result or measures a time: a figure shows what it is given.
 """
 
-from .drawings import (
-    blocks,
-    fusion_kinds,
-    gemm,
-    graph,
-    inception,
-    launches,
-    memory,
-    neighbours,
-    sharded,
-    taps,
-    unroll,
-    waves,
-    windows,
-)
-from .plots import (
-    bars,
-    calls,
-    curves,
-    errors,
-    fitted,
-    gallery,
-    hinge,
-    outcomes,
-    predicted,
-    ranges,
-    spread,
-    stacked_bars,
-    tradeoff,
-)
+from .drawings import fusion_kinds, graph, inception, launches, sharded, waves
+from .matrices import blocks, gemm, memory, neighbours, taps, unroll, windows
+from .plots import bars, curves, errors, gallery, ranges, spread, stacked_bars
+from .recorded import calls, fitted, hinge, outcomes, predicted, tradeoff
 from .style import BRANCHES, DASHED, FAINT, INK, INPUT, OTHERS, tint, use_style
 
 __all__ = [
