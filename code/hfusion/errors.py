@@ -15,3 +15,14 @@ class Disagreement(AssertionError):
 
 class WorkerError(RuntimeError):
     """A process of `sharding` failed, died, or took too long."""
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """Refuse an argument that is no int of at least `least`.
+
+    >>> check_int("rounds", 0, least=1)
+    Traceback (most recent call last):
+    hfusion.errors.FusionError: rounds: expected an int of at least 1, got 0
+    """
+    if type(value) is not int or value < least:
+        raise FusionError(f"{name}: expected an int of at least {least}, got {value!r}")

@@ -125,10 +125,7 @@ WRITTEN = {
     "add.out": (lambda b: b.f(ADD_OUT, b.z, b.z, out=b.x), first),
     "aten foreach": (lambda b: b.f(FOREACH, [b.x, b.z], 1), both),
     "add_ of aten": (lambda b: b.f(torch.ops.aten.add_, b.x, b.z), first),
-    "batch_norm": (
-        lambda b: b.f(F.batch_norm, b.z, b.x, None, training=True),
-        first,
-    ),
+    "batch_norm": (lambda b: b.f(F.batch_norm, b.z, b.x, None, training=True), first),
     "function of somebody": (lambda b: b.f(own, b.x, b.z), both),
     "module": (lambda b: b.t("relu", b.x), nothing),
     "module in place": (lambda b: b.t("relu_", b.x), first),
@@ -138,7 +135,7 @@ WRITTEN = {
     "module with a hook before": (lambda b: b.t("hooked_before", b.x), first),
     "module with its own forward": (lambda b: b.t("own_forward", b.x), first),
     "stacked layer": (lambda b: b.t("stacked", b.x), nothing),
-}
+}  # fmt: skip
 
 
 @pytest.fixture

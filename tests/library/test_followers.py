@@ -557,13 +557,10 @@ def test_a_failure_is_the_activations_own():
 REFUSED = {
     "expected pointwise activations": lambda: [nn.ReLU(), nn.Softmax(-1)],
     "not in place, got ReLU": lambda: [nn.ReLU(), nn.ReLU(inplace=True)],
-    "one kind and one setting, got ReLU() and SiLU()": lambda: [
-        nn.ReLU(),
-        nn.SiLU(),
-    ],
+    "one kind and one setting, got ReLU() and SiLU()": lambda: [nn.ReLU(), nn.SiLU()],
     "got LeakyReLU(negative_slope=0.1) and LeakyReLU(": lambda: [leaky(), nn.LeakyReLU(1)],
     "the forward of its class": lambda: [leaky(), own_forward()],
-}
+}  # fmt: skip
 
 
 def own_forward():

@@ -182,8 +182,7 @@ FORMS = {
         PIXELS, ["ab"]),
     "outputs used several times": (
         lambda: net(several_uses, a=conv(4), b=conv(5)), PIXELS, ["ab"]),
-    "an output unused": (
-        lambda: net(unused_output, a=conv(4), b=conv(5)), PIXELS, ["ba"]),
+    "an output unused": (lambda: net(unused_output, a=conv(4), b=conv(5)), PIXELS, ["ba"]),
     "a dict": (lambda: net(as_dict, a=conv(4), b=conv(5)), PIXELS, ["ab"]),
     "one number": (lambda: net(one_sum, a=conv(4), b=conv(5), c=conv(1)), PIXELS, ["abc"]),
     "bottleneck": (
@@ -234,11 +233,9 @@ FORMS = {
     "a parameter as the input": (
         lambda: net(parameter_input, a=linear(4), b=linear(4), seed=nn.Parameter(image(3))),
         (2,), ["ab"]),
-    "Inception": (
-        lambda: models.randomise(models.Inception((3, 4, 3, 2, 1, 3, 2))), (2, 3, 5, 6),
-        [("b1.conv", "b3_reduce.conv", "b5_reduce.conv")]),
-    "nothing to fuse": (
-        lambda: nn.Sequential(conv(3), nn.ReLU(), conv(3)), PIXELS, []),
+    "Inception": (lambda: models.randomise(models.Inception((3, 4, 3, 2, 1, 3, 2))),
+        (2, 3, 5, 6), [("b1.conv", "b3_reduce.conv", "b5_reduce.conv")]),
+    "nothing to fuse": (lambda: nn.Sequential(conv(3), nn.ReLU(), conv(3)), PIXELS, []),
 }  # fmt: skip
 # Where reading and running differ: a view may refuse a strided part, and a run tries it.
 BY_READING = {"attention": [], "grouped queries": [], "views": []}

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import FusionError
 
 
-def copy_model(model: nn.Module, common: dict[int, object] | None = None) -> nn.Module:
+def copy_model(model: nn.Module, common: Mapping[int, object] | None = None) -> nn.Module:
     """A copy of a model that has some objects in common with it: {id: object}.
 
     >>> layer = nn.Linear(2, 2)

@@ -43,7 +43,7 @@ _STATE_HOOKS = (
     *("_state_dict_hooks", "_state_dict_pre_hooks"),
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
-PLAIN = (bool, int, float, str, type(None))
+VALUES = (bool, int, float, str, type(None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +146,9 @@ def _state(model: nn.Module) -> dict[str, object]:
     named: dict[str, Any] = dict([*model.named_parameters(), *model.named_buffers()])
     for path, module in model.named_modules():
         plain = {f"{path}.{key}".strip("."): value for key, value in vars(module).items()}
-        named |= {k: v for k, v in plain.items() if isinstance(v, (torch.Tensor, *PLAIN))}
+        named |= {k: v for k, v in plain.items() if isinstance(v, (torch.Tensor, *VALUES))}
     return {
-        name: value if isinstance(value, PLAIN) else (id(value), version(value))
+        name: value if isinstance(value, VALUES) else (id(value), version(value))
         for name, value in named.items()
     }
 

@@ -26,7 +26,7 @@ from ..stacking import rules
 from . import _names
 
 # No torch.jit.ScriptFunction: its __module__ is torch, but a user wrote what it does.
-PLAIN: tuple[type, ...] = (
+FUNCTIONS: tuple[type, ...] = (
     *(types.FunctionType, types.BuiltinFunctionType, type),
     *(torch._ops.OpOverload, torch._ops.OpOverloadPacket),
 )
@@ -64,7 +64,7 @@ def known(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
         if home.startswith("torch._ops."):  # where others may add operators
             return home == "torch._ops.aten"
         ours = home.split(".")[0] in _TORCH
-        return ours and isinstance(node.target, PLAIN)
+        return ours and isinstance(node.target, FUNCTIONS)
     # A method of another object, such as a cache, may do anything.
     method = node.op == "call_method"
     return not method or hasattr(torch.Tensor, str(node.target))

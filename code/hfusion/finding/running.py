@@ -86,7 +86,7 @@ class Run(Calls):
         self, model: nn.Module, common: dict[int, torch.Tensor]
     ) -> dict[str, list[Call]]:
         """The calls of a copy of the model that has these tensors in common with it."""
-        self.copy = copy_model(model, dict(common))
+        self.copy = copy_model(model, common)
         named = self.copy.named_modules()
         self._paths = {module: path for path, module in named if rules.kind_of(module)}
         try:

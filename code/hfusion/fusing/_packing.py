@@ -80,7 +80,7 @@ class Packing:
         members = self.members()
         self.together = None
         if None in members:
-            _part(members)
+            _disband(members)
             return GONE
         if reason := self._unfit(members):
             return reason
@@ -149,7 +149,7 @@ def _margins(layer: Any) -> tuple[int, ...] | None:
     return margins if any(margins) else None
 
 
-def _part(members: list[nn.Module | None]) -> None:
+def _disband(members: list[nn.Module | None]) -> None:
     """Move what is left of a group out of the memory of those that are gone."""
     for layer in members:
         if layer is None or _members.member_of(layer) is None:

@@ -71,12 +71,13 @@ def short(members: Sequence[str]) -> str:
     steps = [member.split(".") for member in members]
     if len(steps) == 1:
         return members[0]
-    head = _common_start(steps)
-    tail = _common_start([step[len(head) :][::-1] for step in steps])
+    head = common_start(steps)
+    tail = common_start([step[len(head) :][::-1] for step in steps])
     middle = [".".join(step[len(head) : len(step) - len(tail)]) for step in steps]
     return ".".join([*head, "{" + ",".join(middle) + "}", *tail[::-1]])
 
 
-def _common_start(lists: Sequence[Sequence[str]]) -> list[str]:
+def common_start(lists: Sequence[Sequence[str]]) -> list[str]:
+    """The steps with which all of these lists begin."""
     columns = zip(*lists, strict=False)
     return [c[0] for c in itertools.takewhile(lambda c: len(set(c)) == 1, columns)]

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import FusionError
+from ..errors import FusionError, check_int
 from ..finding import running
 from ..finding._aside import undisturbed
 from ..timing import benchmark, graphed, quartiles, wall
@@ -95,8 +95,7 @@ def faster(
     for name, least, value in (
         ("bursts", 5, bursts), ("rounds", 1, rounds), ("calls", 1, calls),
     ):  # fmt: skip
-        if type(value) is not int or value < least:
-            raise FusionError(f"{name}: expected an int of at least {least}, got {value!r}")
+        check_int(name, value, least)
     for name, share in (("margin", margin), ("apart", apart)):
         number = isinstance(share, int | float) and not isinstance(share, bool)
         if not number or not 0 <= share < math.inf:

@@ -23,6 +23,7 @@ from ..finding import reading
 from ..finding._aside import counting
 from ..finding.reading import Reading
 from ..stacking import rules
+from ._table import common_start
 from .planning import FusionPlan
 from .siblings import Group
 
@@ -169,9 +170,8 @@ def _call_stacked(
 
 def _free_path(graph: fx.Graph, members: Sequence[str]) -> str:
     """A name for the stacked layer, after what its members have in common."""
-    columns = zip(*(member.split(".") for member in members), strict=False)
-    alike = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
-    wanted = "_".join([*(column[0] for column in alike), "stacked"])
+    alike = common_start([member.split(".") for member in members])
+    wanted = "_".join([*alike, "stacked"])
     taken = {str(node.target).partition(".")[0] for node in graph.nodes}
     names = (f"{wanted}_{count}" if count else wanted for count in itertools.count())
     return next(name for name in names if name not in taken)

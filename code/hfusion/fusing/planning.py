@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import FusionError
+from ..errors import FusionError, check_int
 from ..finding import running
 from ..finding._aside import copy_model, counting
 from ..finding.calls import Calls, owners
@@ -28,11 +28,9 @@ from ..finding.reading import Reading
 from ..stacking import rules
 from . import _followers, _group, _members, siblings
 from ._table import table
-from .siblings import Group
+from .siblings import Group, LastWord
 
 logger = logging.getLogger("hfusion")
-
-Asked = Callable[[Group], Group]  # has the last word on a group
 
 
 @counting()
@@ -93,10 +91,7 @@ def plan(
     >>> type(fused).__name__, list(fused.state_dict())
     ('Attention', ['q.weight', 'q.bias', 'k.weight', 'k.bias'])
     """
-    if type(min_siblings) is not int or min_siblings < 2:
-        raise FusionError(
-            f"min_siblings: expected an int of at least 2, got {min_siblings!r}"
-        )
+    check_int("min_siblings", min_siblings, least=2)
     if accept is not None and not callable(accept):
         raise FusionError(f"accept: expected a function of a group, got {accept!r}")
     if type(embed) is not bool:
@@ -104,8 +99,8 @@ def plan(
     _refuse_wrapper(model)
     calls = _read(model) if example_inputs is None else running.Run(model, example_inputs)
 
-    def found(asked: Asked) -> FusionPlan:
-        groups = siblings.find(calls, min_siblings, embed, asked)
+    def found(last_word: LastWord) -> FusionPlan:
+        groups = siblings.find(calls, min_siblings, embed, last_word)
         return FusionPlan(tuple(groups), model, calls)
 
     return _judged(found, accept)
@@ -115,11 +110,13 @@ def _read(model: nn.Module) -> Reading:
     try:
         return Reading(model)
     except FusionError as error:
-        run = _OR_RUN if "cannot be traced" in str(error) else ""
-        raise FusionError(f"{error}{run}") from error
+        if "cannot be traced" not in str(error):
+            raise
+        advice = "or give example_inputs, and the model is run instead"
+        raise FusionError(f"{error}; {advice}") from error
 
 
-def _judged(found: Callable[[Asked], "FusionPlan"], accept: Any) -> "FusionPlan":
+def _judged(found: Callable[[LastWord], "FusionPlan"], accept: Any) -> "FusionPlan":
     """The plan that `found` makes where `accept` has the last word on each group.
 
     A judge of all of them has two methods. groups(groups) returns an answer for each; it
@@ -146,7 +143,6 @@ def _judged(found: Callable[[Asked], "FusionPlan"], accept: Any) -> "FusionPlan"
     return dataclasses.replace(plan, groups=tuple(groups))
 
 
-_OR_RUN = "; or give example_inputs, and the model is run instead"
 # What holds a model, by the name of its class: where the model itself is.
 _WRAPPERS = {
     "DataParallel": "model.module",

@@ -83,6 +83,9 @@ class Group:
         return layers_at(self.model, self.members)
 
 
+LastWord = Callable[[Group], Group]  # says of a group whether it is fused
+
+
 def layers_at(model: Any, paths: Sequence[str]) -> dict[str, Any]:
     """{path: module}; FusionError where there is none any more."""
     try:
@@ -139,19 +142,20 @@ def find(
     calls: Calls,
     min_siblings: int = 2,
     embed: bool = False,
-    asked: Callable[[Group], Group] = lambda group: group,
+    last_word: LastWord = lambda group: group,
 ) -> list[Group]:
     """All groups among the calls of a model, fusable or refused, in order.
 
     embed: whether siblings may have windows of different sizes. Where such a group is
-    refused, its members of one size are groups again. asked: has the last word on a group.
+    refused, its members of one size are groups again. last_word: of each group, whether it
+    is fused.
     """
     groups = []
     for paths, group in _grouped(calls, calls.families((), embed), min_siblings, embed):
-        groups.append(asked(group))
+        groups.append(last_word(group))
         if embed and not groups[-1].fused:
             parts = [part for part in calls.families(paths) if len(part) < len(paths)]
-            groups += [asked(g) for _, g in _grouped(calls, parts, min_siblings)]
+            groups += [last_word(g) for _, g in _grouped(calls, parts, min_siblings)]
     return sorted(groups, key=lambda group: calls.seen[group.members[0]][0].turn)
 
 

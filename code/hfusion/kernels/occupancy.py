@@ -8,7 +8,7 @@ the header cuda_occupancy.h, to which a test holds it.
 
 import dataclasses
 
-from ..errors import FusionError
+from ..errors import FusionError, check_int
 
 THREADS = 32  # of a warp
 
@@ -191,8 +191,7 @@ def spread(programs: int, resident: int, device: Device = H200) -> Spread:
     92
     """
     for name, value in (("programs", programs), ("resident", resident)):
-        if not isinstance(value, int) or value < 1:
-            raise FusionError(f"{name}: expected an int of at least 1, got {value!r}")
+        check_int(name, value, least=1)
     each = device.multiprocessors
     waves, busiest = -(-programs // (each * resident)), -(-programs // each)
     idle, share = max(0, each - programs), programs / (busiest * each)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import FusionError
+from ..errors import FusionError, check_int
 
 
 def rows(
@@ -57,8 +57,7 @@ def columns(weight: Tensor, rank: int, world: int) -> Tensor:
 
 def _part(name: str, what: str, tensor: Tensor, rank: int, world: int, dim: int) -> Tensor:
     size = tensor.shape[dim]
-    if world < 1:
-        raise FusionError(f"world: expected an int of at least 1, got {world}")
+    check_int("world", world, least=1)
     if not 0 <= rank < world:
         raise FusionError(f"rank: expected an int from 0 to {world - 1}, got {rank}")
     if size % world:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from .. import timing
-from ..errors import FusionError, WorkerError
+from ..errors import FusionError, WorkerError, check_int
 
 
 def leaves(rank: int, world: int) -> None:
@@ -111,8 +111,7 @@ def _check(work: Callable, world: int, limit_s: float) -> None:
         raise FusionError(
             f"work: expected a function at the top of a module, got {name} of {module}"
         )
-    if type(world) is not int or world < 1:
-        raise FusionError(f"world: expected an int of at least 1, got {world!r}")
+    check_int("world", world, least=1)
     if not isinstance(limit_s, int | float) or not 0 < limit_s < 1e6:
         raise FusionError(
             f"limit_s: expected seconds, above 0 and below 1e6, got {limit_s!r}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import FusionError
+from ..errors import FusionError, check_int
 from ._devices import Place, synchronise
 
 Call = Callable[[], Any]
@@ -128,8 +128,6 @@ def _refuse_bad(variants: Mapping, watches: dict, calls: Mapping, **numbers: int
         raise FusionError(f"calls: expected a number for each variant, got {sorted(calls)}")
     checked = [*numbers.items(), *(("calls", number) for number in calls.values())]
     for name, value in checked:
-        least = 0 if name == "warm_up" else 1
-        if type(value) is not int or value < least:
-            raise FusionError(f"{name}: expected an int of at least {least}, got {value!r}")
+        check_int(name, value, least=0 if name == "warm_up" else 1)
     if strange := set(watches) - set(variants):
         raise FusionError(f"watches: expected names of variants, got {sorted(strange)}")

@@ -17,7 +17,7 @@ from torch import nn
 from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..errors import FusionError
+from ..errors import FusionError, check_int
 from ._launches import Launches, computes
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -294,8 +294,7 @@ def operators(
         raise FusionError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
     if layout not in FORMATS:
         raise FusionError(f"layout: expected NCHW or NHWC, got {layout!r}")
-    if type(batch) is not int or batch < 1:
-        raise FusionError(f"batch: expected an int of at least 1, got {batch!r}")
+    check_int("batch", batch, least=1)
     kind, form = getattr(torch, dtype), FORMATS[layout]
 
     def images(*shape: int) -> torch.Tensor:
