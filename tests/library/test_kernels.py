@@ -531,7 +531,7 @@ def test_a_tile_that_does_not_even_become_a_graph_is_left_out(monkeypatch):
 
     monkeypatch.setattr(timing, "graphed", graphed)
     two = two_launches.convert(module_of((6, 5, 4, 5, 3, 5, 5)))
-    variants = tuning._variants(two, types.SimpleNamespace(is_cuda=True), 1)
+    variants = tuning._variants(two, types.SimpleNamespace(is_cuda=True), 2)
     assert list(variants) == [tile for tile in two_launches.TILES if tile[0] != 128]
 
 
@@ -542,7 +542,7 @@ def test_each_tile_is_timed_with_the_splits_that_suit_it(monkeypatch):
     monkeypatch.setattr(two_launches, "_processors", lambda device: PROCESSORS)
     two = two_launches.convert(models.Inception.from_table("5a").eval(), "natural")
     x = types.SimpleNamespace(is_cuda=True, device="cuda", numel=lambda: 832 * 49)
-    variants = tuning._variants(two, x, 1)
+    variants = tuning._variants(two, x, 2)
     splits = {tile: one.func.splits_for(x) for tile, one in variants.items()}
     depths, widths = (9 * 160, 25 * 32, 832), (320, 128, 128)
     for tile in two_launches.TILES:
