@@ -91,7 +91,7 @@ test: units nbval
 units: .venv/test.stamp .venv/book.stamp
 	$(PYTEST) --doctest-modules -m "not slow" tests code
 
-# Also what takes minutes: the pages in browsers, every notebook alone from the wheel, and
+# Also what takes minutes: the built pages, browsers, every notebook alone from the wheel, and
 # JupyterLab, which may not be missing here.
 test-all: export HFUSION_TESTS := all
 test-all: export HFUSION_CASES ?= 300
