@@ -35,13 +35,13 @@ def run(
     """Run an experiment, a module as `sideways.recorder` describes it, to its Record.
 
     device: "cpu", "cuda", "mps" or "xpu". limit_s: what does not get its turn in so many
-    seconds is skipped; a case may have fewer rounds. progress: is given the list of cases
-    and passes them on, as tqdm does. keep: called after each case with the Record so far.
-    say: called with what is done now, in words, and each second without. known: a Record;
-    its cases that are not `unfinished` are not measured again. again: whether those of the
-    experiment's `again` are, with slow variants, and kept where they lack nothing they had;
-    True: no others. lost: (parameters, variant, why not), left out; the whole case, if it
-    has none of that name.
+    seconds is skipped; a case may have fewer rounds. progress: passes the cases on, as tqdm
+    does. keep: called after each case with the Record so far. say: called with what is done
+    now, in words, and each second without. known: a Record; its cases that are not
+    `unfinished` are not measured again. again: whether those of the experiment's `again`
+    are, with slow variants, and kept where they lack nothing they had; True: no others.
+    lost: (parameters, variant, why not), left out; the whole case, if it has none of that
+    name.
     """
     deadline = Deadline(limit_s, say)
     made = partial(Record, **_circumstances(experiment, device))
