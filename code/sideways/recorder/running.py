@@ -40,8 +40,7 @@ def run(
     now, in words, and each second without. known: a Record; its cases that are not
     `unfinished` are not measured again. again: whether those of the experiment's `again`
     are, with slow variants, and kept where they lack nothing they had; True: no others.
-    lost: (parameters, variant, why not), left out; the whole case, if it has none of that
-    name.
+    lost: (parameters, variant, why not), left out; the whole case, if it has no such one.
     """
     deadline = Deadline(limit_s, say)
     made = partial(Record, **_circumstances(experiment, device))
