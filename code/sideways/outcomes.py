@@ -152,43 +152,59 @@ def panels(outcomes: Sequence[Outcome]) -> dict[str, dict]:
     >>> gains = {"3a": (0.7, 0.8, 0.9)}
     >>> one = Outcome("module", "eager", "stacked", "NHWC", "half", 8, gains)
     >>> panels([one])
-    {'module, eager, NHWC, half': {'batch 8': {'stacked': [(0.7, 0.8, 0.9)]}}}
+    {'module, eager, NHWC, half': {'batch 8': {'stacked': {'3a': (0.7, 0.8, 0.9)}}}}
     """
     found: dict[str, dict] = {}
     for o in outcomes:
         if o.mode in ("eager", "graph"):
             panel = found.setdefault(f"{o.what}, {o.mode}, {o.layout}, {o.dtype}", {})
-            panel.setdefault(f"batch {o.batch}", {})[o.way] = list(o.gains.values())
+            panel.setdefault(f"batch {o.batch}", {})[o.way] = o.gains
     return found
 
 
 def short(outcomes: Sequence[Outcome]) -> str:
-    """Outcomes for the fewest and the most images, in words: a line for each.
+    """Outcomes in words, a line for each: the gain with its range, and a verdict.
 
-    Without compilers, and without copies. A line has the median gain of all modules, and
-    how many are clearly faster, clearly slower, or neither.
+    Of one network these are the quartiles; of several modules the medians, from the least
+    to the most, with the median of all.
 
     >>> gains = {"3a": (0.7, 0.8, 0.9), "3b": (1.0, 1.1, 1.2)}
     >>> one = Outcome(SIBLINGS, "eager", "stacked", "NHWC", "float16", 8, gains)
-    >>> print(short([one, dataclasses.replace(one, batch=9, way="copied")]))
-                               images  gain  faster  slower  undecided
-    three siblings alone, NHWC      8  0.95       0       1          1
+    >>> net = Outcome("a net", "graph", "stacked", "NHWC", "float16", 1, {"a": (0.9, 1, 2)})
+    >>> print(short([one, net]))
+    what is stacked      images runtime gain                verdict
+    three siblings, NHWC      8 eager   0.95 (0.80 to 1.10) 1 of 2 slower
+    a net, NHWC               1 graph   1.00 (0.90 to 2.00) undecided
     """
-    rows: dict[str, list[Outcome]] = defaultdict(list)
-    shown = [o for o in outcomes if o.mode in ("eager", "graph") and o.way != "copied"]
-    differ = [n for n in ("dtype", "mode") if len({getattr(o, n) for o in shown}) > 1]
-    for o in shown:
-        alone = "alone" if o.what == SIBLINGS else "whole"
-        more = [getattr(o, name) for name in differ]
-        rows[", ".join([f"{o.what} {alone}", o.layout, *more])].append(o)
-    wide = max(map(len, rows), default=0)
-    lines = [f"{'':{wide}} images  gain  faster  slower  undecided"]
-    for row, found in rows.items():
-        least, *_, most = sorted(found + found, key=lambda o: o.batch)
-        for o in (least, most) if least != most else (least,):
-            undecided = len(o.gains) - o.faster - o.slower
-            lines.append(
-                f"{row:{wide}} {o.batch:6} {o.middle:5.2f} {o.faster:7} {o.slower:7} "
-                f"{undecided:10}"
-            )
-    return "\n".join(lines)
+    several = len({o.dtype for o in outcomes}) > 1
+    lines = [("what is stacked", "images", "runtime", "gain", "verdict")]
+    for o in outcomes:
+        what = f"{o.what}, {o.dtype}, {o.layout}" if several else f"{o.what}, {o.layout}"
+        low, high = _ends(o)
+        gain = f"{o.middle:.2f} ({low:.2f} to {high:.2f})"
+        lines.append((what, str(o.batch), o.mode, gain, _verdict(o)))
+    a, b, c, d, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "\n".join(
+        f"{what:{a}} {images:>{b}} {runtime:{c}} {gain:{d}} {verdict}"
+        for what, images, runtime, gain, verdict in lines
+    )
+
+
+def _ends(outcome):
+    """The range that `short` shows."""
+    if len(outcome.gains) == 1:
+        ((low, _, high),) = outcome.gains.values()
+        return low, high
+    middles = [middle for _, middle, _ in outcome.gains.values()]
+    return min(middles), max(middles)
+
+
+def _verdict(outcome):
+    """The outcome in words: "8 of 9 faster, 1 slower"."""
+    counts = {"faster": outcome.faster, "slower": outcome.slower}
+    words = [word for word, count in counts.items() if count] or ["undecided"]
+    if len(outcome.gains) > 1 and any(counts.values()):
+        first, *others = words
+        of = f"{counts[first]} of {len(outcome.gains)} {first}"
+        return ", ".join([of, *(f"{counts[word]} {word}" for word in others)])
+    return words[0]

@@ -480,7 +480,11 @@ def test_the_errors_are_those_of_the_record(opened, tool):
         assert seen(page)[0][1].startswith(
             f"Such estimates were off by {100 * statistics.median(off):.1f}% in the median "
             f"of {len(group)} recorded gains, and right about gain or loss in {right}. "
-            f"A guess that always says “gain” is right in {gained}."
+            f"A guess that always says “gain” is right in {gained}"
+            + (
+                ", so the estimate cannot tell a gain from a loss." * (right <= gained)
+                or "."
+            )
         )
 
 

@@ -16,8 +16,10 @@ ERRORS = {"g": {"a": 0, "b": 1e-3}, "h": {"a": 1e-9, "b": 2}}
 POINTS, FITS = {"a": (3, 12), "b": (5, 6)}, {"a": (2, 1), "b": (4, 0.5)}
 PAIRS = {"a": [(0.9, 1.1), (1.2, 1.25)], "b": [(1.3, 1)]}
 PANELS = {
-    "siblings": {"batch 1": {"stacked": [HIGH] * 3, "copied": [LOW] * 2}},
-    "module": {"batch 1": {"stacked": [HIGH]}, "batch 8": {"hoisted": [LOW]}},
+    "siblings": {
+        "batch 1": {"stacked": dict.fromkeys("abc", HIGH), "copied": {"a": LOW, "b": LOW}}
+    },
+    "module": {"batch 1": {"stacked": {"a": HIGH}}, "batch 8": {"hoisted": {"a": LOW}}},
 }
 GAINS = {"a": [(1, HIGH), (9, LOW)]}
 

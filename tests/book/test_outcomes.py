@@ -167,4 +167,5 @@ def test_panels_leave_compilers_out():
     found = outcomes.panels(outcomes.brought(ladder))
     assert list(found) == ["module, eager, NCHW, float32", "module, graph, NCHW, float32"]
     eager = found["module, eager, NCHW, float32"]
-    assert eager == {"batch 1": {"stacked": [(1.2,) * 3], "stacked, hoisted": [(1.5,) * 3]}}
+    stacked, hoisted = {"3a": (1.2,) * 3}, {"3a": (1.5,) * 3}
+    assert eager == {"batch 1": {"stacked": stacked, "stacked, hoisted": hoisted}}

@@ -84,7 +84,8 @@ function verdictOf(machine, mode, { copies: { length: parts }, gains: [, stacked
   const doubt = error
     ? `Such estimates were off by ${(100 * error.off).toFixed(1)}% in the median of ${error.cases} recorded gains, `
       + `and right about gain or loss in ${error.right}.`
-      + ("gained" in error ? ` A guess that always says “gain” is right in ${error.gained}.` : "")
+      + ("gained" in error ? ` A guess that always says “gain” is right in ${error.gained}`
+        + (error.right <= error.gained ? ", so the estimate cannot tell a gain from a loss." : ".") : "")
     : "No record says how far off such an estimate is.";
   const unknown = Object.keys(machine.recorded).length && !recording;
   return [`On ${machine.name}${mode === GRAPH ? ", as a graph" : ""}, ${call}`

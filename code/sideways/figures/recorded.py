@@ -114,10 +114,10 @@ def tradeoff(groups, even, sides, xlabel, label):
 
 
 def outcomes(panels, label):
-    """Recorded gains: {title: {row: {way: [(lower quartile, median, upper quartile), …]}}}.
+    """Recorded gains: {title: {row: {way: {name: (lower quartile, median, upper)}}}}.
 
     A dot for each, with its quartiles, on a logarithmic scale. What is slower lies in the
-    shaded half; a dot has a ring if both of its quartiles do.
+    shaded half; a dot has a ring and its name if both of its quartiles do.
     """
     rows = [row for panel in panels.values() for row in panel.values()]
     styles = dict.fromkeys(way for row in rows for way in row)
@@ -132,18 +132,19 @@ def outcomes(panels, label):
         axis.axvline(1, **DASHED)
         axis.set_title(title)
         _rows(axis, panel, styles)
-    gains = [gain for row in rows for gains in row.values() for gain in gains]
+    gains = [gain for row in rows for way in row.values() for gain in way.values()]
     left, right = min(0.9, *(low for low, *_ in gains)), max(1.1, *(g[2] for g in gains))
-    axis.set(xscale="log", xlim=(0.97 * left, 1.03 * right), xlabel="gain")
+    axis.set(xscale="log", xlim=(0.85 * left, 1.03 * right), xlabel="gain")
     axis.xaxis.set_major_locator(FixedLocator([0.25, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8, 4]))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
-    for way, (colour, marker) in styles.items():
-        axes[0, 0].plot([], [], marker, color=OTHERS[colour], markersize=5, label=way)
-    axes[0, 0].legend(
-        loc="lower center", bbox_to_anchor=(0.4, 1 + 0.8 / ratios[0]), ncols=3,
-        columnspacing=1, handletextpad=0.2,
-    )  # fmt: skip
+    if len(styles) > 1:
+        for way, (colour, marker) in styles.items():
+            axes[0, 0].plot([], [], marker, color=OTHERS[colour], markersize=5, label=way)
+        axes[0, 0].legend(
+            loc="lower center", bbox_to_anchor=(0.4, 1 + 0.8 / ratios[0]), ncols=3,
+            columnspacing=1, handletextpad=0.2,
+        )  # fmt: skip
     return labelled(figure, label)
 
 
@@ -151,15 +152,19 @@ def _rows(axis, panel, styles):
     """The rows of a panel of `outcomes`, from the top."""
     top, middles = 0, []
     for row in panel.values():
-        dots = [(styles[way], gain) for way, gains in row.items() for gain in gains]
+        dots = [(styles[way], *one) for way, gains in row.items() for one in gains.items()]
         step = 0.8 * _tall(row) / len(dots)
-        for n, ((colour, marker), (low, median, high)) in enumerate(dots):
+        for n, ((colour, marker), name, (low, median, high)) in enumerate(dots):
             height = top + 0.1 * _tall(row) + (n + 0.5) * step
             span = {"color": OTHERS[colour], "alpha": 0.5, "lw": 1}
             axis.plot([low, high], [height] * 2, **span, **INTERVAL)
             axis.plot(median, height, marker, color=OTHERS[colour], markersize=3.8)
             if high < 1:  # apart from the dot, which may be as dark
                 axis.plot(median, height, "o", mec=INK, mfc="none", mew=0.9, markersize=7.5)
+                axis.annotate(
+                    name, (low, height), (-6, 0), textcoords="offset points",
+                    ha="right", va="center", fontsize=8,
+                )  # fmt: skip
         middles.append(top + _tall(row) / 2)
         top += _tall(row)
     axis.set_yticks(middles, list(panel))

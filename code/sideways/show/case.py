@@ -298,7 +298,9 @@ def _doubt(machine, error, was):
             f"{error['right']}."
         )
         if "gained" in error:  # a lab in the page does not say
-            found += f" A guess that always says “gain” is right in {error['gained']}."
+            found += f" A guess that always says “gain” is right in {error['gained']}"
+            blind = error["right"] <= error["gained"]
+            found += ", so the estimate cannot tell a gain from a loss." if blind else "."
     unknown = machine["recorded"] and not was
     return found + " This case itself was not recorded." * bool(unknown)
 
