@@ -14,6 +14,8 @@ PARTS = {"as written": {"conv": 3, "norm": 2.5}, "fused": {"conv": 1, "norm": 0}
 BARS = {"µs": {"a": 4, "b": 1.2345}, "MB": {"a": 7, "b": 3}}
 ERRORS = {"g": {"a": 0, "b": 1e-3}, "h": {"a": 1e-9, "b": 2}}
 POINTS, FITS = {"a": (3, 12), "b": (5, 6)}, {"a": (2, 1), "b": (4, 0.5)}
+HINGE = {"g": [(1, 2, 3), (-4, -3, -2)]}
+OFF = {"a": [(-2, -1, 3), (4, 5, 6)], "b": [(0, 7, 8), (-9, 0, 2)]}
 PAIRS = {"a": [(0.9, 1.1), (1.2, 1.25)], "b": [(1.3, 1)]}
 PANELS = {
     "siblings": {
@@ -63,13 +65,13 @@ PLOTS = {
         {(1, 900), (2, 20), (3, 30), (4, 25), (None, 27.5)},
     ),
     "fitted": (
-        lambda: figures.fitted((1, 10), POINTS, FITS, "on M"),
+        lambda: figures.fitted((1, 10), POINTS, FITS, OFF, "on M"),
         {(1, 3), (10, 12), (1, 5), (10, 6), (1, 4.5), (10, 9)}
-        | {(1, 100 / 9), (10, -100 / 3)},  # off the line, in per cent
+        | {(1, -1), (10, 5), (1, 7), (10, 0)},
     ),
     "fitted hinge": (
-        lambda: figures.fitted((1, 9), {"graph": (5, 9)}, {"graph": (4, 1, 1)}, "on M"),
-        {(1, 4), (9, 10), (1, 25), (9, -10)},
+        lambda: figures.fitted((1, 9), {"g": (5, 9)}, {"g": (4, 1, 1)}, HINGE, "on M"),
+        {(1, 4), (9, 10), (1, 2), (9, -3)},
     ),
     "predicted": (
         lambda: figures.predicted(PAIRS, "on M"),

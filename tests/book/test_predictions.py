@@ -356,14 +356,14 @@ def test_a_timeline_adds_up_to_what_host_and_device_take(name, graph):
     host, device = ([e for e in events if e[0] == lane] for lane in ("host", "device"))
     host_us = MIDDLE.replay if graph else arithmetic.host_us(program, MIDDLE)
     assert sum(end - begin for *_, begin, end in host) == pytest.approx(host_us)
-    busy = sum(end - begin + MIDDLE.node for *_, begin, end in device)
+    busy = sum(end - begin for *_, begin, end in device)
     assert busy == pytest.approx(arithmetic.device_us(program, "float32", MIDDLE))
     assert len(device) == program["kernels"]
     assert len(host) == (1 if graph else len(operators))
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(graph):
+def test_a_kernel_waits_for_the_host_and_for_the_kernel_before_it(graph):
     operators, _ = module_3a(variants.HOISTED)
     slow = at(node=30)  # so that the device is the slower one
     for values in (MIDDLE, slow):
@@ -379,7 +379,7 @@ def test_a_kernel_waits_for_the_host_for_the_kernel_before_it_and_for_the_gap(gr
             ]
         free = 0
         for ready, event in zip(handed, (e for e in events if e[0] == "device")):  # noqa: B905
-            assert event[2] == pytest.approx(max(ready, free) + values.node)
+            assert event[2] == pytest.approx(max(ready, free))
             free = event[3]
 
 
@@ -396,22 +396,20 @@ def test_calls_after_each_other_take_as_long_as_the_slower_lane_of_a_timeline(
     operators, _ = module_3a(name)
     events = lanes.timeline(operators, "float32", graph, split=split)
     host = sum(end - begin for lane, _, begin, end in events if lane == "host")
-    device = sum(
-        end - begin + MIDDLE.node for lane, _, begin, end in events if lane == "device"
-    )
+    device = sum(end - begin for lane, _, begin, end in events if lane == "device")
     expected = predicted[f"graph, {name}" if graph else name]
     assert max(host, device) == pytest.approx(expected)
     views = [name for lane, name, *_ in events if name == "split"]
     assert len(views) == (split is not None and not graph)
 
 
-def test_a_graph_leaves_the_device_no_gap_but_the_step():
+def test_a_graph_leaves_the_device_no_gap():
     operators, _ = module_3a(variants.WRITTEN)
     events = lanes.timeline(operators, "float32", graph=True)
     ends = [end for lane, *_, end in events if lane == "device"]
     begins = [begin for lane, _, begin, _ in events if lane == "device"]
     gaps = [begin - end for begin, end in zip(begins[1:], ends, strict=False)]
-    assert gaps == pytest.approx([MIDDLE.node] * (len(ends) - 1))
+    assert gaps == pytest.approx([0] * (len(ends) - 1))
 
 
 # The file that was written once.

@@ -26,10 +26,11 @@ def calls(times_us, label):
     return labelled(figure, label)
 
 
-def fitted(ns, points, lines, label):
-    """Chains of n: {way: medians in µs} and {way: (a, b)}; below, their distance in %.
+def fitted(ns, points, lines, off, label):
+    """Chains of n: {way: medians in µs} and {way: (a, b)}; below, how far off the line.
 
-    (a, b) of a line a + b n, or (a, c, b) of a hinge, max(a, c + b n).
+    lines: (a, b) of a line a + b n, or (a, c, b) of a hinge, max(a, c + b n).
+    off: {way: [(low, median, high), …]} in %, one for each n.
     """
     figure, (axis, below) = plt.subplots(
         2, 1, figsize=(7.4, 4.4), sharex=True, height_ratios=(3, 1)
@@ -41,8 +42,9 @@ def fitted(ns, points, lines, label):
         name = f"{way}: max({least[0]:.2f}, {name})" if least else f"{way}: {name}"
         axis.plot(ns, line, color=colour, linewidth=1, label=name)
         axis.plot(ns, times_us, "o", color=colour, markersize=5)
-        off = [100 * (t / fit - 1) for t, fit in zip(times_us, line, strict=True)]
-        below.plot(ns, off, "o-", color=colour, markersize=4, linewidth=0.8)
+        low, middle, high = zip(*off[way], strict=True)
+        below.vlines(ns, low, high, color=colour, linewidth=1.2, capstyle="butt")
+        below.plot(ns, middle, "o", color=colour, markersize=4)
     below.axhline(0, **DASHED)
     axis.set(xscale="log", yscale="log", ylabel="time, µs")
     axis.legend(fontsize=9)

@@ -22,9 +22,10 @@ def timeline(
 ) -> list[tuple[str, str, float, float]]:
     """When host and device should work in one call: [(lane, name, begin, end), …], in µs.
 
-    A kernel begins one gap (`node`) after the host has handed it over and the kernel before
-    it has ended. graph: whether all is handed over as one CUDA graph. at: one value of each
-    input; the middle ones if None. split: after how many operators the host splits.
+    A kernel begins once the host has handed it over and the kernel before it has ended. Its
+    time includes the device's step (`node`); a launch has no latency. graph: whether all is
+    handed over as one CUDA graph. at: one value of each input; the middle ones if None.
+    split: after how many operators the host splits.
 
     >>> from torch import nn
     >>> net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
@@ -32,9 +33,9 @@ def timeline(
     >>> for lane, name, begin, end in timeline(found, "float32"):
     ...     print(f"{lane:6} {name:6} {begin:5.1f} to {end:.1f}")
     host   conv2d   0.0 to 20.0
-    device conv2d  21.2 to 23.6
+    device conv2d  20.0 to 23.6
     host   relu    20.0 to 26.0
-    device relu    27.2 to 27.7
+    device relu    26.0 to 27.7
     """
     at = at or At(**{name: given.middle for name, given in arithmetic.INPUTS.items()})
     events, handed, free = [], at.replay * graph, 0.0
@@ -51,7 +52,7 @@ def timeline(
         for left, (kernel, us) in zip(range(len(found))[::-1], found, strict=True):
             begun = max(handed - left * at.kernel * (not graph), free)
             free = begun + us
-            events.append(("device", kernel or name, begun + at.node, free))
+            events.append(("device", kernel or name, begun, free))
     return events
 
 
