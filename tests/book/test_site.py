@@ -768,7 +768,7 @@ LOWER = """([what, words]) => {
     ("what", "begin", "end", "breaks"),
     [
         ("div.cell", "first = calls_us", "times the median", False),
-        ("div.cell", "random = np", "in order, it is noticed", True),
+        ("div.cell", "random = np", "of B: 0 2", True),
         (".fs-lab", "What a launch costs", "run the cells first", False),
         (".solution", "Solution to", "equal within rounding", True),
     ],
