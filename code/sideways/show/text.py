@@ -143,6 +143,9 @@ def _documented(text):
             joins = blocks and blocks[-1].startswith("```text")
             before = blocks.pop().removesuffix("\n```") + "\n\n" if joins else "```text\n"
             blocks.append(f"{before}{paragraph}\n```")
+        elif re.match(r"`\w+`  ", paragraph):  # a table of names
+            rows = re.split(r"\n(?! )", paragraph)
+            blocks.append("\n".join(_item(*row[1:].split("`", 1)) for row in rows))
         elif section in _LISTS:
             entries = re.split(r"\n(?! )", paragraph)
             blocks.append("\n".join(_item(*entry.split("\n", 1)) for entry in entries))
