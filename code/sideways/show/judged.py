@@ -250,7 +250,7 @@ def _said(name, said):
     first, _, base = name.partition(" / ")
     if not base:
         return [f"  {said:30} {name}"]
-    return [f"  {first}:", f"      {said} as fast as '{base}'"]
+    return [f"  {first}:", f"    {said} as fast as", f"    '{base}'"]
 
 
 def _range(said, unit):
