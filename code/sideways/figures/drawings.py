@@ -128,12 +128,12 @@ def launches(grids, stores):
             middle, at = x + 32 * across, places[place] + first
             axes.text(middle, top + 19, name, ha="center", fontsize=10)
             box(axes, at, top + 185, channels, 22, colour, strength=0.5, linewidth=0)
-            arrow(axes, (middle, top + 118), (at + channels / 2, top + 183), colour)
+            arrow(axes, (middle, top + 125), (at + channels / 2, top + 183), colour)
             if source:
-                start = before[source] + 8, top - 300 + 230
-                arrow(axes, start, (middle, top + 2), colour)
+                start = before[source] + 8, top - 300 + 236
+                arrow(axes, start, (middle, top - 3), colour)
             written.append((branch, channels, (place, first)))
-            x, column = x + 64 * across + 38, column + across
+            x, column = x + 64 * across + 48, column + across
     return figure
 
 

@@ -58,7 +58,7 @@ def predicted(groups, label):
     In the shaded quarters the sign of the gain is called wrong. The axes have scales of
     their own; on the dashed line both agree.
     """
-    figure, axis = plt.subplots(figsize=(7.4, 3.8))
+    figure, axis = plt.subplots(figsize=(5, 3.8))
     said, was = zip(*(pair for pairs in groups.values() for pair in pairs), strict=True)
     left, right = min(0.95, *said) - 0.02, max(said) + 0.02
     low, high = min(was) - 0.05, max(was) + 0.05
@@ -71,7 +71,7 @@ def predicted(groups, label):
                   alpha=0.8, linestyle="", label=group)  # fmt: skip
     axis.set(xlim=(left, right), ylim=(low, high))
     axis.set(xlabel="estimated gain", ylabel="recorded gain")
-    axis.legend(fontsize=8.5, loc="upper left", bbox_to_anchor=(1.02, 1))
+    axis.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return labelled(figure, label)
 
 
