@@ -14,10 +14,15 @@ _UNSEEN = {
     "them: then example_inputs may show more",
     "running": "forward takes their weights, or goes another way with these inputs",
 }
+# What is known of fused groups, by how they were found.
+_HOLDS = {
+    "reading": "    proved from the graph; checked again at each call",
+    "running": "    seen in one run; checked at each call",
+}
 
 
 def table(groups: Sequence[Group], found: Calls, calls: dict[str, tuple[int, int]]) -> str:
-    """The groups of a plan, layers without a call, and a line that sums up.
+    """The groups of a plan, layers without a call, a line that sums up, and what holds.
 
     calls: {kind: (calls before, calls after)}.
     """
@@ -28,7 +33,8 @@ def table(groups: Sequence[Group], found: Calls, calls: dict[str, tuple[int, int
     summary = [f"{fused} of {len(groups)} groups fused" if lines else "no siblings"]
     summary += [f"{kind} {old} -> {new} calls" for kind, (old, new) in calls.items()]
     summary += [f"found by {found.found}"]
-    return "\n".join([*lines, *_unseen(found), "; ".join(summary)])
+    holds = [_HOLDS[found.found]] if fused else []
+    return "\n".join([*lines, *_unseen(found), "; ".join(summary), *holds])
 
 
 def _rows(group: Group) -> Iterator[str]:

@@ -77,6 +77,7 @@ def plan(
     members                      c_out   then saved   B/px
     {b1,b3_reduce,b5_reduce}.conv 64+96+16  2  1,408
     1 of 1 groups fused; Conv2d 6 -> 4 calls; found by reading
+        proved from the graph; checked again at each call
 
     >>> import torch
     >>> class Attention(nn.Module):
