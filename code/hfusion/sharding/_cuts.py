@@ -148,7 +148,7 @@ def gated_mlp_by_dtensor(
     }
     processes = init_device_mesh("cpu", (world,))
     parallel.parallelize_module(mlp, processes, cuts)
-    return mlp(x).clone()  # which waits until the sum is there
+    return mlp(x).clone()  # copying waits for the sum
 
 
 class _GatedMLP(nn.Module):

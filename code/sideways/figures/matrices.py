@@ -47,13 +47,13 @@ def unroll():
     return figure
 
 
-def blocks(sizes, c_in, pixels, names, letter="P", cuts=()):
+def blocks(sizes, c_in, pixels, names, letter="P", cuts=None):
     """W · X = Y to scale: one unit of length a channel or a pixel.
 
     sizes: output channels of each branch; names: what becomes of each. letter: of the
-    number of pixels. cuts: rows of Y to mark at both edges by dashes, to compare.
+    number of pixels. cuts: {row of Y to mark by dashes: what to call it}, to compare.
     """
-    total, gap = sum(sizes), 80
+    cuts, total, gap = cuts or {}, sum(sizes), 80
     x_left, y_left = c_in + gap, c_in + pixels + 2 * gap
     across, down = (-260, y_left + pixels + 265), (-10, max(c_in, total) + 50)
     width = 5.2
@@ -67,8 +67,13 @@ def blocks(sizes, c_in, pixels, names, letter="P", cuts=()):
         if size <= 40:  # too thin for a label inside
             inside, own, name = ("", ""), f"{weight}: {own}", f"{product}: {name}"
         box(axes, 0, top, c_in, size, colour, inside[0], fontsize=10)
-        box(axes, y_left, top, pixels, size, colour, inside[1], fontsize=10)
+        box(axes, y_left, top, pixels, size, colour)
         axes.text(-15, middle, own, ha="right", va="center", fontsize=8.5)
+        if any(abs(row - middle) < 40 for row in cuts):
+            middle = top + size / 4
+        axes.text(
+            y_left + pixels / 2, middle, inside[1], ha="center", va="center", fontsize=10
+        )
         axes.text(y_left + pixels + 15, middle, name, va="center", fontsize=8.5)
         top += size
     box(axes, x_left, 0, pixels, c_in, INPUT, "$X$", fontsize=10)
@@ -81,9 +86,9 @@ def blocks(sizes, c_in, pixels, names, letter="P", cuts=()):
         (y_left + pixels / 2, total, f"$Y$: K = {total}"),
     ):
         axes.text(x, bottom + 12, label, ha="center", va="top", fontsize=8.5)
-    for row in cuts:
-        for x, end in ((y_left - 25, 55), (y_left + pixels - 30, 38)):
-            axes.plot([x, x + end], [row, row], **DASHED)
+    for row, name in cuts.items():
+        axes.plot([y_left - 15, y_left + pixels + 35], [row, row], **DASHED)
+        axes.text(y_left + pixels + 45, row, name, va="center", fontsize=8.5)
     return figure
 
 
