@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import itertools
+import platform
 import sys
 import time
 import tokenize
@@ -506,6 +507,24 @@ def test_without_onednn_means_during_the_call_alone():
     assert torch.backends.mkldnn.enabled
     with pytest.raises(Unavailable, match=r"^oneDNN is for CPUs$"):
         embedding.without_onednn("cuda", torch.ones)
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64")
+    or not torch.backends.mkldnn.is_available(),
+    reason="other builds of PyTorch choose otherwise",
+)
+@pytest.mark.parametrize("channels", [4, 16, 32])
+@pytest.mark.parametrize("window", [(3, 3), (1, 7), (7, 1), (5, 5), (7, 7)])
+def test_onednn_gets_the_windows_that_chapter_12_says(channels, window):
+    """Both sides above 3, or one image of more than 20,480 numbers."""
+    x, weight = torch.empty(1, channels, 28, 28), torch.empty(1, channels, *window)
+    padding = [side // 2 for side in window]
+    found = torch._C._select_conv_backend(
+        x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1
+    )
+    wanted = min(window) > 3 or x.numel() > 20480
+    assert str(found).endswith("Mkldnn") == wanted
 
 
 def test_the_cost_of_embedding_is_that_of_its_products():
