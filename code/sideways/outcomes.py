@@ -170,7 +170,8 @@ def short(outcomes: Sequence[Outcome]) -> str:
 
     >>> gains = {"3a": (0.7, 0.8, 0.9), "3b": (1.0, 1.1, 1.2)}
     >>> one = Outcome(SIBLINGS, "eager", "stacked", "NHWC", "float16", 8, gains)
-    >>> net = Outcome("a net", "graph", "stacked", "NHWC", "float16", 1, {"a": (0.9, 1, 2)})
+    >>> gain = {"a net": (0.9, 1.0, 2.0)}
+    >>> net = Outcome("a net", "graph", "stacked", "NHWC", "float16", 1, gain)
     >>> print(short([one, net]))
     what is stacked      images runtime gain                verdict
     three siblings, NHWC      8 eager   0.95 (0.80 to 1.10) 1 of 2 slower
