@@ -150,9 +150,9 @@ def panels(outcomes: Sequence[Outcome]) -> dict[str, dict]:
     """Outcomes without a compiler, as `figures.outcomes` draws them.
 
     >>> gains = {"3a": (0.7, 0.8, 0.9)}
-    >>> one = Outcome("module", "eager", "stacked", "NHWC", "half", 8, gains)
+    >>> one = Outcome("it", "eager", "stacked", "NHWC", "half", 8, gains)
     >>> panels([one])
-    {'module, eager, NHWC, half': {'batch 8': {'stacked': {'3a': (0.7, 0.8, 0.9)}}}}
+    {'it, eager, NHWC, half': {'batch 8': {'stacked': {'3a': (0.7, 0.8, 0.9)}}}}
     """
     found: dict[str, dict] = {}
     for o in outcomes:
