@@ -215,12 +215,10 @@ def cut(page, name, capsys):
     records.write(record, path.parent)
 
 
-# What a page does not find in the records of a GPU alone: it is about CPUs, or not reached
-# in a run of seven minutes.
+# What a page does not find in the records of a GPU alone: it is about CPUs.
 ON_A_GPU_ALONE = {
     "09-when-fusion-pays": r"OpenVINO|^memory |asked for pages",
     "12-beyond-1x1": r"no oneDNN|channels [48], |not reached within",
-    "13-the-same-trick-elsewhere": r"gate, up.*not reached within",
     "what-the-model-misses": r"^there is no record of|^no case of stage",
 }
 
