@@ -1675,10 +1675,12 @@ def test_two_launches_are_right_and_what_is_handed_over_is_counted(opened, row):
     timed = tape[begin + len("".join(BRANCHES)) + 4 + 5 * 4 :]
     assert re.fullmatch(f"(?:{'|'.join(BRANCHES)}|s)+", timed)
     *others, two = (re.findall(f"{'|'.join(BRANCHES)}", timed).count(b) for b in BRANCHES)
-    # As often as each other; two launches also to calibrate, if a busy machine needs that.
+    # As often as each other; two launches to calibrate, too, but where one is slow enough.
     assert len({*others}) == 1
     in_a_row = {case["parameters"]["in_a_row"] for case in record["cases"]}
-    assert two >= others[0] >= 2 * sum(1 + n for n in in_a_row)
+    assert others[0] >= 2 * sum(1 + n for n in in_a_row)
+    slow = all(case["calls"] == case["parameters"]["in_a_row"] for case in record["cases"])
+    assert two > others[0] or (slow and two == others[0])
     assert page.evaluate("[seen.created, seen.destroyed]") == [1, 1]
     assert page.complaints == []
     rows = rows_of(lab.locator("table").first)
