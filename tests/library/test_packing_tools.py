@@ -10,6 +10,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.distributed.checkpoint as checkpoints
 from torch import distributed, nn
+from torch._subclasses import FakeTensorMode
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
@@ -117,6 +118,17 @@ def test_planned_under_inference_mode(made, by_running):
         same(model, hfusion.unfuse(fused), x, tolerance=0)
     with torch.no_grad():
         same(model, fused, torch.ones(3, 4), rounds=1)
+
+
+@by_found
+def test_fake_tensors_are_refused_by_their_name(by_running):
+    """2026-12-01: an AssertionError of torch's about its own random numbers."""
+    model, x = linear()
+    with FakeTensorMode(), pytest.raises(hfusion.FusionError, match="a FakeTensor; plan"):
+        hfusion.plan(model, x if by_running else None)
+    with torch.device("meta"):
+        model, x = linear()
+        assert hfusion.plan(model, x if by_running else None).groups[0].fused
 
 
 class Quiet(Net):

@@ -97,6 +97,7 @@ def plan(
         raise FusionError(f"accept: expected a function of a group, got {accept!r}")
     if type(embed) is not bool:
         raise FusionError(f"embed: expected True or False, got {embed!r}")
+    _refuse_tensor_mode()
     _refuse_wrapper(model)
     calls = _read(model) if example_inputs is None else running.Run(model, example_inputs)
 
@@ -105,6 +106,16 @@ def plan(
         return FusionPlan(tuple(groups), model, calls)
 
     return _judged(found, accept)
+
+
+def _refuse_tensor_mode() -> None:
+    """Planning compares tensors by their memory, and fakes have none."""
+    kind = type(torch.empty(0))
+    if kind is not torch.Tensor:
+        raise FusionError(
+            f"plan: expected to be called outside of a mode that makes each new tensor a "
+            f'{kind.__name__}; plan before it, or a model on torch.device("meta")'
+        )
 
 
 def _read(model: nn.Module) -> Reading:
