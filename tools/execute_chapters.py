@@ -14,6 +14,7 @@ from pathlib import Path
 
 import first_cell
 import nbformat
+import notebooks
 import readme
 import written
 from nbclient import NotebookClient
@@ -57,6 +58,7 @@ def execute(path):
     notebook = nbformat.read(path, as_version=4)
     before = written.values(notebook)
     first_cell.put(notebook)
+    notebooks.fold(notebook)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:03}"
         cell.metadata.pop("execution", None)

@@ -25,7 +25,7 @@ PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}  # where names differ
 TORCH = next(one for one in PROJECT["dependencies"] if one.startswith("torch>="))
 OLDEST_SAID = TORCH.partition(">=")[2].partition(",")[0]
 OLDEST = tuple(map(int, re.search(r"(\d+)\.(\d+)", TORCH).groups()))
-METADATA = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["remove-cell"]}
+METADATA = {"tags": ["remove-cell"]}
 
 TITLE = "# @title What this notebook needs"
 TEMPLATE = f"""{TITLE}

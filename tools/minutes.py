@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from notebooks import is_hidden
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "_ext"))
@@ -23,7 +24,6 @@ import plain  # noqa: E402, the build's
 
 WORDS, LINES = 200, 15  # a minute
 STEP, MOST = 5, 45  # minutes: what a chapter says is rounded up, and is no more
-HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 
 CODE = re.compile(r"^(`{3,})[a-z]\w*\n(.*?)^\1$", re.M | re.S)
 FOLDED = re.compile(
@@ -54,7 +54,7 @@ def seen(notebook):
             parts.append(cell.source)
             continue
         parts.append(cell.metadata.get("mystnb", {}).get("figure", {}).get("caption", ""))
-        if not HIDDEN & set(cell.metadata.get("tags", [])):
+        if not is_hidden(cell):
             parts.append(f"``````python\n{cell.source}\n``````")
         parts += [out.get("data", {}).get("text/markdown", "") for out in cell.outputs]
     return FOLDED.sub(" ", "\n\n".join(parts))

@@ -1,7 +1,7 @@
 """What is wrong with a notebook: python tools/notebooks.py chapters/NN-….ipynb …
 
 What nbval does not look at: that every cell has run, in order, without an error or a
-warning; alternative texts and captions; width; paths of somebody's machine.
+warning; alternative texts and captions; width; folds; paths of somebody's machine.
 """
 
 import itertools
@@ -11,6 +11,21 @@ import sys
 import nbformat
 
 WIDTH = 76  # columns of code that fit a page at 1280 px
+HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}  # on the pages
+
+
+def is_hidden(cell):
+    """Whether a page shows the code of this cell only when asked, or not at all."""
+    return bool(HIDDEN & set(cell.metadata.get("tags", [])))
+
+
+def fold(notebook):
+    """Close in JupyterLab, VS Code and Colab what the pages hide; open the rest."""
+    for cell in code_cells(notebook):
+        cell.metadata.pop("jupyter", None)
+        cell.metadata.pop("cellView", None)
+        if is_hidden(cell):
+            cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
 
 
 def code_cells(notebook):
@@ -35,6 +50,9 @@ def faults(notebook):
         shown = "\n".join(o.get("data", {}).get("text/markdown", "") for o in cell.outputs)
         if any(len(line) > WIDTH for line in shown.splitlines()):
             yield f"shows source wider than {WIDTH} columns: {first}"
+        closed = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        if closed != is_hidden(cell):
+            yield f"folded otherwise than on the page: {first}"
         pictures = [o for o in cell.outputs if is_picture(o)]
         about = cell.metadata.get("mystnb", {})
         if pictures and len(about.get("image", {}).get("alt", "")) < 60:

@@ -71,7 +71,12 @@ def with_path(notebook):
     code_cells(notebook)[1].source += "\nopen('/home/me/x')"
 
 
+def unfolded(notebook):
+    del code_cells(notebook)[0].metadata["jupyter"]
+
+
 PLANTED = {
+    unfolded: "folded otherwise",
     not_run: "not executed",
     failed: "an error",
     without_alt: "without alt text",
