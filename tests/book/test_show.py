@@ -1,6 +1,7 @@
 """The pictures in steps, the source shown, and the figures' data."""
 
 import inspect
+import json
 import re
 from base64 import b64decode
 from pathlib import Path
@@ -477,3 +478,34 @@ def test_a_figure_that_lacks_its_numbers_is_a_sentence(glued, capsys):
     (text,) = axes.texts
     assert text.get_text() == "not recorded: there is no record of stage"
     assert capsys.readouterr().out == ""
+
+
+# What `hfusion.faster` accepted. Gains are a median, the lowest and the highest.
+ABOUT = {"device": "AMD, 2 threads", "torch": "2.13", "date": "2026-12-01"}
+ALL, KEPT, WORSE = [0.9, 0.8, 1], [1.1, 1, 1.2], [0.97, 0.9, 1]
+JUDGED = [
+    {
+        "case": case,
+        "groups": 3,
+        "accepted": 2,
+        "gains": {"all": ALL, "judged": judged, "same": [1, slowest, 1.03]},
+    }
+    for case, judged, slowest in (("kept", KEPT, 0.99), ("worse", WORSE, 0.98))
+]
+
+
+def test_accepted_groups_beside_the_noise_of_a_copy(tmp_path):
+    assert "not measured yet" in show.accepted(tmp_path / "nothing")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "judging.json").write_text(
+        json.dumps(ABOUT | {"cases": JUDGED})
+    )
+    _, kept, worse, *below = show.accepted(tmp_path).splitlines()
+    assert kept.split("   ")[-1] == "0.90 (0.80 to 1.00) 1.10 (1.00 to 1.20)"
+    assert worse.split()[:4] == ["worse", "2", "of", "3"]
+    assert below == [
+        "",
+        "a copy of the same model: 0.98 to 1.03",
+        "slower than the slowest copy: worse",
+        "measured on AMD, 2 threads, 2026-12-01, PyTorch 2.13",
+    ]

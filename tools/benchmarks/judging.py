@@ -1,16 +1,25 @@
 """With hfusion.faster nothing gets slower: .venv/bin/python tools/benchmarks/judging.py
 
+    judging.py                              all cases, printed: four minutes on two cores
+    judging.py GoogLeNet                    those with this in their names
+    judging.py "" records/judging.json      and stored, for chapter 9
+
 A block as in Llama, whose forward looks at sizes, so that no graph can hold it, and
 GoogLeNet, at several sizes, siblings found by running, and where it says so by reading.
 For each: how many groups `faster` accepts, how long that takes, and then, in bursts of
 their own later, how many times as fast the model is with all groups fused, with those that
 were accepted, and as a copy of itself, "the same": what is within its brackets is noise. In
 brackets the lowest and the highest of eight bursts. At last what it said of the rest.
+What is stored is the last run on a quiet machine, whatever it says.
 """
 
 import copy
+import datetime
+import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -84,29 +93,53 @@ def timed(model, others, x, bursts=8, rounds=15):
     return {n: (quartiles(g)[1], min(g), max(g)) for n, g in found.items()}
 
 
-def main(wanted=""):
-    print(f"{timing.device_name()}, PyTorch {torch.__version__}")
+def judged(name, model, shape, run):
+    """What `faster` makes of a model, and how fast the models are then."""
+    model, x = model.eval().requires_grad_(False), torch.randn(shape)
+    start = time.perf_counter()
+    example = x if run else None  # else the graph is read
+    plan = hfusion.plan(model, example, accept=hfusion.faster(x))
+    seconds = time.perf_counter() - start
+    others = {"all": hfusion.fuse(model, example), "judged": plan.apply()}
+    others["same"] = copy.deepcopy(model)
+    for network in others.values():
+        torch.testing.assert_close(network(x), model(x), rtol=1e-3, atol=1e-4)
+    return {
+        "case": name,
+        "groups": len(plan.groups),
+        "accepted": sum(group.fused for group in plan.groups),
+        "seconds": round(seconds, 1),
+        "gains": timed(model, others, x),
+        "reasons": [*dict.fromkeys(g.reason for g in plan.groups if g.reason)],
+    }
+
+
+def row(found):
+    accepted = f"{found['accepted']} of {found['groups']}"
+    gains = found["gains"].values()
+    columns = [f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in gains]
+    first = f"{found['case']:26} {accepted:>8} {found['seconds']:7.0f} s "
+    return "\n    ".join([" ".join([first, *columns]), *found["reasons"]])
+
+
+def main(wanted="", path=None):
+    about = {"device": timing.device_name(), "torch": torch.__version__}
+    print(", ".join(about.values()))
     print(
         f"{'':26} {'accepted':>8} {'judged in':>9}  {'all fused':17} {'judged':17} the same"
     )
-    for name, model, shape, run in cases():
-        if wanted not in name:
-            continue
-        model, x = model.eval().requires_grad_(False), torch.randn(shape)
-        start = time.perf_counter()
-        example = x if run else None  # else the graph is read
-        judged = hfusion.plan(model, example, accept=hfusion.faster(x))
-        seconds = time.perf_counter() - start
-        others = {"all": hfusion.fuse(model, example), "judged": judged.apply()}
-        others["same"] = copy.deepcopy(model)
-        for network in others.values():
-            torch.testing.assert_close(network(x), model(x), rtol=1e-3, atol=1e-4)
-        gains = timed(model, others, x)
-        fused = f"{sum(g.fused for g in judged.groups)} of {len(judged.groups)}"
-        columns = [f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in gains.values()]
-        print(f"{name:26} {fused:>8} {seconds:7.0f} s ", *columns, flush=True)
-        for reason in dict.fromkeys(g.reason for g in judged.groups if g.reason):
-            print(f"    {reason}", flush=True)
+    found = []
+    for case in cases():
+        if wanted in case[0]:
+            found.append(judged(*case))
+            print(row(found[-1]), flush=True)
+    if path:
+        about |= {"date": datetime.date.today().isoformat()}
+        lines = ",\n".join(map(json.dumps, found))
+        text = f'{json.dumps(about)[:-1]}, "cases": [\n{lines}\n]}}\n'
+        whole = Path(path).with_suffix(".tmp")
+        whole.write_text(text, encoding="utf-8")
+        os.replace(whole, path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ trusted, and is a still picture on GitHub and on paper. A `case` calculates with
 the reader sets, a `lab` runs on the reader's own GPU.
 """
 
+from .accepted import accepted
 from .case import Case, case
 from .glued import glue
 from .judged import predicted
@@ -22,6 +23,7 @@ __all__ = [
     "Lab",
     "Player",
     "Walk",
+    "accepted",
     "benchmark",
     "beside",
     "case",
