@@ -263,6 +263,11 @@ def test_what_has_memory_of_its_own(b, make):
     assert not shares(b, y, b.m("view", result, -1))
 
 
+def test_weights_put_together_are_new(b):
+    weight = b.graph.get_attr("weight")
+    assert not shares(b, weight, b.f(torch.cat, [weight, weight]))
+
+
 def test_results_that_torch_calls_new_are_new():
     """What `NEW` and `NEW_MODULES` claim, asked of torch itself."""
     x = torch.rand(2, 4, 8)

@@ -171,6 +171,11 @@ def twice(self, x):
     return self.bn(y) + y
 
 
+def read_by_three(self, x):
+    y = self.conv(x)
+    return self.bn(y) + y - y
+
+
 def conv_again(self, x):
     return self.bn(self.conv(x)) + self.conv(x * 2)
 
@@ -279,6 +284,8 @@ def last_but_one(self, x):
 TRIED = "were tried beside a folded convolution, and gave something else"
 STAYS = {
     "output used twice": (twice, {}, None, "the output of conv is also read by add"),
+    "output used by three": (
+        read_by_three, {}, None, "the output of conv is also read by add, sub"),
     "convolution called twice": (conv_again, {}, None, "conv is called 2 times"),
     "batch norm called twice": (bn_again, {}, None, "bn is called 2 times"),
     "batch norm first": (*(bn_first, {"bn": lambda: nn.BatchNorm2d(4)}, None),

@@ -401,6 +401,12 @@ def test_whatever_is_done_with_the_parts(name):
         same(*pair(then=then), row(), 1)
 
 
+def test_an_argument_too_many_is_an_error_as_before():
+    for each in pair():
+        with torch.no_grad(), pytest.raises(TypeError, match="but 3 were given"):
+            each.f(each.a(row()), row())
+
+
 def test_a_class_whose_forward_is_replaced(monkeypatch):
     model, double = pair()
     monkeypatch.setattr(nn.LeakyReLU, "forward", lambda m, y: y - y.mean())

@@ -431,6 +431,19 @@ def test_siblings_that_compute_something_wrong_are_never_timed(
     assert timed.runs == []
 
 
+def test_a_mistake_is_held_to_the_terms_of_one_output(timed, monkeypatch):
+    """A layer of 1,000 outputs adds no more terms for each than a layer of one."""
+    right = _group.FusedGroup._product
+    model = Convs()
+    model.a, model.b = nn.Linear(4, 1), nn.Linear(4, 1000)
+    for layer in (model.a, model.b):
+        nn.init.ones_(layer.weight)
+    monkeypatch.setattr(_group.FusedGroup, "_product", lambda *g: right(*g) + 1e-5)
+    with pytest.raises(Disagreement, match="entries differ"):
+        judged(model, torch.ones(1, 4), by_running=True)
+    assert timed.runs == []
+
+
 def test_an_output_whose_terms_cancel_is_not_taken_for_a_wrong_one(timed):
     torch.manual_seed(0)
     for by_running in (True, False) * 20:

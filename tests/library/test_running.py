@@ -130,3 +130,21 @@ def test_a_view_that_is_written_to_may_be_a_copy_for_another_batch(rows):
         with torch.no_grad():
             for mine, theirs in zip(fused(given), model(given), strict=True):
                 torch.testing.assert_close(mine, theirs)
+
+
+class Counting(Three):
+    """It counts its calls in a parameter, by an argument that only has a name."""
+
+    def __init__(self):
+        super().__init__(heads)
+        self.count = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x):
+        torch.add(self.count, 1, out=self.count)
+        return super().forward(x)
+
+
+def test_a_run_leaves_the_models_own_parameters_as_they_were():
+    model = Counting()
+    assert hfusion.plan(model, torch.randn(2, 3, 8)).groups
+    assert model.count.item() == 0

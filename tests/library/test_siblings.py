@@ -574,6 +574,14 @@ def test_weights_that_share_memory_stay_where_they_are(name, found, monkeypatch)
         check_same(written(fuse()), expected)
 
 
+def test_weights_of_one_layer_that_share_memory():
+    model = pair()
+    model.a.bias = nn.Parameter(model.a.weight.detach()[:, 0, 0, 0])
+    first, _ = plan(model).groups
+    said = "weight of a shares memory with another tensor of it; give it a copy"
+    assert first.reason == said
+
+
 def test_lazy_layers_are_refused():
     """Their weights are not there yet; nor is the number of their input channels."""
     model = net(ab, a=nn.LazyConv2d(4, 1), b=nn.LazyConv2d(5, 1))
@@ -879,6 +887,14 @@ def test_an_input_changed_between_siblings(make, called, monkeypatch):
     monkeypatch.setattr(_checks.Round, "take", lambda turn, i, x, mode: turn.parts[i])
     with pytest.raises(Disagreement, match="entries differ"):
         check_same(together(fused, x), together(model, x), 1e-6)
+
+
+def test_a_hook_that_may_change_an_input_is_named():
+    model = written_to(lambda self, x: self.relu(x))()
+    model.relu = nn.Identity()
+    model.relu.register_forward_hook(lambda module, given, y: None)
+    (group,) = plan(model).groups
+    assert group.reason == "a hook of relu may change their input between a and b"
 
 
 def changed_in_the_second_round(self, x):

@@ -246,7 +246,7 @@ class Memory:
         as_dtype = any(isinstance(argument, torch.dtype) for argument in given)
         method = node.op == "call_method"
         strict = called in _names.LAYOUT or (called == "view" and (as_dtype or not method))
-        if node.op != "output" and (strict or not known(node, self._modules)):
+        if strict or not known(node, self._modules):
             self._strict.setdefault(memory, node)
         elif called in _names.MAY_COPY or called == "Sequential":
             self._copying[memory].append(node)
