@@ -242,7 +242,19 @@ def test_compiled(name):
     assert group(fused)._traced is None
 
 
-@pytest.mark.parametrize("name", ["assigned", "data", "no bias", "one bias", "stride"])
+CHANGED = ("assigned", "data", "no bias", "one bias", "stride", "forward", "its forward")
+
+
+class Doubled(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return doubled(x, weight, bias)
+
+
+def doubled(x, weight, bias):
+    return nn.functional.conv2d(x, 2 * weight, bias)
+
+
+@pytest.mark.parametrize("name", CHANGED)
 def test_compiled_and_then_changed(name):
     torch._dynamo.reset()
     model, fused, x = pair(conv)
@@ -255,8 +267,18 @@ def test_compiled_and_then_changed(name):
             "no bias": lambda m: setattr(m.b, "bias", None),
             "one bias": lambda m: setattr(m.b, "bias", parameter(5)),
             "stride": lambda m: setattr(m.b, "stride", (2, 2)),
+            "forward": lambda m: setattr(m.b, "_conv_forward", doubled),
+            "its forward": lambda m: setattr(m.b, "__class__", Doubled),
         }.get(name, MOVES.get(name))(each)
     same(model, compiled, x)
+
+
+def test_compiled_with_its_own_geometry():
+    torch._dynamo.reset()
+    model, fused, x = pair(partial(conv, stride=2, padding=(0, 2), dilation=2))
+    assert count_products(fused, x) == 1
+    torch._dynamo.reset()
+    same(model, torch.compile(fused, backend="eager", fullgraph=True), x)
 
 
 def count_products(fused, x):
