@@ -265,7 +265,12 @@ def test_what_has_memory_of_its_own(b, make):
 
 def test_weights_put_together_are_new(b):
     weight = b.graph.get_attr("weight")
-    assert not shares(b, weight, b.f(torch.cat, [weight, weight]))
+    assert not shares(b, weight, b.f(operator.add, weight, weight))
+
+
+def test_a_tuple_taken_several_times_has_its_old_parts(b):
+    """As x may be one: (y, z) * len(y) is (y, z, y, z, …)."""
+    assert shares(b, b.x, b.f(operator.mul, b.x, b.m("size", b.z, 0)))
 
 
 def test_results_that_torch_calls_new_are_new():

@@ -160,7 +160,7 @@ def _sources(node: fx.Node, modules: Mapping[str, nn.Module]) -> Sequence[Hashab
 def _is_tensor(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node is certainly a tensor, not a tuple of tensors."""
     called, inputs = name(node, modules), node.all_input_nodes
-    if node.op == "get_attr" or called in _names.FACTS:
+    if node.op == "get_attr":
         return True
     if not node.op.startswith("call_") or not known(node, modules):
         return False
