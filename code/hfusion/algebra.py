@@ -5,12 +5,12 @@ where slow is clearer. Letters as in the book: N batch, C input channels,
 P = H·W pixels, K output channels, K_i those of branch i.
 
     x  [N, C, H, W] ──reshape──► X  [N, C, P]
-                                 W  [K, C]   one row a filter
+                                 W  [K, C]   a row for each output channel
                                  Y = W X + b 1ᵀ   [N, K, P] ──reshape──► y
 
-Every function that computes refuses input that is not finite, and every function refuses
-input of the wrong rank or of sizes that do not fit: with a FusionError, a ValueError, that
-names the argument, what was expected and what came.
+Every function refuses input of the wrong rank or of sizes that do not fit, and every
+function that computes refuses input that is not finite. It raises a FusionError, which is
+a ValueError; the message names the argument, what was expected and what came.
 """
 
 from collections.abc import Iterable
@@ -87,7 +87,7 @@ def conv_loops(
 ) -> Array:  # fmt: skip
     """A 2-d convolution as its definition says: one loop per index, in float64.
 
-    What deep learning calls convolution is cross-correlation: the kernel is
+    What deep learning calls convolution is cross-correlation: the window is
     not flipped (Chetlur et al. 2014).
 
     Parameters
@@ -95,7 +95,7 @@ def conv_loops(
     x : array [N, C, H, W]
         The images.
     weight : array [K, C, kh, kw]
-        One filter for each output channel.
+        A window of weights for each output and input channel.
     bias : array [K], optional
         Zeros without it.
     stride, padding : int
@@ -163,7 +163,7 @@ def pointwise(
 
 
 def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) -> Array:
-    """The patches that a kernel visits, one patch per column.
+    """The patches that a window visits, one patch per column.
 
     With it a convolution is weight.reshape(K, -1) @ im2col(x, k) (Chetlur et al.
     2014). For k = 1 and stride 1 it is the reshape of `pointwise`.
@@ -173,7 +173,7 @@ def im2col(x: ArrayLike, kernel_size: int, stride: int = 1, padding: int = 0) ->
     x : array [N, C, H, W]
         The images.
     kernel_size : int
-        The side k of the square kernel.
+        The side k of the square window.
     stride, padding : int
         In pixels, along both axes; the border is of zeros.
 
@@ -208,7 +208,7 @@ def embed(weight: ArrayLike, side: int) -> Array:
     Parameters
     ----------
     weight : array [K, C, k, k]
-        One filter for each output channel.
+        A window of weights for each output and input channel.
     side : int
         Of the larger window; side − k is even.
 
@@ -385,7 +385,7 @@ def rounding_bound(
     x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None,
     dtype: DTypeLike = np.float32,
 ) -> Array:  # fmt: skip
-    """How far two honest evaluations of W X + b 1ᵀ may lie apart, entry by entry.
+    """How far apart two evaluations of W X + b 1ᵀ may lie, entry by entry.
 
     A sum of n rounded products, in whatever order, is within
     γ_n (|W||X| + |b|) of the exact one, γ_n = n u / (1 − n u), u the unit

@@ -1,7 +1,7 @@
 """The Inception module, GoogLeNet, and a small network for digits. torch only.
 
-Nothing here knows that fusion exists: these are the networks as one writes
-them, so that what the book does to them could be done to any others.
+Nothing here is written with fusion in mind: what the book does to these
+networks could be done to any others.
 """
 
 import math
@@ -36,7 +36,7 @@ TABLE = {
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch norm, ReLU: three operators, three launches.
+    """Convolution, batch norm, ReLU: three operators, of which folding removes one.
 
     x [N, c_in, H, W] -> [N, c_out, H, W], or half of H and W with a stride of 2.
 
@@ -177,7 +177,7 @@ class GoogLeNet(nn.Module):
 class Digits(nn.Module):
     """Two small Inception modules for handwritten digits of 8 by 8 pixels.
 
-    x [N, 1, 8, 8], gray from 0 to 1 -> [N, 10], one score per digit.
+    x [N, 1, 8, 8], grey from 0 to 1 -> [N, 10], one score per digit.
     `Digits.trained()` has the weights that `tools/train_digits.py` made.
 
     Examples

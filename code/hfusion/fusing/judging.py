@@ -49,13 +49,13 @@ def faster(
     """A judge for `hfusion.plan(…, accept=…)`: is it faster here, on this device?
 
     Each group is timed without gradients, with inputs of the sizes that it gets: its layers
-    one by one, against its layers together, with the checks of each call and the copies
-    that readers may need. A group is accepted if all bursts but `allowed(bursts)` have a
-    gain above 1 + margin; otherwise it is left alone, "not faster" or "undecided".
+    one by one, and its layers together with each call's checks and the copies that
+    consumers may need. A group is accepted if all bursts but `allowed(bursts)` have a gain
+    above 1 + margin; otherwise it is left alone, as "not faster" or "undecided".
 
-    The bursts of all groups take turns. That takes bursts · apart seconds at least, twice.
-    The model runs 14 · bursts times or more, on copies, and random numbers go on as if
-    nothing had run.
+    The bursts of all groups take turns, so judging takes at least 2 · bursts · apart
+    seconds. Copies of the model run 14 · bursts times or more; the state of the random
+    numbers is restored afterwards.
 
     Parameters
     ----------
@@ -66,12 +66,12 @@ def faster(
     bursts
         How many answers each group gives.
     rounds, calls
-        Rounds of a burst, and calls of a turn; fewer where they are slow.
+        Rounds per burst, and calls per turn; fewer where they are slow.
     apart
         Seconds from the start of one burst to the next, at least.
     whole
-        Whether to time the whole model at last, as it is against the accepted groups fused.
-        All groups are left alone unless it is faster in as many bursts.
+        Whether to time the whole model at the end: as it is, and with the accepted groups
+        fused. Unless fusing is faster in as many bursts, all groups are left alone.
     graph
         Whether to time CUDA graphs, as a deployed model runs.
 

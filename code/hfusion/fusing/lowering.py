@@ -32,15 +32,16 @@ from .siblings import Group
 def lower(plan: FusionPlan, once: bool | None = None) -> fx.GraphModule:
     """The planned network as one graph, in which each group of siblings is one layer.
 
-    For exporters and compilers, which cannot look at addresses at each call; everything
-    else is better served by `plan.apply()`. Siblings that cannot be one layer in a graph
-    stay separate: with several calls or hooks, with weights that the graph reads itself, or
-    whose consumers count on the layout of memory or take a view under another mode.
+    Use it for exporters and compilers, which cannot look at addresses at each call, and
+    `plan.apply()` for everything else. Siblings stay separate if they cannot be one layer
+    in a graph: if they have several calls or hooks, if the graph itself reads their
+    weights, or if a consumer relies on the layout of memory or takes a view under another
+    mode.
 
     Parameters
     ----------
     plan
-        Of a model in eval mode, found by reading, so without example_inputs.
+        A plan of a model in eval mode, made by reading, so without example_inputs.
     once
         Whether an activation that all members of a group have is applied to all branches at
         once (True) or to each (False). None: at once where a branch is in one piece, or

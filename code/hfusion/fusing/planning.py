@@ -43,21 +43,22 @@ def plan(
     Parameters
     ----------
     model
-        Left as it was.
+        It is left as it was.
     example_inputs
         What the model is called with: a tensor, a tuple of positional arguments or a dict
         of keywords. The model then runs once (twice where there are siblings), and layers
         that get the same tensor are siblings, whatever control flow led there. Without
         them torch.fx reads the model, which must be traceable, or a GraphModule; reading
-        also tells why layers are no siblings.
+        also tells why layers are not siblings.
     min_siblings
         Smaller groups are refused.
     accept
-        Is asked about every group that could be fused; returns True or a reason, a string.
-        Or a judge of all groups together, such as `hfusion.faster(…)` makes.
+        A function that is asked about every group that could be fused, and returns True or
+        a reason, a string. Or a judge of all groups together, such as `hfusion.faster(…)`
+        makes.
     embed
         Let convolutions with smaller windows join siblings with larger ones (see
-        `stacking.windows`). That costs multiply-adds, which the plan tells, and is right
+        `stacking.windows`). That costs multiply-adds, which the plan lists, and is right
         for finite inputs only.
 
     Returns
@@ -195,8 +196,9 @@ def _answered(group: Group, answer: Any) -> Group:
 def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
     """Plan with the defaults, and apply: `plan(model, example_inputs).apply()`.
 
-    The logger "hfusion" gets the plan, once: what was fused, what was refused, and why. It
-    is a warning where nothing could be fused, INFO otherwise.
+    Call the fused model under `torch.no_grad`: it computes siblings together only while no
+    gradients are recorded. The logger "hfusion" gets the plan, once: what was fused, what
+    was refused, and why, at level INFO, or as a warning if nothing could be fused.
 
     Parameters
     ----------
@@ -232,19 +234,22 @@ def fuse(model: nn.Module, example_inputs: Any = None) -> nn.Module:
 class FusionPlan:
     """What will be fused, what will not, and why. Print it; `apply` it.
 
-    In the table, `then` is the activation, a module, that follows every member. `saved`
-    counts the operators that are launched less than before; copies inside of consumers are
-    none of them. "2 to 4", on a GPU, means 4 where the activation is called once for all,
-    which it is where each branch lies in one piece (one image in NCHW, one row of a
-    Linear). Elsewhere it means 2: the branches are strided parts, which consumers may copy,
-    and the activation is called with each of them, since its results are dense. On a CPU
-    it is called with each in any case, since that is quicker there. `B/px` is what
-    consumers move if they make all strided branches contiguous, bytes read and written for
-    each pixel (for a Linear: each row). The split itself moves nothing. Where windows are
-    embedded, a line says in which, and the multiply-adds for each pixel before and after.
+    In the table, `then` is the activation, a module, that follows every member.
 
-    Reading shows that no input between two siblings' calls is written to, on the path that
-    was read; running shows it for one input. Each call checks again, either way.
+    `saved` is how many fewer operators are called than before, not counting copies inside
+    consumers. On a GPU "2 to 4" means 4 if each branch lies in one piece (one image in
+    NCHW, one row of a Linear), because the activation is then called once for all.
+    Otherwise it means 2: the branches are strided parts, which consumers may copy, and the
+    activation is called for each, because its results are dense. On a CPU it is always
+    called for each, which is quicker there.
+
+    `B/px` is the bytes that consumers read and write for each pixel (for a Linear: each
+    row) if they make all strided branches contiguous. The split itself moves nothing. Where
+    windows are embedded, a line names the larger window, and the multiply-adds for each
+    pixel before and after.
+
+    Reading shows, for the path that was read, that nothing writes to the input between two
+    siblings' calls; running shows it for one input. Either way each call checks again.
 
     Attributes
     ----------
@@ -273,23 +278,23 @@ class FusionPlan:
     def apply(self) -> nn.Module:
         """The fused model: a copy of the model whose siblings compute together.
 
-        A call computes together what the plan says if all is as it was planned: the same
-        tensor, not written to in between, the same weights, the same modes. Otherwise, and
-        while gradients are recorded, each layer computes as in the model. So it does under
-        `torch.inference_mode`, whose tensors do not count writes: use `torch.no_grad`. A
-        group that is never called together, or whose weights keep moving, is switched off
-        for good, with a warning of the logger "hfusion".
+        A call computes siblings together if all is as it was planned: the same tensor, not
+        written to in between, the same weights, the same modes. Otherwise, and while
+        gradients are recorded, each layer computes by itself, as in the model. So it does
+        under `torch.inference_mode`, whose tensors do not count writes: use
+        `torch.no_grad`. A group that is never called together, or whose weights keep
+        moving, is switched off for good, and the logger "hfusion" warns.
 
-        Writes that autograd does not count either (through `.data` or NumPy) go unnoticed
-        between two siblings' calls, as does a change of precision there, such as TF32.
-        On a path that was not planned, a reader may count on a part without gaps: `.view`
-        fails, and after `reshape` or `contiguous`, which copy, a later write to one no
-        longer reaches the other. `fusing._group` names the rest.
+        Two changes between two siblings' calls go unnoticed: a write that autograd does not
+        count (through `.data` or NumPy), and a change of precision, such as TF32. On a path
+        that was not planned, a consumer may rely on a part without gaps: then `.view`
+        fails, and `reshape` or `contiguous` copies, so a later write to the part no longer
+        reaches the copy. `fusing._group` names the rest.
 
         A matrix product of another size may add in another order, so outputs differ by
         rounding: for one layer by at most `algebra.rounding_bound`, under the conditions
-        that it names (TF32 off, no underflow, no Winograd). That error travels on through
-        the network.
+        that it names (TF32 off, no underflow, no Winograd). Later layers carry that error
+        on.
 
         Returns
         -------

@@ -41,18 +41,19 @@ class Group:
     activation : torch.nn.Module or None
         What follows every member.
     followers : tuple of str
-        The modules that do it, if one is called for all members.
+        The activation modules, if one of them is called for all members at once.
     hoist : bool
-        Whether it is also where the branches are strided parts.
+        Whether it is called at once even where the branches are strided parts.
     launches_saved, saved_in_one_piece : int
-        Operators fewer in eager PyTorch, whatever the layout; and so many more where each
-        branch lies in one piece.
+        How many operators eager PyTorch saves in every layout, and how many further ones
+        where each branch lies in one piece.
     split_bytes : int
-        For each pixel (for a Linear: each row), if consumers copy all strided branches.
+        Bytes moved for each pixel (for a Linear: each row) if consumers copy all strided
+        branches.
     window : stacking.windows.Window or None
-        For all members, where theirs differ.
+        The window for all members, if theirs differ.
     extra_macs : int
-        Multiply-adds more for each pixel of the output, if so.
+        Additional multiply-adds for each pixel of the output, if so.
     calls : int
         How often each member is called.
     dense : tuple of int

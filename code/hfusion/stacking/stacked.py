@@ -35,8 +35,8 @@ def stack(
     ----------
     layers : list or dict of nn.Module
         Conv1d, Conv2d, Conv3d or Linear that agree in everything but their number of
-        outputs; some biases may be missing. They are left as they are: the weights are
-        copied. Values are not looked at: a NaN stays in the rows of its own branch.
+        outputs; some biases may be missing. They are left as they are, because the weights
+        are copied. Values are not checked: a NaN stays in the rows of its own branch.
     activation : nn.Module, optional
         Applied to each output: a module of a class in POINTWISE, all of which treat each
         number alone, as ReLU does. Applied once where each branch is in one piece, else to

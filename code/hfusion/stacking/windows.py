@@ -60,7 +60,7 @@ class Window:
         return F.pad(layer.weight.detach(), [*itertools.chain.from_iterable(sides[::-1])])
 
     def place(self, layer: Convolution) -> tuple[slice, ...]:
-        """Where the layer's own window lies in a weight of this one: a slice an axis."""
+        """Where the layer's own window lies in a weight of this one: one slice per axis."""
         pairs = zip(self.margins(layer), layer.kernel_size, strict=True)
         return tuple(slice(margin, margin + side) for margin, side in pairs)
 

@@ -1,4 +1,4 @@
-"""What a program costs before anybody runs it: launches, FLOPs, bytes. Pure functions.
+"""What a program costs, before it runs: launches, FLOPs, bytes. Pure functions.
 
 A kernel can be no faster than its arithmetic at the machine's rate, its data at the
 machine's bandwidth where they lie in no cache, and a kernel that does nothing: the roofline
@@ -28,11 +28,11 @@ class Kernel:
     Attributes
     ----------
     flops : int
-        Computed.
+        How many operations it computes.
     bytes : int
-        Read and written.
+        How many bytes it reads and writes.
     launches : int
-        0 if it runs inside of an operator that has been launched already.
+        0 if it runs inside an operator that has been launched already.
     """
 
     flops: int
@@ -52,14 +52,14 @@ class Ceilings:
     Attributes
     ----------
     flops_per_s, bytes_per_s : float
-        Of arithmetic, and of memory.
+        The rate of arithmetic, and the memory's bandwidth.
     launch_s : float
         What a call of nn.Conv2d costs the host, from Python to the driver, in seconds.
     kernel_s : float
         What the device needs for a kernel that does nothing, in seconds.
     overlaps : bool
-        Whether launching, moving data and arithmetic go on at the same time, so that the
-        slowest decides, as on a GPU; or one after the other, so that times add up.
+        True if launching, moving data and arithmetic go on at the same time, as on a GPU,
+        so that the slowest decides; False if they follow one another and times add up.
     """
 
     flops_per_s: float
@@ -129,7 +129,7 @@ def add_bias(c_out: int, positions: int, item_bytes: int) -> Kernel:
 def reorder(
     c_out: int, c_in: int, positions: int, item_bytes: int, parts: Iterable[str]
 ) -> Kernel:
-    """What a library moves inside of a 1×1 convolution, before and after the product.
+    """What a library moves inside a 1×1 convolution, before and after the product.
 
     parts: which of PARTS it copies into an order of its own, or back from it.
 

@@ -1,4 +1,4 @@
-"""The experiments: one question a file, one record a machine.
+"""The experiments: one question per file, one record per machine.
 
 >>> list(SHARES)  # doctest: +ELLIPSIS
 ['ceilings', 'stopwatches', 'launch_overhead', 'timeline', 'embedding', ...]
