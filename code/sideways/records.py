@@ -196,7 +196,7 @@ def _said(parameters):
 
 
 def digest(content: dict) -> str:
-    """Of a record's content, a dict: the same for the same numbers, however laid out."""
+    """A hash of a record's content: the same for the same numbers, however laid out."""
     text = json.dumps(content, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

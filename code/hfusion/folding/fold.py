@@ -65,8 +65,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     and the norms of timm, whose activation remains. A norm stays if something else reads
     the convolution's output, calls or shares one of the two modules, or has hooks on them.
 
-    What was folded, and why the rest stays, is logged once ("hfusion", INFO), with
-    a WARNING where nothing was folded. `unfolded` returns the reasons.
+    The logger "hfusion" gets one message that says what was folded and why the rest stays,
+    at level INFO, or as a warning if nothing was folded. `unfolded` returns the reasons.
 
     Parameters
     ----------
@@ -85,8 +85,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     ------
     FusionError
         If a batch norm is in training mode, where it uses the statistics of the batch.
-        Where one was folded, train() of the copy raises it, and so does a call with
-        another value for an argument of forward() that is None or a bool by default.
+        If any norm was folded, the copy raises it at train(), and at a call that changes
+        an argument of forward() whose default is None or a bool.
 
     Notes
     -----

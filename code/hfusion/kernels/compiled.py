@@ -42,20 +42,20 @@ class Compiled:
     tile : tuple of int
         A row of `two_launches.TILES`: rows, columns, depth, warps, stages.
     registers, stack_bytes : int
-        Of a thread.
+        What each thread takes.
     shared_bytes : int
-        Of a program.
+        What each program takes.
     spills : int
-        Instructions that write registers to memory or read them back, for want of room.
+        Instructions that write registers to memory, or read them back, for lack of room.
     multiply : str
         The instruction that multiplies.
     copies, loads : dict
         {bytes that one thread's instruction carries: instructions}, to shared memory and
         to registers.
     buffers : int
-        Steps that the shared memory holds.
+        How many steps' numbers the shared memory holds.
     instructions : int
-        In the whole kernel.
+        How many the whole kernel has.
     loops : list of dict
         For each loop that multiplies, {instruction: how many} of one step.
     signals : int
@@ -79,7 +79,7 @@ class Compiled:
 
     @property
     def warps(self) -> int:
-        """Of a program."""
+        """How many warps a program has."""
         return self.tile[3]
 
     @property
@@ -104,8 +104,8 @@ class Compiled:
 
     @property
     def kinds(self) -> dict[str, int]:
-        """{what for: how many} of a step's instructions: products; moving numbers and
-        waiting for them; and the rest, which finds out where they are, and whether.
+        """{purpose: how many} of a step's instructions: those that multiply; those that
+        move numbers and wait for them; and the rest, which computes addresses and masks.
         """
         found = dict.fromkeys(("multiply", "move and wait", "where and whether"), 0)
         for name, times in self.step.items():
@@ -133,8 +133,8 @@ class Compiled:
 
     @property
     def bounds(self) -> dict[str, int]:
-        """{what: cycles}, the least in which a multiprocessor can issue a program's step,
-        hand over its operands, and multiply them.
+        """{bound: cycles}, the least time in which a multiprocessor can issue a program's
+        step, deliver its operands, and multiply them.
         """
         in_a_part = -(-self.warps // occupancy.H200.parts)  # warps
         return {

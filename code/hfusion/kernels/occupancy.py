@@ -1,9 +1,9 @@
 """How many programs a multiprocessor holds at a time, and how many waves a grid takes.
 
 A program (CUDA: a thread block) runs on one multiprocessor, and stays there until it ends.
-How many fit beside each other follows from what a compiled kernel needs and from what a
-multiprocessor has. No device is asked: this is what NVIDIA's occupancy calculator computes,
-the header cuda_occupancy.h, to which a test holds it.
+How many fit side by side follows from what a compiled kernel needs and from what a
+multiprocessor has. No device is asked. NVIDIA's occupancy calculator, the header
+cuda_occupancy.h, computes the same, and a test compares the two.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ class Device:
     name : str
     multiprocessors : int
     registers : int
-        Of one multiprocessor, 32 bits each; shared_bytes, warps and programs are of one
-        multiprocessor too.
+        How many one multiprocessor has, of 32 bits each; shared_bytes, warps and programs
+        are those of one multiprocessor too.
     parts : int
-        Of a multiprocessor; a warp lives in one of them, with its registers.
+        How many a multiprocessor has; a warp lives in one of them, with its registers.
     register_unit, shared_unit : int
         A warp gets a multiple of register_unit registers; a program gets a multiple of
         shared_unit bytes.
     shared_reserved : int
         What CUDA takes of each program, in bytes.
     shared_rate : int
-        Bytes that a multiprocessor's shared memory hands out in a cycle.
+        Bytes that a multiprocessor's shared memory delivers per cycle.
     """
 
     name: str

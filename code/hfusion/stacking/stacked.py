@@ -179,9 +179,9 @@ class Stacked(nn.Module):
     case.
 
     Its state_dict is that of the separate layers in an nn.ModuleDict, and each loads that
-    of the other. Where only some siblings have a bias, a mask keeps the zeros of the others
-    zero, at the price of one small operator. So it does with the zeros around embedded
-    windows, while gradients are recorded.
+    of the other. If only some siblings have a bias, a mask keeps the zero biases of the
+    others at zero, at the price of one small operator. While gradients are recorded, a mask
+    does the same for the zeros around embedded windows.
 
     Attributes
     ----------

@@ -4,11 +4,12 @@ Compare two ways of computing something with a reference first (`agree`), count 
 launch (`count_launches`), and only then time them (`benchmark`), taking turns, so that a
 machine which slows down slows them all. Nothing here saves or prints.
 
-`_agreement` says whether results are equal, `_launches` what a call launches, `_graphs`
-replays it as a CUDA graph, `_benchmark` times, `_summary` makes quartiles of the samples,
-`_devices` knows a device's name and how it rounds. Four modules to import by name: `cost`,
-what a program must cost; `one_window`, what a window for all siblings costs; `traffic`,
-what an Inception module in two launches moves; `eager`, what PyTorch launches on CUDA.
+`_agreement` says whether results are equal, `_launches` counts what a call launches,
+`_graphs` replays it as a CUDA graph, `_benchmark` times it, `_summary` computes quartiles
+of the samples, and `_devices` has a device's name and how it rounds. Import four modules by
+name: `cost`, the least that a program costs; `one_window`, what a window for all siblings
+costs; `traffic`, what an Inception module in two launches moves; `eager`, what PyTorch
+launches on CUDA.
 """
 
 from ..errors import Disagreement

@@ -50,21 +50,21 @@ def benchmark(
 
     Each variant is warmed up. Then it has one turn in every round, and every round
     starts with another variant, so that a machine which slows down slows them all. A turn
-    begins with one untimed call: what the variant before has left in the caches is not
-    charged to this one. Check with `agree` first that the variants agree.
+    begins with one untimed call, so that it does not pay for what the variant before has
+    left in the caches. Check with `agree` first that the variants agree.
 
     Parameters
     ----------
     variants : dict
-        From names to functions without arguments.
+        {name: function without arguments}.
     device : str or torch.device
-        Where they work; it is waited for.
+        Where they work; the benchmark waits for it.
     rounds, warm_up : int
-        Turns of each variant, and calls of each before the first.
+        Turns of each variant, and calls of each before its first turn.
     calls : int or dict
         Timed calls per turn, for all variants or for each.
     watches : dict
-        For some variants another stopwatch than `wall`.
+        {name: stopwatch} for variants that need another one than `wall`.
     late : function
         Asked before every call of the warm-up and every turn. Once it says True, the
         benchmark is over.

@@ -46,8 +46,8 @@ _FREE |= {"_unsafe_view", "as_strided_", "unsafe_split", "unsafe_split_with_size
 
 
 def computes(operator: torch._ops.OpOverload) -> bool:
-    """Whether an operator computes something: it makes no view, by its schema, and more
-    than memory without numbers."""
+    """Whether an operator computes something: by its schema it makes no view, and it does
+    more than allocate memory."""
     returns = operator._schema.returns
     view = any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
     return not view and operator.overloadpacket.__name__ not in _FREE
@@ -77,10 +77,10 @@ def count_launches(fn: Callable[[], Any], device: Place = "cpu") -> Launches:
     """What one call of `fn` launches.
 
     On a CUDA device these are kernels, copies and fills: those of a CUDA graph if the call
-    can be captured, else those that the profiler saw, which slows down what comes after.
-    A CPU launches nothing, and no profiler sees what other GPUs launch. There the nearest
-    thing is counted: the operators that PyTorch dispatches and that compute something.
-    Views (split, transpose) count nothing, and internal work, such as copying a strided
+    can be captured, otherwise those that the profiler saw, which slows down later launches.
+    A CPU launches nothing, and no profiler sees what other GPUs launch. On these devices
+    the operators that PyTorch dispatches and that compute something are counted instead.
+    Views (split, transpose) do not count, and internal work, such as copying a strided
     input, is not seen.
 
     Parameters

@@ -67,12 +67,12 @@ def several(names, folder, live=False, minutes=MINUTES, kind=None) -> dict:
     """What is known about experiments: {name: {machine: Record}}, GPUs first, and {} for
     an experiment of which there is no record.
 
-    From the records in `folder`, or those of the wheel where there is none. Or, if `live`
-    or the environment's HFUSION_LIVE=1 says so, measured now on the device at hand, in at
-    most so many minutes for all of them (HFUSION_LIVE_MINUTES goes first), and not saved;
-    see `live.measured`. Of records, the machine that the environment's HFUSION_MACHINE
-    names goes first. kind: "cpu", "cuda", …, where only devices of that kind fit; what has
-    none measures nothing, and says so.
+    It reads the records in `folder`, or those of the wheel if there is no such folder. The
+    machine that the environment's HFUSION_MACHINE names comes first. If `live` is True, or
+    the environment has HFUSION_LIVE=1, the experiments are measured now on the device at
+    hand, in at most `minutes` for all of them (or HFUSION_LIVE_MINUTES), and nothing is
+    saved; see `live.measured`. kind: "cpu", "cuda", …, if only devices of that kind fit;
+    without such a device nothing is measured, and a line says so.
     """
     if live or os.environ.get("HFUSION_LIVE") == "1":
         device, made = kind or here(), {}
@@ -126,10 +126,10 @@ def results(name, folder, live=False, minutes=MINUTES) -> dict:
 
 
 def first(found, name):
-    """The Record of an experiment that a page reads, of what `several` has found.
+    """The Record of an experiment that a page reads, from what `several` has found.
 
-    Where nothing was found, one without cases, labelled "not recorded", whose `select`
-    raises records.NotRecorded; see `show.recorded`.
+    If nothing was found, it is a Record without cases, labelled "not recorded", whose
+    `select` raises records.NotRecorded; see `show.recorded`.
     """
     return next(iter(found[name].values()), records.nothing(name))
 
