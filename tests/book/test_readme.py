@@ -150,7 +150,8 @@ def test_what_stands_for_make_is_what_make_does():
     """Each line for Windows is in the Makefile, with the same options."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     made = {line.partition(" || ")[0] for line in expanded(makefile)}
-    (block,) = re.findall(r"^```bat\n(.*?)^```", TEXT, re.M | re.S)
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```bat\n(.*?)^```", guide, re.M | re.S)
     lines = block.replace("\\Scripts\\", "/bin/").splitlines()
     assert [line for line in lines if line not in made] == []
     assert len(lines) == 8

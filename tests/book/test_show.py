@@ -1,6 +1,7 @@
 """The pictures in steps, the source shown, and the figures' data."""
 
 import inspect
+import itertools
 import json
 import re
 from base64 import b64decode
@@ -289,6 +290,16 @@ def test_blocks_are_drawn_to_scale():
     figure = figures.blocks((3, 1), 8, 5, ("a", "b"))
     heights = [patch.get_height() for patch in figure.axes[0].patches]
     assert heights == [3, 3, 1, 1, 8]
+    plt.close(figure)
+
+
+def test_labels_of_blocks_do_not_touch():
+    """That of a branch too thin to hold one stands beside that of the whole output."""
+    figure = figures.blocks((192, 96, 16), 480, 196, ("a", "b", "c"))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text()]
+    pairs = itertools.combinations(boxes, 2)
+    assert not any(one.overlaps(other) for one, other in pairs)
     plt.close(figure)
 
 

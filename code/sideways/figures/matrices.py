@@ -4,6 +4,8 @@ import itertools
 
 from .style import BRANCHES, DASHED, INPUT, OTHERS, arrow, box, canvas
 
+THIN = 40  # a block of so few rows has no room for a label inside
+
 
 def neighbours(sizes):
     """Weights side by side in one memory, and which layer each part belongs to.
@@ -64,7 +66,7 @@ def blocks(sizes, c_in, pixels, names, letter="P", cuts=None):
         colour, middle, n = BRANCHES[index], top + size / 2, index + 1
         inside = weight, product = f"$\\mathbf{{W}}_{n}$", f"$Y_{n}$"
         own = f"$K_{n}$ = {size}"
-        if size <= 40:  # too thin for a label inside
+        if size <= THIN:
             inside, own, name = ("", ""), f"{weight}: {own}", f"{product}: {name}"
         box(axes, 0, top, c_in, size, colour, inside[0], fontsize=10)
         box(axes, y_left, top, pixels, size, colour)
@@ -83,9 +85,11 @@ def blocks(sizes, c_in, pixels, names, letter="P", cuts=None):
     for x, bottom, label in (
         (c_in / 2, total, f"$\\mathbf{{W}}$: K = {total}, C = {c_in}"),
         (x_left + pixels / 2, c_in, f"$X$: C = {c_in},{space}{letter} = {pixels}"),
-        (y_left + pixels / 2, total, f"$Y$: K = {total}"),
     ):
         axes.text(x, bottom + 12, label, ha="center", va="top", fontsize=8.5)
+    beside = sizes[-1] <= THIN  # then the last branch's label is beside that of Y
+    x, ha = (y_left + pixels, "right") if beside else (y_left + pixels / 2, "center")
+    axes.text(x, total + 12, f"$Y$: K = {total}", ha=ha, va="top", fontsize=8.5)
     for row, name in cuts.items():
         axes.plot([y_left - 15, y_left + pixels + 35], [row, row], **DASHED)
         axes.text(y_left + pixels + 45, row, name, va="center", fontsize=8.5)
