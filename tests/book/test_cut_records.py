@@ -217,7 +217,7 @@ def cut(page, name, capsys):
 
 # What a page does not find in the records of a GPU alone: it is about CPUs.
 ON_A_GPU_ALONE = {
-    "09-when-fusion-pays": r"OpenVINO|^memory |asked for pages",
+    "09-when-fusion-pays": r"OpenVINO|^memory ",
     "12-beyond-1x1": r"no oneDNN|channels [48], |not reached within",
     "what-the-model-misses": r"^there is no record of|^no case of stage",
 }
