@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from hfusion.timing import gains
+from hfusion.timing import gains, median_interval
 
 from .shipped import shipped
 
@@ -112,6 +112,14 @@ class Case:
         Raises NotRecorded if either did not run.
         """
         return gains({k: self.samples[k] for k in (base, name)}, base)[name]
+
+    def interval(self, name: str, base: str) -> tuple[float, float]:
+        """Of the median of that ratio: `timing.median_interval`, which misses it in 5%.
+
+        Raises NotRecorded if either did not run.
+        """
+        pairs = zip(self.samples[name], self.samples[base], strict=True)
+        return median_interval([theirs / mine for mine, theirs in pairs])
 
     def more(self, name: str, base: str) -> float:
         """How much longer than `base` in µs: the median of the difference per round.

@@ -49,6 +49,7 @@ def test_select_gives_the_cases_with_these_parameters():
 def test_a_case_knows_its_median_and_its_gain():
     assert CASES[0].median("separate") == 4
     assert CASES[0].gain("stacked", "separate") == (3, 4, 4)  # ratios 2, 4, 4
+    assert CASES[0].interval("stacked", "separate") == (2, 4)  # too few to cut any off
     assert CASES[0].more("separate", "stacked") == 3  # differences 2, 6, 3
 
 

@@ -1,9 +1,12 @@
-"""Gains and quartiles by hand."""
+"""Gains, quartiles and intervals by hand."""
+
+import math
+import random
 
 import numpy as np
 import pytest
 
-from hfusion import timing
+from hfusion import FusionError, timing
 
 # gains
 
@@ -53,3 +56,32 @@ NO_GAINS = [
 def test_samples_that_are_no_benchmark_are_refused(message, samples, base):
     with pytest.raises(ValueError, match=f"^{message}"):
         timing.gains(samples, base)
+
+
+def misses(n, cut):
+    """How probable it is that `cut` samples, or fewer, lie on one side of the median."""
+    return sum(math.comb(n, k) for k in range(cut + 1)) / 2**n
+
+
+@pytest.mark.parametrize("n", [1, 5, 6, 15, 20, 30, 101])
+@pytest.mark.parametrize("missed", [0.05, 0.5])
+def test_an_interval_of_the_median_is_as_narrow_as_may_be(n, missed):
+    low, high = timing.median_interval(range(n)[::-1], missed)
+    assert high == n - 1 - low
+    assert low == 0 or misses(n, low) <= missed / 2
+    assert misses(n, low + 1) > missed / 2
+
+
+def test_the_median_is_in_its_interval_about_as_often_as_it_should_be():
+    draw = random.Random(0)
+    found = 0
+    for _ in range(2000):
+        low, high = timing.median_interval([draw.gauss(0, 1) for _ in range(20)])
+        found += low <= 0 <= high
+    assert 0.94 < found / 2000 < 0.98  # the binomial tells 0.959
+
+
+@pytest.mark.parametrize("missed", [0, 1, -1, float("nan")])
+def test_a_wrong_probability_is_named(missed):
+    with pytest.raises(FusionError, match=f"^missed: .*, got {missed}"):
+        timing.median_interval([1.0], missed)

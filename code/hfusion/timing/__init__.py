@@ -25,10 +25,19 @@ from ._launches import (
     count_launches,
     timeline,
 )
-from ._summary import gains, quartiles
+from ._summary import gains, median_interval, quartiles
 
 __all__ = ["UNPLAYED", "Agreement", "Disagreement", "Launches", "agree", "benchmark"]
 __all__ += ["computes", "count_bytes", "count_faults", "count_launches", "device_name"]
-__all__ += ["differ", "gains", "graphed", "host", "named", "near", "processor_name"]
-__all__ += ["quartiles", "refusal", "synchronise", "tensors", "tf32", "timeline", "unit"]
+__all__ += ["differ", "gains", "graphed", "host", "median_interval", "named", "near"]
+__all__ += [
+    "processor_name",
+    "quartiles",
+    "refusal",
+    "synchronise",
+    "tensors",
+    "tf32",
+    "timeline",
+    "unit",
+]
 __all__ += ["wall"]

@@ -1,5 +1,7 @@
 """What is kept of many samples: medians with quartiles, and ratios per round. No torch."""
 
+import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,3 +61,30 @@ def quartiles(numbers: Sequence[float]) -> Quartiles:
     several = numbers if len(numbers) > 1 else [*numbers, *numbers]
     low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
     return low, middle, high
+
+
+def median_interval(samples: Sequence[float], missed: float = 0.05) -> tuple[float, float]:
+    """Two of the samples, between which their true median lies, almost surely.
+
+    Of n independent samples, as many are below the median as a coin tossed n times shows
+    heads. So it is missed on each side with a probability of at most missed / 2, if there
+    are samples enough; if not, these are the smallest and the largest.
+
+    Parameters
+    ----------
+    samples
+        At least one.
+    missed
+        How probable it may be that the median lies outside.
+
+    Examples
+    --------
+    >>> median_interval(range(1, 21))
+    (6, 15)
+    """
+    if not 0 < missed < 1:
+        raise FusionError(f"missed: expected a probability between 0 and 1, got {missed!r}")
+    ordered, n = sorted(samples), len(samples)
+    below = itertools.accumulate(math.comb(n, k) / 2**n for k in range(n))
+    cut = max(sum(p <= missed / 2 for p in below) - 1, 0)
+    return ordered[cut], ordered[n - 1 - cut]
