@@ -30,14 +30,5 @@ from ._summary import gains, median_interval, quartiles
 __all__ = ["UNPLAYED", "Agreement", "Disagreement", "Launches", "agree", "benchmark"]
 __all__ += ["computes", "count_bytes", "count_faults", "count_launches", "device_name"]
 __all__ += ["differ", "gains", "graphed", "host", "median_interval", "named", "near"]
-__all__ += [
-    "processor_name",
-    "quartiles",
-    "refusal",
-    "synchronise",
-    "tensors",
-    "tf32",
-    "timeline",
-    "unit",
-]
-__all__ += ["wall"]
+__all__ += ["processor_name", "quartiles", "refusal", "synchronise", "tensors", "tf32"]
+__all__ += ["timeline", "unit", "wall"]
