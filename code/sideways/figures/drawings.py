@@ -192,15 +192,15 @@ def waves(programs, multiprocessors, rooms):
 
 def sharded():
     """A gated MLP cut across two processes: rows, then columns, and one sum."""
-    figure, axes = canvas(6.3, 3.3, (-0.2, 18.2), (-2.2, 7.3))
+    figure, axes = canvas(6.3, 3.55, (-0.2, 18.2), (-2.2, 8))
     text = {"ha": "center", "va": "center", "fontsize": 10}
     titles = (
         ("all\nof x", 0.6), ("its rows of one\nstacked weight", 4.05), ("a\npart", 8.7),
-        ("its\ncolumns", 12), ("a\nsummand", 14.9),
+        ("its\ncolumns", 12), ("a\nsummand", 14.9), ("all\nof Y", 17.5),
     )  # fmt: skip
     for title, x in titles:
         axes.text(x, -1.2, title, **text)
-    for process, (top, colour) in enumerate(((0, OTHERS[0]), (4, OTHERS[3]))):
+    for process, (top, colour) in enumerate(((0, OTHERS[0]), (4.7, OTHERS[3]))):
         middle = top + 1.2
         box(axes, 0, top, 1.2, 2.4, INPUT, "x", fontsize=10)
         for row, name in enumerate(("gate", "up")):
@@ -214,8 +214,11 @@ def sharded():
         box(axes, 13.9, top, 2, 2.4, colour, f"$Y^{{({process})}}$", fontsize=10)
         arrow(axes, (10.1, middle), (10.9, middle), colour)
         arrow(axes, (13.1, middle), (13.9, middle), colour)
-        arrow(axes, (15.9, middle), (16.8, 2.8 if process == 0 else 3.6), colour)
+        near = (14.9, 3.05 if process == 0 else 4.05)  # the plus
+        arrow(axes, (14.9, top + 2.4 if process == 0 else top), near, colour)
+        box(axes, 16.9, top, 1.2, 2.4, INPUT, "Y", fontsize=10)
+        arrow(axes, (15.3, 3.55), (16.9, middle), INPUT)
         axes.text(8.7, top + 2.9, f"process {process}", **text, color=colour)
-    axes.text(17.1, 3.2, "+", fontsize=17, ha="center", va="center")
-    axes.text(14.1, 3.2, "one all-reduce", **text)
+    axes.text(14.9, 3.55, "+", fontsize=17, ha="center", va="center")
+    axes.text(12.3, 3.55, "one all-reduce", **text)
     return figure
