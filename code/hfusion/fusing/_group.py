@@ -8,7 +8,7 @@ The weights lie side by side in memory (`_packing`). The first sibling that is c
 computes for all of them. Each other one takes its part if everything is still as it was:
 the same tensor, not written to since, the same weights, the same modes (`_checks`).
 Otherwise, and always while gradients are recorded, a layer computes for itself, as it would
-without us. So the answer never depends on whether a guess was right; only the time does.
+without us. So a wrong guess costs time, and not a wrong answer, but for what follows.
 
 Between the calls of two siblings, two things go unnoticed: a write to x or to a weight that
 autograd does not count either, through `.data` or a NumPy array of the same memory; and a
