@@ -52,10 +52,12 @@ OPEN = """(() => {
     text.startsWith("Solution ") && n + 1 < cells.length && !title(cells[n + 1]));
 })()"""
 
-# Whether all cells have run: each that shows its source has a number, and nothing waits.
+# Whether all cells have run: each that has a prompt has a number, and nothing waits. (A cell
+# whose source is folded has an empty prompt.)
 RAN = """() => {
   const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
-    .map(({ textContent }) => textContent);
+    .map(({ textContent }) => textContent)
+    .filter((text) => text);
   const status = document.querySelector(".jp-Notebook-ExecutionIndicator")?.dataset.status;
   return prompts.every((prompt) => /^\\[\\d+\\]:$/.test(prompt)) && status === "idle";
 }"""
