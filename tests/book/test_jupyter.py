@@ -52,8 +52,8 @@ OPEN = """(() => {
     text.startsWith("Solution ") && n + 1 < cells.length && !title(cells[n + 1]));
 })()"""
 
-# Whether all cells have run: each that has a prompt has a number, and nothing waits. (A cell
-# whose source is folded has an empty prompt.)
+# Whether all cells have run: each prompt is a number, and nothing waits. (That of a cell
+# whose source is folded is empty.)
 RAN = """() => {
   const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
     .map(({ textContent }) => textContent)

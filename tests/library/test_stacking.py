@@ -482,6 +482,11 @@ def test_a_stacked_layer_that_was_emptied_loads_a_checkpoint(order):
         assert exact(fresh(x), source(x))
 
 
+def test_masks_are_made_where_the_weights_are():
+    stacked = stacking.stack(siblings().to("meta"))
+    assert stacked.missing_bias_mask.device.type == "meta"
+
+
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 @pytest.mark.parametrize("order", [["wide", "thin"], ["wide", "bare"], ["bare", "wide"]])
 def test_assigning_takes_dtype_and_device_from_the_checkpoint(order, device):
