@@ -1,4 +1,4 @@
-"""Is it the product that loses, or the layer around it? .venv/bin/python tools/benchmarks/products.py
+"""Is it the product that loses, or the layer? .venv/bin/python tools/benchmarks/products.py
 
     products.py                             printed: a minute on two cores
     products.py records/products.json       and stored, for chapter 13
