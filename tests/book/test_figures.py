@@ -9,7 +9,6 @@ import pytest
 from sideways import figures
 
 LOW, HIGH = (0.5, 0.6, 0.7), (0.8, 1.1, 1.3)
-LINES = {"a": ((3, 2), {}), "b": ((2, 1, 1.5), {})}
 PARTS = {"as written": {"conv": 3, "norm": 2.5}, "fused": {"conv": 1, "norm": 0}}
 BARS = {"µs": {"a": 4, "b": 1.2345}, "MB": {"a": 7, "b": 3}}
 ERRORS = {"g": {"a": 0, "b": 1e-3}, "h": {"a": 1e-9, "b": 2}}
@@ -36,10 +35,6 @@ def beside(xs, y):
 
 # What is drawn, and points that must be among what is drawn; None is any place.
 PLOTS = {
-    "curves": (
-        lambda: figures.curves(LINES, "step", "loss"),
-        {(1, 3), (2, 2), (1, 2), (2, 1), (3, 1.5)},
-    ),
     "stacked_bars": (
         lambda: figures.stacked_bars(PARTS, {"conv": "red", "norm": "blue"}, "operators"),
         {(3, 0), (5.5, 0), (1, 1)},

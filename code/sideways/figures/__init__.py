@@ -7,7 +7,7 @@ result or measures a time: a figure shows what it is given.
 
 from .drawings import fusion_kinds, graph, inception, launches, sharded, waves
 from .matrices import blocks, gemm, memory, neighbours, taps, unroll, windows
-from .plots import bars, curves, errors, gallery, ranges, spread, stacked_bars
+from .plots import bars, errors, gallery, ranges, spread, stacked_bars
 from .recorded import calls, fitted, hinge, outcomes, predicted, tradeoff
 from .style import BRANCHES, DASHED, FAINT, INK, INPUT, OTHERS, tint, use_style
 
@@ -21,7 +21,6 @@ __all__ = [
     "bars",
     "blocks",
     "calls",
-    "curves",
     "errors",
     "fitted",
     "fusion_kinds",

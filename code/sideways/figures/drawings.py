@@ -7,34 +7,34 @@ from .style import BRANCHES, INK, INPUT, OTHERS, arrow, box, canvas, node
 
 def inception(fused=False):
     """The Inception module as a graph; fused=True stacks its three siblings."""
-    figure, axes = canvas(7.4, 3.5, (-0.4, 12.4), (-0.5, 5.2))
+    figure, axes = canvas(5.2, 2.45, (-0.45, 12.4), (-0.7, 5.2))
     one, three, five, pool = BRANCHES
     rows = {"1×1": (0.3, one), "3×3": (1.6, three), "5×5": (2.9, five), "pool": (4.4, pool)}
-    node(axes, 0.6, 2.2, 1.4, "input x", INPUT)
-    node(axes, 11.4, 2.2, 1.5, "concat", INPUT)
+    node(axes, 0.45, 2.2, 1.7, "input x", INPUT)
+    node(axes, 11.4, 2.2, 1.7, "concat", INPUT)
     labels = ("1×1", "1×1 reduce", "1×1 reduce")
     for (name, (y, colour)), label in zip(rows.items(), (*labels, "max pool"), strict=True):
         if fused and name != "pool":
             continue
-        node(axes, 3.7, y, 2.0, label, colour)
-        arrow(axes, (1.3, 2.2), (2.7, y))
+        node(axes, 3.7, y, 2.6, label, colour)
+        arrow(axes, (1.3, 2.2), (2.4, y))
     if fused:
         for name, label in zip(("1×1", "3×3", "5×5"), labels, strict=True):
             y, colour = rows[name]
-            box(axes, 2.7, y - 0.65, 2.0, 1.3, colour, label)
-        arrow(axes, (1.3, 2.2), (2.7, 1.6))
+            box(axes, 2.4, y - 0.65, 2.6, 1.3, colour, label)
+        arrow(axes, (1.3, 2.2), (2.4, 1.6))
         axes.text(3.7, -0.55, "one stacked 1×1", ha="center", va="bottom", fontsize=9)
     else:
-        axes.plot([2.45, 2.45, 4.95, 4.95, 2.45], [-0.3, 3.45, 3.45, -0.3, -0.3],
+        axes.plot([2.15, 2.15, 5.25, 5.25, 2.15], [-0.3, 3.45, 3.45, -0.3, -0.3],
                   color=INK, linestyle=(0, (4, 3)), linewidth=1)  # fmt: skip
-        axes.text(5.1, -0.2, "siblings: same window, same input", fontsize=9, va="top")
+        axes.text(5.45, -0.3, "siblings: same window, same input", fontsize=9, va="top")
     for name, label in (("3×3", "3×3"), ("5×5", "5×5"), ("pool", "1×1")):
         y, colour = rows[name]
         node(axes, 7.6, y, 1.8, label, colour)
-        arrow(axes, (4.7, y), (6.7, y), colour)
-        arrow(axes, (8.5, y), (10.65, 2.2), colour)
-    axes.plot([4.7, 8.5], [0.3, 0.3], color=one, linewidth=1.1)
-    arrow(axes, (8.5, 0.3), (10.65, 2.2), one)
+        arrow(axes, (5.0, y), (6.7, y), colour)
+        arrow(axes, (8.5, y), (10.55, 2.2), colour)
+    axes.plot([5.0, 8.5], [0.3, 0.3], color=one, linewidth=1.1)
+    arrow(axes, (8.5, 0.3), (10.55, 2.2), one)
     return figure
 
 
@@ -73,27 +73,29 @@ def graph(nodes, together=()):
 
 def fusion_kinds():
     """Three branches of three operators: what each kind of fusion makes one launch."""
-    figure, axes = canvas(7.4, 2.3, (-0.3, 16.3), (-1.1, 3.9))
-    operators = ("conv", "norm", "ReLU")
-    for column, title in enumerate(("nothing fused", "vertical", "horizontal", "both")):
-        left = column * 4.3
+    figure, axes = canvas(5.2, 4.3, (-0.1, 12.1), (-0.9, 9.1))
+    operators, width, height = ("conv", "norm", "ReLU"), 1.6, 0.9
+    for place, title in enumerate(("nothing fused", "vertical", "horizontal", "both")):
+        left, top = 6.6 * (place % 2), 5 * (place // 2)
         wide, tall = title in ("horizontal", "both"), title in ("vertical", "both")
-        step_x, step_y = 1.0 if wide else 1.15, 1.0 if tall else 1.15
-        middle = left + (2 * step_x + 1) / 2
-        axes.text(middle, -0.6, title, ha="center", fontsize=9.5, weight="bold")
+        step_x, step_y = width + 0.2 * (not wide), height + 0.15 * (not tall)
+        middle = left + (2 * step_x + width) / 2
+        axes.text(middle, top - 0.3, title, ha="center", fontsize=9.5, weight="bold")
         for branch in range(3):
             for row, name in enumerate(operators):
-                x, y = left + branch * step_x, row * step_y
-                box(axes, x, y, 1, 1, BRANCHES[branch], name, fontsize=7.5, linewidth=0)
-        for i in range(1 if wide else 3):
-            for j in range(1 if tall else 3):
+                x, y = left + branch * step_x, top + row * step_y
+                box(axes, x, y, width, height, BRANCHES[branch], name, linewidth=0)
+        across, down = 1 if wide else 3, 1 if tall else 3
+        size = 3 * width / across, 3 * height / down
+        for i in range(across):
+            for j in range(down):
+                corner = left + i * step_x, top + j * step_y
                 axes.add_patch(
-                    Rectangle((left + i * step_x, j * step_y), 3 if wide else 1,
-                              3 if tall else 1, fill=False, edgecolor=INK, linewidth=1.3)
-                )  # fmt: skip
-        launches = (1 if wide else 3) * (1 if tall else 3)
+                    Rectangle(corner, *size, fill=False, edgecolor=INK, linewidth=1.3)
+                )
+        launches = across * down
         count = f"{launches} launch{'es' if launches > 1 else ''}"
-        axes.text(middle, 3.75, count, ha="center", fontsize=9)
+        axes.text(middle, top + 3.7, count, ha="center", fontsize=9)
     return figure
 
 

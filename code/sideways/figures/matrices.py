@@ -31,7 +31,7 @@ def neighbours(sizes):
 
 def unroll():
     """An image of two channels and six pixels, as a tensor and as the matrix X."""
-    figure, axes = canvas(7.4, 2.0, (-0.4, 14.4), (-0.6, 3.6))
+    figure, axes = canvas(5.2, 1.5, (-0.4, 14.4), (-0.6, 3.7))
     shades = (INPUT, OTHERS[3])
     for channel, colour in enumerate(shades):
         for pixel in range(6):

@@ -25,18 +25,6 @@ def gallery(images, columns=3, width=7.4):
     return figure
 
 
-def curves(lines, xlabel, ylabel):
-    """Lines over 1, 2, 3, …: {label: (values, style)}; a style is plot's keywords."""
-    figure, axis = plt.subplots(figsize=(7.4, 2.9))
-    for label, (values, style) in lines.items():
-        axis.plot(range(1, len(values) + 1), values, label=label, **style)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.legend(fontsize=9)
-    figure.tight_layout()
-    return figure
-
-
 def stacked_bars(rows, colours, xlabel):
     """Horizontal bars made of named parts: {row: {part: number}}, totals at the end."""
     figure, axis = plt.subplots(figsize=(5.2, 0.32 * len(rows) + 1.1))

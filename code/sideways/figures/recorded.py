@@ -12,7 +12,7 @@ from .style import DASHED, FAINT, INK, INPUT, OTHERS, labelled
 
 def calls(times_us, label):
     """One and the same call, again and again: each a dot, the median a dashed line."""
-    figure, axis = plt.subplots(figsize=(7.4, 2.9))
+    figure, axis = plt.subplots(figsize=(5.2, 2.9))
     numbers = range(1, len(times_us) + 1)
     axis.plot(numbers, times_us, "o", markersize=2, color=OTHERS[1])
     axis.plot(1, times_us[0], "o", markersize=5, color=OTHERS[3])
@@ -33,7 +33,7 @@ def fitted(ns, points, lines, off, label):
     off: {way: [(low, median, high), …]} in %, one for each n.
     """
     figure, (axis, below) = plt.subplots(
-        2, 1, figsize=(7.4, 4.4), sharex=True, height_ratios=(3, 1)
+        2, 1, figsize=(5.2, 4), sharex=True, height_ratios=(3, 1)
     )
     for colour, (way, times_us) in zip(OTHERS[::2], points.items(), strict=False):
         *least, a, b = lines[way]
