@@ -14,15 +14,12 @@ What is stored is the last run on a quiet machine, whatever it says.
 """
 
 import copy
-import datetime
-import json
-import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from stored import about, store
 from torch import nn
 
 import hfusion
@@ -123,8 +120,7 @@ def row(found):
 
 
 def main(wanted="", path=None):
-    about = {"device": timing.device_name(), "torch": torch.__version__}
-    print(", ".join(about.values()))
+    print(", ".join(about().values()))
     print(
         f"{'':26} {'accepted':>8} {'judged in':>9}  {'all fused':17} {'judged':17} the same"
     )
@@ -134,12 +130,7 @@ def main(wanted="", path=None):
             found.append(judged(*case))
             print(row(found[-1]), flush=True)
     if path:
-        about |= {"date": datetime.date.today().isoformat()}
-        lines = ",\n".join(map(json.dumps, found))
-        text = f'{json.dumps(about)[:-1]}, "cases": [\n{lines}\n]}}\n'
-        whole = Path(path).with_suffix(".tmp")
-        whole.write_text(text, encoding="utf-8")
-        os.replace(whole, path)
+        store(path, cases=found)
 
 
 if __name__ == "__main__":

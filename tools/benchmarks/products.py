@@ -10,15 +10,12 @@ median of how much longer the layer takes than the product in a round. What is s
 last run on a quiet machine, whatever it says.
 """
 
-import datetime
-import json
-import os
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from stored import about, store
 from torch import nn
 
 from hfusion import stacking, timing
@@ -54,8 +51,7 @@ def raced(name, features, sizes, tokens):
 
 
 def main(path=None):
-    about = {"device": timing.device_name(), "torch": torch.__version__}
-    print(", ".join(about.values()))
+    print(", ".join(about().values()))
     print(f"{'':20} tokens  separate  one product          stacked  beside it")
     found = []
     with torch.no_grad():
@@ -71,12 +67,7 @@ def main(path=None):
                     flush=True,
                 )
     if path:
-        about |= {"date": datetime.date.today().isoformat()}
-        lines = ",\n".join(map(json.dumps, found))
-        text = f'{json.dumps(about)[:-1]}, "rows": [\n{lines}\n]}}\n'
-        whole = Path(path).with_suffix(".tmp")
-        whole.write_text(text, encoding="utf-8")
-        os.replace(whole, path)
+        store(path, rows=found)
 
 
 if __name__ == "__main__":
